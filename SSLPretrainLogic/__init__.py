@@ -1,0 +1,1 @@
+"""What the GUI does, without Qt and without torch: jobs, run folders, scenes."""

@@ -1,0 +1,1 @@
+"""From files to crops: scan, read, preprocess, cache, labelled sets, phantoms."""

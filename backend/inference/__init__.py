@@ -1,0 +1,1 @@
+"""From a volume and a network to labels on the source grid."""

@@ -1,0 +1,1 @@
+"""Loss functions and the state that some of them keep."""

@@ -1,0 +1,1 @@
+"""Pretext methods, one readable file each."""

@@ -1,0 +1,1 @@
+"""Networks and heads. They know nothing of data, files or training."""

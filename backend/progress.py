@@ -1,0 +1,31 @@
+"""Progress of anything long: how far, how fast and how much time is left, on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def progress(
+    items: Iterable[T], *, total: int | None = None, what: str, unit: str = "it"
+) -> Iterator[T]:
+    """Yield `items` while a bar shows count, rate and time left.
+
+    Where standard error is no terminal (a log file, the GUI) the bar is written at most every five
+    seconds, so that logs stay short.
+
+    Args:
+        items: what to go through.
+        total: how many there are, if `items` cannot tell.
+        what: what is being done, in a word or two, e.g. "Reading headers".
+        unit: what is counted, e.g. "file".
+    """
+    interval = 0.1 if sys.stderr.isatty() else 5.0
+    yield from tqdm(
+        items, total=total, desc=what, unit=f" {unit}", mininterval=interval, file=sys.stderr
+    )
