@@ -1,0 +1,358 @@
+"""Charts of a run as small inline SVG texts that follow the light or dark mode of their page.
+
+Colours are written as CSS variables with a fallback, text stays text, and long curves are binned, so
+that a chart has a few kilobytes whatever the length of the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a5195", "#8c6d31")
+"""Line colours that stay apart for colour-blind readers (after Okabe and Ito)."""
+
+_INK, _MUTED, _GRID, _FAINT = "#1c2530", "#5b6672", "#dfe3e6", "#9aa4ad"
+_VARIABLES = {
+    _INK: "ink",
+    _MUTED: "muted",
+    _GRID: "grid",
+    _FAINT: "faint",
+    **{color: f"c{k}" for k, color in enumerate(PALETTE)},
+}
+_DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
+_WIDE_INCHES, _HALF_INCHES = 8.6, 4.2
+MAX_BINS = 200
+MAX_DOTS = 240
+MAX_ORGANS = 24
+"""Rows of one comparison chart; callers give longer lists in several charts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One recorded quantity over the steps at which it was recorded.
+
+    Attributes:
+        name: what it is, as the reader shall see it.
+        steps: training steps, not falling.
+        values: the quantity; what is not finite leaves a gap.
+    """
+
+    name: str
+    steps: Floats
+    values: Floats
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A curve in few points: per bin its middle step, and lowest, median and highest value."""
+
+    steps: Floats
+    low: Floats
+    middle: Floats
+    high: Floats
+    exact: bool
+
+
+def binned(curve: Curve, limit: int = MAX_BINS) -> Bins:
+    """Sum up the finite points of a curve in at most `limit` bins of equally many points.
+
+    Returns:
+        The bins; `exact` says that every point is a bin of its own.
+    """
+    keep = np.isfinite(curve.values)
+    steps, values = curve.steps[keep], curve.values[keep]
+    if len(values) <= limit:
+        return Bins(steps, values, values, values, exact=True)
+    parts = np.array_split(np.arange(len(values)), limit)
+    groups = [values[part] for part in parts]
+    return Bins(
+        np.array([np.median(steps[part]) for part in parts]),
+        np.array([group.min() for group in groups]),
+        np.array([np.median(group) for group in groups]),
+        np.array([group.max() for group in groups]),
+        exact=False,
+    )
+
+
+def running_median(values: Floats, window: int) -> Floats:
+    """Median of the `window` (odd) values around each one; fewer at both ends."""
+    half = window // 2
+    spans = [values[max(0, k - half) : k + half + 1] for k in range(len(values))]
+    return np.array([np.median(span) for span in spans])
+
+
+# --- charts over the steps ------------------------------------------------------------------------
+
+
+def smoothed_chart(curve: Curve, *, wide: bool = False, color: int = 0) -> str:
+    """A noisy curve: every value (or their range) faint, and a running median on top."""
+    with _style():
+        figure, ax = _figure(wide=wide, height=2.9 if wide else 2.2)
+        bins = binned(curve)
+        tint = PALETTE[color % len(PALETTE)]
+        if bins.exact:
+            ax.plot(bins.steps, bins.middle, color=tint, alpha=0.3, linewidth=0.8)
+        else:
+            ax.fill_between(bins.steps, bins.low, bins.high, color=tint, alpha=0.18, linewidth=0)
+        window = max(3, len(bins.middle) // 15) | 1
+        smooth = running_median(bins.middle, window)
+        ax.plot(bins.steps, smooth, color=tint, linewidth=1.7, **_marker(len(bins.steps)))
+        _finish_steps(ax, curve.name, bins.low, bins.high)
+        return inline_svg(figure, f"{curve.name} over training steps")
+
+
+def lines_chart(curves: Sequence[Curve], *, y_label: str, wide: bool = False) -> str:
+    """Curves as they are, for schedules, monitors and speed; a legend if there are several."""
+    with _style():
+        figure, ax = _figure(wide=wide, height=2.9 if wide else 2.2)
+        bins = [binned(curve, MAX_BINS // min(len(curves), 2)) for curve in curves]
+        for k, (curve, part) in enumerate(zip(curves, bins, strict=True)):
+            color = PALETTE[k % len(PALETTE)]
+            if not part.exact:
+                ax.fill_between(
+                    part.steps, part.low, part.high, color=color, alpha=0.18, linewidth=0
+                )
+            ax.plot(
+                part.steps, part.middle, color=color, linewidth=1.5, label=curve.name,
+                linestyle=_DASHES[k // len(PALETTE) % len(_DASHES)], **_marker(len(part.steps)),
+            )  # fmt: skip
+        _finish_steps(
+            ax,
+            y_label,
+            np.concatenate([part.low for part in bins]),
+            np.concatenate([part.high for part in bins]),
+        )
+        if len(curves) > 1:
+            _legend_beside(figure, ax)
+        return inline_svg(figure, f"{y_label} over training steps")
+
+
+def dice_chart(organs: Sequence[Curve], mean: Curve | None) -> str:
+    """Validation Dice: thin lines per structure and a bold one for the mean, from 0 to 1.
+
+    With more structures than can be told apart they become one grey bundle.
+    """
+    with _style():
+        figure, ax = _figure(wide=True, height=3.3)
+        many = len(organs) > 2 * len(PALETTE)
+        for k, curve in enumerate(organs):
+            part = binned(curve, 60)
+            ax.plot(
+                part.steps, part.middle, linewidth=0.7 if many else 1.2,
+                color=_FAINT if many else PALETTE[k % len(PALETTE)], alpha=0.6 if many else 0.95,
+                linestyle=_DASHES[k // len(PALETTE) % 2], label=None if many else curve.name,
+                **_marker(len(part.steps)),
+            )  # fmt: skip
+        if mean is not None:
+            part = binned(mean, 100)
+            ax.plot(
+                part.steps, part.middle, color=_INK, linewidth=2.4, label="mean",
+                **_marker(len(part.steps)),
+            )  # fmt: skip
+        ax.set_ylim(0, 1)
+        ax.set_ylabel("Dice")
+        ax.set_xlabel("step")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        _legend_beside(figure, ax)
+        return inline_svg(figure, "Dice of the validation cases over training steps")
+
+
+def _marker(points: int) -> dict[str, Any]:
+    """A dot per point while there are few; a lone point would not show as a line at all."""
+    return {"marker": "o", "markersize": 3} if points <= 12 else {}
+
+
+def _finish_steps(ax: Any, y_label: str, low: Floats, high: Floats) -> None:
+    ax.set_xlabel("step")
+    ax.set_ylabel(y_label)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    if len(low) and low.min() > 0 and high.max() > 20 * low.min():
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
+
+
+# --- two arms side by side ------------------------------------------------------------------------
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Dice by structure and case."""
+
+
+def comparison_chart(arms: Mapping[str, Scores], organs: Sequence[str]) -> str:
+    """Dice per structure of each arm: the mean as a bar, the cases as dots, pairs joined.
+
+    Args:
+        arms: by the arm's name, its scores; the first is drawn above the second.
+        organs: the structures to show, from top to bottom, at most `MAX_ORGANS`.
+    """
+    with _style():
+        pitch = 0.2 * max(2, len(arms)) + 0.16
+        figure, ax = _figure(wide=True, height=0.95 + pitch * len(organs))
+        offsets = np.linspace(-0.19, 0.19, len(arms)) if len(arms) > 1 else np.zeros(1)
+        dots = sum(len(scores.get(organ, {})) for scores in arms.values() for organ in organs)
+        show_cases = dots <= MAX_DOTS
+        if show_cases and len(arms) == 2:
+            _join_pairs(ax, list(arms.values()), organs, offsets)
+        for k, (name, scores) in enumerate(arms.items()):
+            _draw_arm(ax, name, scores, organs, _Place(k, float(offsets[k]), show_cases))
+        ax.set_yticks(range(len(organs)), organs)
+        ax.tick_params(axis="y", length=0, colors=_INK)
+        ax.grid(axis="x")
+        ax.grid(axis="y", visible=False)
+        ax.set_xlim(-0.01, 1.01)
+        ax.set_ylim(len(organs) - 0.45, -0.55)
+        ax.set_xlabel("Dice (bar: mean, dots: cases)" if show_cases else "Dice (bar: mean)")
+        ax.legend(
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(arms), frameon=False,
+            borderaxespad=0.2, handlelength=1.0, labelcolor=_INK,
+        )  # fmt: skip
+        return inline_svg(figure, "Dice per structure: " + " and ".join(arms))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where and how an arm is drawn."""
+
+    number: int
+    offset: float
+    show_cases: bool
+
+
+def _draw_arm(ax: Any, name: str, scores: Scores, organs: Sequence[str], place: _Place) -> None:
+    color = PALETTE[place.number % len(PALETTE)]
+    rows = [k for k, organ in enumerate(organs) if scores.get(organ)]
+    means = [float(np.mean(list(scores[organs[k]].values()))) for k in rows]
+    at = np.array(rows, dtype=float) + place.offset
+    ax.barh(at, means, height=0.3, color=color, alpha=0.35, linewidth=0, label=name)
+    ax.plot(means, at, linestyle="none", marker="|", markersize=9, color=color, markeredgewidth=2.2)
+    if place.show_cases:
+        points = [(dice, y) for k, y in zip(rows, at, strict=True)
+                  for dice in scores[organs[k]].values()]  # fmt: skip
+        x, y = np.array(points).reshape(-1, 2).T
+        ax.plot(x, y, linestyle="none", marker="o", markersize=3.6, color=color, alpha=0.9)
+
+
+def _join_pairs(ax: Any, arms: Sequence[Scores], organs: Sequence[str], offsets: Floats) -> None:
+    """A thin line between the two results of the same case."""
+    first, second = arms
+    x: list[float] = []
+    y: list[float] = []
+    for k, organ in enumerate(organs):
+        a, b = first.get(organ, {}), second.get(organ, {})
+        for case in sorted(a.keys() & b.keys()):
+            x += [a[case], b[case], math.nan]
+            y += [k + offsets[0], k + offsets[1], math.nan]
+    ax.plot(x, y, color=_FAINT, linewidth=0.6)
+
+
+# --- from figure to text --------------------------------------------------------------------------
+
+
+def _style() -> Any:
+    """Settings for one chart, put back afterwards."""
+    return mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "chart",
+            "path.simplify_threshold": 0.2,
+            "font.family": ["DejaVu Sans"],
+            "font.size": 8.5,
+            "text.color": _INK,
+            "axes.edgecolor": _FAINT,
+            "axes.labelcolor": _MUTED,
+            "axes.facecolor": "none",
+            "axes.linewidth": 0.7,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.formatter.useoffset": False,
+            "grid.color": _GRID,
+            "grid.linewidth": 0.6,
+            "xtick.color": _MUTED,
+            "ytick.color": _MUTED,
+            "xtick.major.size": 2.5,
+            "ytick.major.size": 2.5,
+            "xtick.minor.size": 0,
+            "ytick.minor.size": 0,
+            "legend.fontsize": 8,
+        }
+    )
+
+
+def _figure(*, wide: bool, height: float) -> tuple[Any, Any]:
+    width = _WIDE_INCHES if wide else _HALF_INCHES
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_visible(False)
+    return figure, figure.add_subplot()
+
+
+def _legend_beside(figure: Any, ax: Any) -> None:
+    if ax.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside right upper", frameon=False, labelcolor=_INK, handlelength=1.6)
+
+
+def _shortened(attribute: str) -> str:
+    """Coordinates to a hundredth of a point: finer than any screen shows."""
+    return re.sub(
+        r"-?\d+\.\d{2,}", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), attribute
+    )
+
+
+_CLEANING: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"(?s)^.*?(?=<svg)", ""),
+    (r"(?s)<metadata>.*?</metadata>", ""),
+    (r"(?s)<style type=.*?</style>", ""),
+    (r"(?s)<!--.*?-->", ""),
+    (r"<defs>\s*</defs>", ""),
+    (r"font: ([\d.]+px) [^;\"]*", r"font-size: \1"),
+    (r"font-family: [^;\"]*;? ?", ""),
+    (r'\b(?:d|x|y|transform)="[^"]*"', lambda match: _shortened(match[0])),
+    (r"\n\s*", " "),
+)
+
+
+def inline_svg(figure: Any, description: str) -> str:
+    """A figure as SVG for the body of a page.
+
+    Sizes follow the page, colours follow its variables, and ids are unlike those of other charts.
+
+    Args:
+        figure: a matplotlib figure.
+        description: what a screen reader says.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    for pattern, replacement in _CLEANING:
+        text = re.sub(pattern, replacement, text)
+    for color, name in _VARIABLES.items():
+        text = text.replace(color, f"var(--{name}, {color})")
+    mark = "s" + hashlib.sha256((description + text).encode()).hexdigest()[:8]
+    text = re.sub(r'\bid="', f'id="{mark}', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{mark}", text)
+    head = f'<svg role="img" aria-label="{html.escape(description)}"'
+    return re.sub(r'<svg([^>]*?) width="[^"]*"', rf"{head}\1", _without_height(text), count=1)
+
+
+def _without_height(text: str) -> str:
+    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
