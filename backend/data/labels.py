@@ -1,0 +1,264 @@
+"""What the values of a label map mean: names, colours and terminology, read from small JSON files.
+
+Understood are `labels.json` of this project and `dataset.json` of nnU-Net and of the Medical
+Segmentation Decathlon (MSD).
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.errors import ResourceError, UserError
+
+Color = tuple[int, int, int]
+
+MAX_VALUE = 32767
+"""Label maps are at most int16."""
+
+_GOLDEN_ANGLE = 0.381966
+"""Share of the colour wheel; steps of it never come close to an earlier hue for long."""
+
+_LEFT_LIGHTENING = 0.3
+_ORGAN_COLORS: dict[str, Color] = {
+    "adrenal": (244, 186, 104),
+    "aorta": (224, 72, 60),
+    "artery": (216, 101, 79),
+    "bladder": (222, 198, 101),
+    "bone": (241, 214, 145),
+    "brain": (250, 200, 178),
+    "brainstem": (206, 150, 190),
+    "bronchus": (120, 190, 205),
+    "carotid": (240, 96, 96),
+    "clavicle": (226, 206, 150),
+    "clavicula": (226, 206, 150),
+    "cochlea": (120, 130, 220),
+    "colon": (204, 168, 143),
+    "cord": (244, 214, 49),
+    "duodenum": (255, 220, 120),
+    "esophagus": (211, 171, 143),
+    "eye": (170, 200, 235),
+    "femur": (235, 215, 165),
+    "gallbladder": (139, 150, 98),
+    "heart": (206, 110, 84),
+    "hip": (222, 200, 140),
+    "humerus": (230, 210, 160),
+    "kidney": (185, 102, 83),
+    "larynx": (150, 208, 243),
+    "lesion": (255, 60, 140),
+    "liver": (221, 130, 101),
+    "lung": (197, 165, 225),
+    "mandible": (222, 198, 101),
+    "muscle": (192, 104, 88),
+    "pancreas": (249, 180, 111),
+    "parotid": (120, 200, 150),
+    "portal": (70, 140, 220),
+    "prostate": (230, 158, 140),
+    "rectum": (190, 140, 120),
+    "sacrum": (212, 188, 102),
+    "sarcoma": (255, 60, 140),
+    "skin": (177, 122, 101),
+    "spleen": (157, 108, 162),
+    "sternum": (244, 217, 154),
+    "stomach": (216, 132, 105),
+    "submandibular": (90, 180, 190),
+    "thyroid": (62, 162, 114),
+    "trachea": (182, 228, 255),
+    "tumor": (255, 60, 140),
+    "tumour": (255, 60, 140),
+    "vein": (80, 130, 210),
+    "vena": (0, 151, 206),
+}
+"""Conventional colours, looked up by the words of a name; the earliest word that is here counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One structure of a label map.
+
+    Attributes:
+        value: what its voxels hold, 1 to 32767; 0 is background and has no label.
+        name: as people read it.
+        color: red, green, blue, 0 to 255.
+        terminology: a terminology entry as 3D Slicer writes it, or "".
+    """
+
+    value: int
+    name: str
+    color: Color
+    terminology: str = ""
+
+
+def read_labels(path: Path) -> tuple[Label, ...]:
+    """Read the structures that a JSON file names, in the order of their values.
+
+    Understood are `{"labels": {"1": "liver"}}`, the same with
+    `{"name": …, "color": [r, g, b], "terminology": …}` in place of the name, and `dataset.json`
+    of nnU-Net (`"liver": 1`) and MSD (`"1": "liver"`). Background (value 0) is left out. What has
+    no colour gets that of `default_color`.
+
+    Raises:
+        UserError: if the file cannot be read, or names a value or a structure twice, or leaves a
+            name blank, or uses nnU-Net's regions or ignore label, which stand for no single value.
+    """
+    return labels_from(read_json(path), source=str(path))
+
+
+def read_json(path: Path) -> Mapping[str, object]:
+    """A JSON file whose outermost value is an object; a key given twice is refused.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+
+    def unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+        _refuse_repeated((key for key, _ in pairs), source=str(path))
+        return dict(pairs)
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist.", _FORM) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}.", _FORM) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object.", _FORM)
+    return content
+
+
+def labels_from(content: Mapping[str, object], *, source: str) -> tuple[Label, ...]:
+    """As `read_labels`, from JSON already read; `source` stands in messages.
+
+    Raises:
+        UserError: see `read_labels`.
+    """
+    table = content.get("labels")
+    if not isinstance(table, Mapping) or not table:
+        raise UserError(f'{source} has no "labels".', _FORM)
+    # MSD and this project write value: name, nnU-Net writes name: value.
+    by_value = all(re.fullmatch(r"\s*-?\d+\s*", str(key)) for key in table)
+    pairs = table.items() if by_value else ((value, name) for name, value in table.items())
+    labels = [_label(value, entry, source=source) for value, entry in pairs]
+    kept = sorted((label for label in labels if label.value), key=lambda label: label.value)
+    if not kept:
+        raise UserError(f"{source} names nothing but background.", _FORM)
+    _refuse_repeated((label.value for label in kept), source=source)
+    _refuse_repeated((label.name.casefold() for label in kept), source=source)
+    return tuple(kept)
+
+
+def write_labels(path: Path, labels: Sequence[Label]) -> None:
+    """Write `labels.json` with names, colours and terminology, whole or not at all.
+
+    Raises:
+        ResourceError: if the folder cannot be written or the disk is full.
+    """
+    content = {"labels": {str(label.value): _described(label) for label in labels}}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResourceError(
+            f"{path} cannot be written: {error.strerror}.", "Free space or choose another folder."
+        ) from error
+
+
+def default_color(name: str, value: int) -> Color:
+    """A colour that stays the same: by convention for common organs, else by the value.
+
+    The left one of a pair is lighter, so that both sides can be told apart.
+    """
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    known = next((_ORGAN_COLORS[word] for word in words if word in _ORGAN_COLORS), None)
+    if known is None:
+        return _wheel(value)
+    if "left" not in words and words[-1] != "l":
+        return known
+    red, green, blue = (round(c + (255 - c) * _LEFT_LIGHTENING) for c in known)
+    return red, green, blue
+
+
+def _wheel(value: int) -> Color:
+    hue = (0.58 + value * _GOLDEN_ANGLE) % 1.0
+    # Neighbouring hues come back after a while: three brightnesses keep those apart.
+    rgb = colorsys.hls_to_rgb(hue, (0.62, 0.50, 0.74)[value % 3], 0.62)
+    red, green, blue = (round(255 * channel) for channel in rgb)
+    return red, green, blue
+
+
+_FORM = 'Write {"labels": {"1": "liver", "2": "spleen"}}, one name for each value of the label map.'
+
+
+def _label(value: object, entry: object, *, source: str) -> Label:
+    detail: Mapping[str, object] = entry if isinstance(entry, Mapping) else {"name": entry}
+    name = detail.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{source}: value {value} has no name.", _FORM)
+    number = _number(value, name, source=source)
+    color = detail.get("color")
+    terminology = detail.get("terminology", "")
+    if not isinstance(terminology, str):
+        raise UserError(f"{source}: terminology of {name!r} is no text.", "Write it in quotes.")
+    return Label(
+        value=number,
+        name=name.strip(),
+        color=default_color(name, number) if color is None else _color(color, name, source=source),
+        terminology=terminology,
+    )
+
+
+def _number(value: object, name: str, *, source: str) -> int:
+    if isinstance(value, list):
+        raise UserError(
+            f"{source}: {name!r} is a region of several values {value}, which is not supported.",
+            "Give every structure one value of its own.",
+        )
+    if name.strip().casefold() == "ignore":
+        raise UserError(
+            f"{source}: an ignore label ({value}) is not supported.",
+            "Leave out the cases that are labelled in part, and the entry.",
+        )
+    try:
+        number = int(str(value))
+    except ValueError as error:
+        raise UserError(f"{source}: {name!r} has the value {value!r}.", _FORM) from error
+    if not 0 <= number <= MAX_VALUE:
+        raise UserError(f"{source}: {name!r} has the value {number}.", f"Use 1 to {MAX_VALUE}.")
+    if number == 0 and name.strip().casefold() not in ("background", "bg", "clear label"):
+        raise UserError(
+            f"{source}: {name!r} has the value 0, which is background.",
+            f"Use 1 to {MAX_VALUE} for structures.",
+        )
+    return number
+
+
+def _color(value: object, name: str, *, source: str) -> Color:
+    if isinstance(value, list) and len(value) == 3:
+        channels = [v for v in value if type(v) is int and 0 <= v <= 255]
+        if len(channels) == 3:
+            return channels[0], channels[1], channels[2]
+    raise UserError(
+        f"{source}: the colour of {name!r} is {value!r}.",
+        "Write [red, green, blue], each 0 to 255.",
+    )
+
+
+def _described(label: Label) -> dict[str, object]:
+    described: dict[str, object] = {"name": label.name, "color": list(label.color)}
+    return described | ({"terminology": label.terminology} if label.terminology else {})
+
+
+def _refuse_repeated(items: Iterable[object], *, source: str) -> None:
+    seen: set[object] = set()
+    for item in items:
+        if item in seen:
+            raise UserError(f"{source} names {item!r} twice.", "Keep one of the two.")
+        seen.add(item)
