@@ -1,0 +1,191 @@
+"""What one DICOM file says about its frames, be it a single slice or a multi-frame volume."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydicom
+
+from backend.geometry import Vec3, vec3
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+DIRECTORY = "1.2.840.10008.1.3.10"
+_HU_TYPES = ("", "HU", "US", "HU_MOD")
+_PREAMBLE = 128
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_ENCAPSULATED_FROM = "1.2.840.10008.1.2.4"
+_RLE = "1.2.840.10008.1.2.5"
+
+HEADER_TAGS = [
+    "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID",
+    "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "InstanceNumber", "Rows",
+    "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "PixelSpacing",
+    "ImagePositionPatient", "ImageOrientationPatient", "GantryDetectorTilt", "SliceThickness",
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+"""All that the scan asks of a header; everything else is stepped over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Where one frame lies and how its stored values become HU; None where nothing is said."""
+
+    position_mm: Vec3 | None
+    orientation: tuple[float, ...]
+    pixel_spacing_mm: tuple[float, ...]
+    slope: float | None
+    intercept: float | None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom's warnings about odd values off the console; they change no verdict."""
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Whether a file that begins with `head` (132 bytes or more) is DICOM, preamble or not."""
+    if head[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
+        return True
+    # Without preamble a file begins with group 0002 or 0008, little endian, element below 0x0100.
+    return len(head) > 8 and head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00"
+
+
+def read_header(path: Path) -> tuple[Any, int]:
+    """The header's data set, and how many bytes follow it (-1 where that cannot be told)."""
+    with path.open("rb") as stream:
+        dataset = _header_of(stream)
+        rest = os.fstat(stream.fileno()).st_size - stream.tell()
+    deflated = transfer_syntax(dataset) == _DEFLATED
+    return dataset, -1 if deflated else rest
+
+
+def _header_of(stream: BinaryIO) -> Any:
+    return pydicom.dcmread(
+        stream, stop_before_pixels=True, specific_tags=list(HEADER_TAGS), force=True
+    )
+
+
+def transfer_syntax(dataset: Any) -> str:
+    """The transfer syntax' UID, "" where the file does not say."""
+    return str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or "")
+
+
+def text(dataset: Any, keyword: str) -> str:
+    """A value as stripped text, "" if there is none."""
+    value = dataset.get(keyword)
+    return "" if value is None else str(value).strip()
+
+
+def numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...]:
+    """`count` numbers, or () if there is no such value or not that many."""
+    value = dataset.get(keyword)
+    if value is None or value == "":
+        return ()
+    items = value if isinstance(value, Sequence | pydicom.multival.MultiValue) else [value]
+    values = tuple(float(v) for v in items)
+    return values if len(values) == count else ()
+
+
+def number(dataset: Any, keyword: str) -> float | None:
+    """One number, None if there is no such value."""
+    values = numbers(dataset, keyword, 1)
+    return values[0] if values else None
+
+
+def frames_of(dataset: Any) -> list[Frame]:
+    """One entry per frame; single-slice files have one."""
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if not per_frame:
+        return [_plain_frame(dataset)]
+    shared = _first(dataset, "SharedFunctionalGroupsSequence")
+    return [_enhanced_frame(frame, shared) for frame in per_frame]
+
+
+def frame_count(dataset: Any) -> int:
+    """NumberOfFrames, 1 where a file does not state it."""
+    return int(dataset.get("NumberOfFrames") or 1)
+
+
+def is_localizer(dataset: Any) -> bool:
+    """Whether ImageType says that this is a scout."""
+    return "LOCALIZER" in [str(part).upper() for part in dataset.get("ImageType") or []]
+
+
+def value_problem(dataset: Any) -> str:
+    """Why the pixel data cannot be HU as far as the header tells, "" if they can."""
+    kind = text(dataset, "RescaleType").upper()
+    if kind not in _HU_TYPES:
+        return f"not HU: RescaleType is {kind}"
+    if any(f.slope is None or f.intercept is None for f in frames_of(dataset)):
+        return "not HU: no RescaleSlope and RescaleIntercept"
+    return ""
+
+
+def pixel_problem(dataset: Any, rest: int) -> str:
+    """Why the pixel data cannot be decoded as far as header and file length tell.
+
+    Args:
+        dataset: the header.
+        rest: bytes behind the header, -1 if unknown.
+    """
+    if not dataset.get("Rows") or not dataset.get("Columns") or rest == 0:
+        return "no pixel data: the file holds no image"
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if samples != 1:
+        return f"not HU: {samples} values per pixel, a colour image"
+    syntax = transfer_syntax(dataset)
+    if rest < 0 or syntax.startswith(_ENCAPSULATED_FROM) or syntax == _RLE:
+        return ""
+    bits = int(dataset.get("BitsAllocated") or 16)
+    wanted = int(dataset.Rows) * int(dataset.Columns) * frame_count(dataset) * bits // 8
+    if rest < wanted:
+        return f"unreadable: cut short, {rest} of {wanted} bytes of pixel data"
+    return ""
+
+
+def short_hash(content: str) -> str:
+    """Twelve hex digits that stand for a text."""
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _plain_frame(dataset: Any) -> Frame:
+    position = numbers(dataset, "ImagePositionPatient", 3)
+    return Frame(
+        position_mm=vec3(position) if position else None,
+        orientation=numbers(dataset, "ImageOrientationPatient", 6),
+        pixel_spacing_mm=numbers(dataset, "PixelSpacing", 2),
+        slope=number(dataset, "RescaleSlope"),
+        intercept=number(dataset, "RescaleIntercept"),
+    )
+
+
+def _enhanced_frame(frame: Any, shared: Any) -> Frame:
+    def group(name: str) -> Any:
+        own = _first(frame, name)
+        return own if own is not None else _first(shared, name) or {}
+
+    position = numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
+    rescale = group("PixelValueTransformationSequence")
+    return Frame(
+        position_mm=vec3(position) if position else None,
+        orientation=numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+        pixel_spacing_mm=numbers(group("PixelMeasuresSequence"), "PixelSpacing", 2),
+        slope=number(rescale, "RescaleSlope"),
+        intercept=number(rescale, "RescaleIntercept"),
+    )
+
+
+def _first(dataset: Any, keyword: str) -> Any:
+    items = dataset.get(keyword) if dataset is not None else None
+    return items[0] if items else None

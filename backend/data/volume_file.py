@@ -1,0 +1,232 @@
+"""Grid and stored values of one NIfTI, NRRD or MetaImage file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK
+from nibabel.imageglobals import LoggingOutputSuppressor
+from numpy.typing import NDArray
+
+from backend.data.stacking import axes_problem, orthonormal
+from backend.errors import ScanError
+from backend.geometry import Geometry, direction9, index3, vec3
+
+FORMATS = {
+    ".nii": "NIfTI",
+    ".nii.gz": "NIfTI",
+    ".nrrd": "NRRD",
+    ".nhdr": "NRRD",
+    ".mha": "MetaImage",
+    ".mhd": "MetaImage",
+}
+"""Endings that are read, and what they stand for."""
+
+_NIFTI_LABEL_INTENT = 1002
+_DETACHED_KEYS = {".nhdr": ("data file:", "datafile:"), ".mhd": ("elementdatafile =",)}
+_HEADER_LIMIT = 1 << 16
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Values as they stand in the file, (z, y, x), and how they become HU."""
+
+    values: NDArray[Any]
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
+class VolumeHeader:
+    """What a file says before its voxels are read.
+
+    Attributes:
+        geometry: its grid.
+        label_sign: why it is certainly a label map, "" if the header does not tell.
+    """
+
+    geometry: Geometry
+    label_sign: str
+
+
+def format_of(path: Path) -> str:
+    """The format that the ending promises, "" for any other file."""
+    name = path.name.lower()
+    return next((FORMATS[end] for end in FORMATS if name.endswith(end)), "")
+
+
+def read_volume_header(path: Path) -> VolumeHeader:
+    """Grid and kind of a volume file.
+
+    Raises:
+        ScanError: if the file is no valid 3D volume; the message does not name the file.
+    """
+    if path.stat().st_size == 0:
+        raise ScanError("unreadable: the file is empty")
+    return _nifti_header(path) if format_of(path) == "NIfTI" else _itk_header(path)
+
+
+def read_stored(path: Path) -> Stored:
+    """The voxels of a volume file, not yet scaled.
+
+    Raises:
+        ScanError: if the file is cut short or corrupt; the message does not name the file.
+    """
+    if format_of(path) == "NIfTI":
+        with _told_as_unreadable():
+            proxy = _open_nifti(path).dataobj
+            raw = np.asanyarray(proxy.get_unscaled())
+            shape = raw.shape[:3]
+            return Stored(raw.reshape(shape, order="F").T, float(proxy.slope), float(proxy.inter))
+    with _told_as_unreadable():
+        return Stored(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), 1.0, 0.0)
+
+
+def segment_values(path: Path) -> dict[str, str]:
+    """What 3D Slicer notes in a .seg.nrrd (`Segment0_LabelValue` and so on), {} without it."""
+    reader = _itk_information(path)
+    return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys() if "Segment" in key}
+
+
+def detached_data(path: Path) -> Path | None:
+    """The file with the voxels that a .nhdr or .mhd points to, None if they stand inside."""
+    keys = _DETACHED_KEYS.get(path.suffix.lower(), ())
+    with path.open("rb") as stream:
+        head = stream.read(_HEADER_LIMIT if keys else 0).decode("latin-1")
+    for line in head.splitlines():
+        for key in keys:
+            if " ".join(line.lower().split()).startswith(key):
+                name = line[line.index(key[-1]) + 1 :].strip()
+                return None if name.upper() in ("LOCAL", "LIST") else path.parent / name
+    return None
+
+
+def _nifti_header(path: Path) -> VolumeHeader:
+    with _told_as_unreadable():
+        image = _open_nifti(path)
+        shape, kind = image.shape, image.get_data_dtype()
+        intent = int(image.header["intent_code"])
+        scaled = float(image.dataobj.slope) != 1 or float(image.dataobj.inter) != 0
+    _refuse_shape(shape)
+    if kind.fields is not None or kind.kind == "c":
+        raise ScanError("not HU: several values per voxel, a colour or complex image")
+    geometry = _nifti_geometry(path, image, shape)
+    if intent == _NIFTI_LABEL_INTENT:
+        return VolumeHeader(geometry, "label map: the header says so (intent 1002)")
+    eight_bit = kind == np.uint8 and not scaled
+    return VolumeHeader(geometry, _EIGHT_BIT_SIGN if eight_bit else "")
+
+
+_EIGHT_BIT_SIGN = "label map: 8-bit whole numbers, none below 0"
+
+
+def _nifti_geometry(path: Path, image: Any, shape: Sequence[int]) -> Geometry:
+    # ITK chooses between qform and sform as the viewers do, so its grid is taken where it has
+    # one. It refuses tiny shears, which other tools leave behind by rounding.
+    try:
+        reader = _itk_information(path)
+    except ScanError:
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+        return _geometry(
+            size_xyz=shape[:3],
+            spacing_xyz=np.linalg.norm(affine[:3, :3], axis=0),
+            origin=affine[:3, 3],
+            columns=affine[:3, :3],
+        )
+    return _reader_geometry(reader)
+
+
+def _itk_header(path: Path) -> VolumeHeader:
+    reader = _itk_information(path)
+    _refuse_shape(reader.GetSize())
+    if reader.GetNumberOfComponents() != 1:
+        raise ScanError(
+            f"not HU: {reader.GetNumberOfComponents()} values per voxel, a colour or vector image"
+        )
+    sign = _EIGHT_BIT_SIGN if reader.GetPixelID() == SimpleITK.sitkUInt8 else ""
+    if any(key.startswith("Segment0") for key in reader.GetMetaDataKeys()):
+        sign = "label map: the header says so (segmentation)"
+    return VolumeHeader(_reader_geometry(reader), sign)
+
+
+def _itk_information(path: Path) -> Any:
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    with _told_as_unreadable():
+        reader.ReadImageInformation()
+    return reader
+
+
+def _reader_geometry(reader: Any) -> Geometry:
+    dimension = reader.GetDimension()
+    direction = np.asarray(reader.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    return _geometry(
+        size_xyz=reader.GetSize()[:3],
+        spacing_xyz=reader.GetSpacing()[:3],
+        origin=reader.GetOrigin()[:3],
+        columns=direction * np.asarray(reader.GetSpacing()[:3]),
+    )
+
+
+def _geometry(
+    *,
+    size_xyz: Sequence[int],
+    spacing_xyz: Sequence[float],
+    origin: Sequence[float],
+    columns: NDArray[np.float64],
+) -> Geometry:
+    spacing = np.asarray(spacing_xyz, dtype=np.float64)
+    values = np.concatenate([spacing, np.asarray(origin, dtype=np.float64), columns.ravel()])
+    if not np.all(np.isfinite(values)) or np.any(spacing <= 0):
+        shown = "x".join(f"{float(v):.4g}" for v in spacing)
+        raise ScanError(f"no geometry: spacing {shown} mm is not positive and finite")
+    axes = columns / spacing
+    problem = axes_problem(axes)
+    if problem:
+        raise ScanError(problem)
+    return Geometry(
+        size=index3(tuple(reversed(tuple(size_xyz)))),
+        spacing_mm=vec3(tuple(reversed(tuple(spacing.tolist())))),
+        origin_mm=vec3(tuple(float(v) for v in origin)),
+        direction=direction9([float(v) for v in orthonormal(axes).ravel()]),
+    )
+
+
+def _refuse_shape(shape: Sequence[int]) -> None:
+    """Raise for anything but three dimensions, of which all beyond are 1."""
+    shown = "x".join(str(n) for n in shape)
+    if len(shape) < 3:
+        raise ScanError(f"not a volume: {shown} is a single slice")
+    if any(n != 1 for n in shape[3:]):
+        raise ScanError(f"not a volume: {shown} has {len(shape)} dimensions, e.g. time points")
+    if any(n < 1 for n in shape):
+        raise ScanError(f"not a volume: {shown} holds no voxels")
+
+
+def _open_nifti(path: Path) -> Any:
+    with LoggingOutputSuppressor():
+        return nib.load(path)
+
+
+@contextmanager
+def _told_as_unreadable() -> Iterator[None]:
+    """Tell whatever a library says about a broken file in one line, without its path."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except MemoryError:
+        raise
+    # Corrupt bytes make the libraries raise almost anything.
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        detail = (lines[-1] if lines else type(error).__name__)[:160]
+        raise ScanError(f"unreadable: {detail}") from error
