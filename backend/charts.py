@@ -1,7 +1,7 @@
 """Charts of a run as small inline SVG texts that follow the light or dark mode of their page.
 
-Colours are written as CSS variables with a fallback, text stays text, and long curves are binned, so
-that a chart has a few kilobytes whatever the length of the run.
+Colours are written as CSS variables with a fallback, text stays text, and long curves are binned,
+so that a chart has a few kilobytes whatever the length of the run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pictures of what a model sees and does: reconstruction triptychs and slices with contours.
 
 Arrays are (z, y, x) in LPS orientation order: x grows towards the patient's Left, y towards
-Posterior, z towards Superior. Pictures follow the reading room: anterior up in axial slices, head up
-in coronal and sagittal ones, the patient's right on the viewer's left.
+Posterior, z towards Superior. Pictures follow the reading room: anterior up in axial slices, head
+up in coronal and sagittal ones, the patient's right on the viewer's left.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -91,7 +91,7 @@ def plane_slice(volume: NDArray[Any], plane: str, index: int) -> NDArray[Any]:
         plane: "Axial", "Coronal" or "Sagittal".
         index: position along the array axis that the plane cuts across.
     """
-    image = np.take(volume, index, axis=PLANES.index(plane))
+    image: NDArray[Any] = np.take(volume, index, axis=PLANES.index(plane))
     # z grows towards the head, rows grow downwards.
     return image if plane == "Axial" else image[::-1]
 
@@ -160,7 +160,9 @@ def triptych_png(
     scale = _PANEL_PX / max(n * s for n, s in zip(inputs.shape, spacing_mm, strict=True))
     columns = {
         "Input": _grey_to_rgb(inputs),
-        "Masked input": np.where(hidden[..., None], np.uint8(_HIDDEN), _grey_to_rgb(masked)),
+        "Masked input": np.where(
+            hidden[..., None], np.array(_HIDDEN, dtype=np.uint8), _grey_to_rgb(masked)
+        ),
         "Prediction": _grey_to_rgb(reconstruction),
         "Visible + predicted": _grey_to_rgb(np.where(hidden, reconstruction, inputs)),
     }
@@ -205,7 +207,7 @@ def _panel(volume: Pixels, plane: str, index: int, spacing_mm: Vec3, scale: floa
 
 def _letter_sides(image: Image.Image, sides: str) -> None:
     width, height = image.size
-    places = [(4, height / 2, "lm"), (width - 4, height / 2, "rm")]
+    places: list[tuple[float, float, str]] = [(4, height / 2, "lm"), (width - 4, height / 2, "rm")]
     places += [(width / 2, 3, "mt"), (width / 2, height - 4, "mb")]
     draw = ImageDraw.Draw(image)
     for letter, (x, y, anchor) in zip(sides, places, strict=True):
@@ -298,12 +300,12 @@ def write_preview_volumes(
     volumes = {"input": inputs, "masked": masked, "reconstruction": reconstruction}
     paths = [folder / f"step_{step:06d}_{name}.nrrd" for name in volumes]
     for path, volume in zip(paths, volumes.values(), strict=True):
-        image = sitk.GetImageFromArray(_for_viewer(volume, hu_window))
+        image = SimpleITK.GetImageFromArray(_for_viewer(volume, hu_window))
         image.SetSpacing(geometry.spacing_mm[::-1])
         image.SetOrigin(geometry.origin_mm)
         image.SetDirection(geometry.direction)
         with atomic_path(path) as temporary:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
     return paths[0], paths[1], paths[2]
 
 
@@ -455,8 +457,10 @@ def _choose_views(
         if plane != "Axial":
             # The rows are turned over on screen.
             rows = slice(image.shape[0] - rows.stop, image.shape[0] - rows.start)
-        for index in covering_slices(areas, _AXIAL_SLICES if plane == "Axial" else 1)[::-1]:
-            views.append(_View(plane, index, rows, columns, plane_spacing(spacing_mm, plane)))
+        # From head to feet, as one reads a stack.
+        chosen = covering_slices(areas, _AXIAL_SLICES if plane == "Axial" else 1)[::-1]
+        distances = plane_spacing(spacing_mm, plane)
+        views += [_View(plane, index, rows, columns, distances) for index in chosen]
     return views
 
 
@@ -509,7 +513,7 @@ def _draw_view(ax: Any, view: _View, image: NDArray[np.int16], window: tuple[flo
         extent=(0, width, height, 0), aspect="auto",
     )  # fmt: skip
     ax.set_axis_off()
-    left, right, top, bottom = _SIDES[view.plane]
+    left, right, top, bottom = tuple(_SIDES[view.plane])
     text = {
         "color": "#ffd666", "fontsize": 8, "transform": ax.transAxes, "path_effects": _STROKE
     }  # fmt: skip
