@@ -1,0 +1,164 @@
+"""Which charts a run gets: one per recorded quantity, grouped by the prefix of its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from backend import charts
+from backend.charts import Curve
+
+_HINTS = {
+    "entropy": "How evenly the teacher spreads its answers. Healthy: settles between 0 and its "
+    "ceiling, the logarithm of the number of possible answers. At 0 it gives everything the same "
+    "answer (collapse); at the ceiling it tells nothing apart.",
+    "feature_std": "How much the features of different crops differ. Healthy: stays clearly above "
+    "0. A fall to 0 is a collapse: every crop looks the same to the network.",
+    "centre_norm": "Size of the running mean that is taken off the teacher's answers. Healthy: "
+    "changes early, then levels off. Growth without end means that one answer takes over.",
+    "grad_norm": "Size of the gradient. Healthy: stays within a band; lasting growth announces "
+    "that the training diverges.",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with the sentence under it."""
+
+    svg: Markup
+    caption: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class ChartGroup:
+    """Charts that belong together."""
+
+    title: str
+    text: str
+    charts: Sequence[Chart]
+
+
+def chart_groups(curves: Mapping[str, Curve]) -> list[ChartGroup]:
+    """Charts of all recorded quantities, grouped by the prefix of their keys."""
+    groups = [_loss_group(curves), _validation_group(curves), _monitor_group(curves)]
+    known = {"loss", "val", "monitor"}
+    rest = {key: c for key, c in curves.items() if key.split("/")[0] not in known}
+    machine = {k: c for k, c in rest.items() if k.endswith("_per_s") or "memory" in k}
+    named = {k: c for k, c in rest.items() if "/" in k and not _is_schedule(k)}
+    schedules = {k: c for k, c in rest.items() if k not in machine and k not in named}
+    groups.append(
+        _joined_group("Schedules", "What was set for each step, as it was used.", schedules)
+    )
+    for prefix in dict.fromkeys(key.split("/")[0] for key in named):
+        members = {k: c for k, c in named.items() if k.split("/")[0] == prefix}
+        groups.append(
+            ChartGroup(prefix.replace("_", " ").capitalize(), "", _single_charts(members))
+        )
+    groups.append(_joined_group("Speed and memory", "", machine))
+    return [group for group in groups if group.charts]
+
+
+def _is_schedule(key: str) -> bool:
+    return any(word in key for word in ("temperature", "momentum", "lr", "weight_decay"))
+
+
+def _loss_group(curves: Mapping[str, Curve]) -> ChartGroup:
+    losses = {key: c for key, c in curves.items() if key.startswith("loss/") and has_points(c)}
+    total = losses.pop("loss/total", None)
+    shown = []
+    if total is not None:
+        svg = charts.smoothed_chart(renamed(total, "total loss"), wide=True)
+        shown.append(Chart(Markup(svg), wide=True))
+    for k, (key, curve) in enumerate(losses.items(), start=1):
+        name = key.removeprefix("loss/")
+        shown.append(Chart(Markup(charts.smoothed_chart(renamed(curve, name), color=k))))
+    text = (
+        "Faint: what was recorded, as a range where steps are many. Line: running median. "
+        "Healthy: a quick fall at first, then a slow one."
+    )
+    return ChartGroup("Loss", text, shown)
+
+
+def _validation_group(curves: Mapping[str, Curve]) -> ChartGroup:
+    mean = curves.get("val/dice_mean")
+    organs = [
+        renamed(curve, key.removeprefix("val/dice/"))
+        for key, curve in curves.items()
+        if key.startswith("val/dice/") and has_points(curve)
+    ]
+    shown = []
+    if organs or mean is not None:
+        shown.append(Chart(Markup(charts.dice_chart(organs, mean)), wide=True))
+    others = {
+        key: curve
+        for key, curve in curves.items()
+        if key.startswith("val/") and key != "val/dice_mean" and not key.startswith("val/dice/")
+    }
+    text = "Measured on scans that were not trained on. 1 is a perfect match, 0 no overlap."
+    return ChartGroup("Validation", text, [*shown, *_single_charts(others)])
+
+
+def _monitor_group(curves: Mapping[str, Curve]) -> ChartGroup:
+    monitors = {key: c for key, c in curves.items() if key.startswith("monitor/")}
+    text = "Does the network still tell things apart? These curves show a collapse before the loss."
+    return ChartGroup("Health", text, _single_charts(monitors))
+
+
+def _joined_group(title: str, text: str, curves: Mapping[str, Curve]) -> ChartGroup:
+    """One chart per prefix, with all its curves in it."""
+    shown = []
+    for prefix in dict.fromkeys(key.split("/")[0] for key in curves):
+        members = [
+            renamed(c, key.rpartition("/")[2])
+            for key, c in curves.items()
+            if key.split("/")[0] == prefix and has_points(c)
+        ]
+        if members:
+            label = prefix.replace("_", " ")
+            shown.append(Chart(Markup(charts.lines_chart(members, y_label=label))))
+    return ChartGroup(title, text, shown)
+
+
+def _single_charts(curves: Mapping[str, Curve]) -> list[Chart]:
+    shown = []
+    for key, curve in curves.items():
+        if has_points(curve):
+            label = key.partition("/")[2].replace("_", " ")
+            svg = charts.lines_chart([renamed(curve, label)], y_label=label)
+            hint = next((text for word, text in _HINTS.items() if word in key), "")
+            shown.append(Chart(Markup(svg), hint))
+    return _hints_once(shown)
+
+
+def _hints_once(shown: Sequence[Chart]) -> list[Chart]:
+    """Say each hint under the last of the neighbouring charts it belongs to."""
+    captions = [*(chart.caption for chart in shown), ""]
+    return [
+        Chart(chart.svg, "" if chart.caption == captions[k + 1] else chart.caption, chart.wide)
+        for k, chart in enumerate(shown)
+    ]
+
+
+def has_points(curve: Curve) -> bool:
+    """Whether anything finite was recorded."""
+    return bool(np.isfinite(curve.values).any())
+
+
+def renamed(curve: Curve, name: str) -> Curve:
+    """The same curve under the name the reader shall see."""
+    return Curve(name=name, steps=curve.steps, values=curve.values)
+
+
+def final_dice(curves: Mapping[str, Curve]) -> list[tuple[str, float, float, int]]:
+    """Per structure: last Dice, best Dice and the step of the best."""
+    rows = []
+    for key, curve in curves.items():
+        if key.startswith("val/dice/") and has_points(curve):
+            best = int(np.nanargmax(curve.values))
+            last, top = float(curve.values[-1]), float(curve.values[best])
+            rows.append((key.removeprefix("val/dice/"), last, top, int(curve.steps[best])))
+    return rows
