@@ -1,5 +1,9 @@
 """The errors a person may meet, each with the exit code that the command line ends with."""
 
+from __future__ import annotations
+
+import errno
+
 
 class BackendError(Exception):
     """Base of all errors that are told in one or two lines instead of a traceback.
@@ -47,3 +51,53 @@ class Interrupted(BackendError):
     """The system asked to stop: SIGTERM or SIGUSR1 (exit code 5). The run can be resumed."""
 
     exit_code = 5
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation")
+
+
+def told_plainly(error: BaseException, path: object = None) -> BackendError:
+    """The error as a person should be told it; one of ours stays what it is.
+
+    Args:
+        error: whatever was raised.
+        path: the file it is about, where the error itself does not know.
+    """
+    if isinstance(error, BackendError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Cancelled("Stopped by the keyboard.")
+    if _is_out_of_memory(error):
+        return ResourceError(
+            "Memory does not suffice.",
+            "Lower train.batch_size, raise train.accumulate, or choose a smaller preset or crop.",
+        )
+    if isinstance(error, OSError):
+        return _told_os_error(error, error.filename if path is None else path)
+    return BackendError(
+        f"Unexpected {type(error).__name__}: {error}", "This is our mistake; please report it."
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS)
+
+
+def _told_os_error(error: OSError, path: object) -> BackendError:
+    if error.errno in _FULL:
+        return ResourceError(
+            f"{path}: the disk is full.", "Free some space or choose another folder."
+        )
+    if error.errno in _CLOSED:
+        return UserError(
+            f"{path}: cannot be written or read ({error.strerror}).",
+            "Check its rights or choose another folder.",
+        )
+    if isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError):
+        return UserError(f"{path}: {error.strerror}.", "Check the path.")
+    return BackendError(f"{path}: {error.strerror or error}.", "Is the disk in order?")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -25,7 +25,20 @@ def progress(
         what: what is being done, in a word or two, e.g. "Reading headers".
         unit: what is counted, e.g. "file".
     """
+    bar = progress_bar(total=_length(items) if total is None else total, what=what, unit=unit)
+    with bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+def progress_bar(*, total: int | None, what: str, unit: str = "it", first: int = 0) -> tqdm[None]:
+    """The same bar for work that is not a loop over items; call `update` and `close`."""
     interval = 0.1 if sys.stderr.isatty() else 5.0
-    yield from tqdm(
-        items, total=total, desc=what, unit=f" {unit}", mininterval=interval, file=sys.stderr
+    return tqdm(
+        total=total, initial=first, desc=what, unit=f" {unit}", mininterval=interval, file=sys.stderr
     )
+
+
+def _length(items: Iterable[T]) -> int | None:
+    return len(items) if isinstance(items, Sized) else None

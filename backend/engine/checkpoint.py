@@ -1,0 +1,45 @@
+"""What a run needs to continue exactly: plain containers, written whole, read without unpickling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backend.errors import UserError
+from backend.files import written_whole
+
+SCHEMA = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, texts, lists, dicts) so that it is whole or not there."""
+    with written_whole(path) as part, part.open("wb") as stream:
+        torch.save({"schema": SCHEMA, **state}, stream)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU.
+
+    Raises:
+        UserError: if the file is missing, damaged or of another version.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path}: there is no checkpoint yet.", "Delete the run folder and start again."
+        )
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch raises many kinds here (RuntimeError, EOFError, UnpicklingError, KeyError ...).
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{path}: is damaged ({first[:80]}).", "Delete the run folder and start again."
+        ) from None
+    if state.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: has version {state.get('schema')}, this program reads {SCHEMA}.",
+            "Resume with the version that wrote it.",
+        )
+    return state

@@ -1,0 +1,290 @@
+"""The training loop, the same for pretraining and fine-tuning."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from backend.engine.checkpoint import load_checkpoint, save_checkpoint
+from backend.engine.record import RunFolder
+from backend.engine.signals import StopRequest
+from backend.errors import BackendError
+from backend.losses.terms import Losses
+from backend.progress import progress_bar
+from backend.schedules import warmup_cosine
+
+log = logging.getLogger("backend")
+
+BatchT = TypeVar("BatchT")
+BatchC = TypeVar("BatchC", contravariant=True)
+
+
+class TrainingError(BackendError):
+    """Training cannot go on: a loss that is not finite."""
+
+
+class Trainable(Protocol[BatchC]):
+    """What the loop needs of what it trains."""
+
+    def loss(self, batch: BatchC, progress: float) -> Losses:
+        """Losses of a part of a batch; `progress` in [0, 1] tells how far the run is."""
+
+    def after_backward(self, progress: float) -> None:
+        """Called when all gradients of a step are there, before clipping."""
+
+    def after_step(self, progress: float) -> None:
+        """Called after the optimiser; `progress` counts the step just made."""
+
+    def settings(self, progress: float) -> dict[str, float]:
+        """What changes over the run, for the record."""
+
+    @property
+    def module(self) -> nn.Module:
+        """All state there is to save."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how a run trains.
+
+    Attributes:
+        total_steps: optimizer steps in all.
+        steps_per_epoch: may be a fraction; batches run on over the end of an epoch.
+        scans_per_step: scans that one step sees, for the rate.
+        learning_rate: its peak.
+        warmup: share of the steps over which it rises.
+        clip_norm: largest gradient norm, or None.
+        checkpoint_every_steps: or None.
+        checkpoint_every_s: a checkpoint is due after this many seconds.
+    """
+
+    total_steps: int
+    steps_per_epoch: float
+    scans_per_step: int
+    learning_rate: float
+    warmup: float
+    clip_norm: float | None
+    checkpoint_every_steps: int | None
+    checkpoint_every_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something to do every so many steps: pictures, validation.
+
+    Attributes:
+        every: steps between two calls; the last step is always one.
+        action: gets the number of steps made, returns numbers for the record.
+    """
+
+    every: int
+    action: Callable[[int], dict[str, float]]
+
+
+class Loop(Generic[BatchT]):
+    """Trains until the plan is fulfilled or somebody asks to stop.
+
+    Args:
+        trainable: what learns.
+        optimizer: over the trainable's parameters.
+        run: the run folder that is written.
+        plan: how long.
+        autocast: gives the context in which losses are computed.
+        memory_mb: tells the memory in use.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable[BatchT],
+        *,
+        optimizer: torch.optim.Optimizer,
+        run: RunFolder,
+        plan: Plan,
+        autocast: Callable[[], AbstractContextManager[None]],
+        memory_mb: Callable[[], float],
+    ) -> None:
+        self.trainable = trainable
+        self.optimizer = optimizer
+        self.run = run
+        self.plan = plan
+        self.step = 0
+        self.best: dict[str, float] | None = None
+        self.extra_state: dict[str, Any] = {}
+        self._autocast = autocast
+        self._memory_mb = memory_mb
+        self._seconds_before = 0.0
+        self._recent: deque[float] = deque(maxlen=50)
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that `--resume` reads."""
+        return self.run.checkpoints / "last.pt"
+
+    @property
+    def seconds(self) -> float:
+        """Time the run took so far, over all its parts."""
+        return self._seconds_before + self.run.seconds
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint; without one, from the beginning.
+
+        Raises:
+            UserError: if the checkpoint is damaged or does not fit the network.
+        """
+        if not self.last.exists():
+            self.run.cut_metrics(0)
+            return
+        state = load_checkpoint(self.last)
+        self.trainable.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
+        self.best = state["best"]
+        self._seconds_before = float(state["seconds"])
+        self.run.cut_metrics(self.step)
+        log.info("Resumed at step %d", self.step)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {
+            "module": self.trainable.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+        save_checkpoint(self.last, state)
+
+    def fit(
+        self,
+        batches: Iterator[Sequence[BatchT]],
+        *,
+        stop: StopRequest,
+        events: Sequence[Event] = (),
+        on_save: Callable[[], None] = lambda: None,
+        what: str,
+    ) -> None:
+        """Train to the end of the plan.
+
+        Args:
+            batches: the parts of each step's batch, from the current step on.
+            stop: asked after every step; then the run is saved and the request raised.
+            events: done after a step, before it may be saved.
+            on_save: called after each checkpoint.
+            what: names the bar on standard error.
+
+        Raises:
+            TrainingError: if a loss is not finite; the last checkpoint stays as it is.
+            Cancelled, Interrupted: if somebody asked to stop.
+        """
+        saved_at = time.monotonic()
+        bar = progress_bar(total=self.plan.total_steps, first=self.step, what=what, unit="step")
+        while self.step < self.plan.total_steps:
+            began = time.monotonic()
+            record = self._train_step(next(batches))
+            self.step += 1
+            self._recent.append(time.monotonic() - began)
+            for event in events:
+                if self.step % event.every == 0 or self.step == self.plan.total_steps:
+                    record |= event.action(self.step)
+            self._tell(record)
+            bar.set_postfix_str(f"loss {record['loss/total']:.4f}", refresh=False)
+            bar.update()
+            request = stop.pending()
+            last = self.step == self.plan.total_steps
+            if last or request is not None or self._checkpoint_due(saved_at):
+                self.save()
+                on_save()
+                saved_at = time.monotonic()
+            if request is not None and not last:
+                bar.close()
+                raise request
+        bar.close()
+
+    def _train_step(self, parts: Sequence[BatchT]) -> dict[str, float]:
+        progress = self.step / self.plan.total_steps
+        rate = warmup_cosine(
+            self.plan.learning_rate,
+            self.step,
+            total=self.plan.total_steps,
+            warmup=self.plan.warmup,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        numbers: dict[str, Tensor] = {}
+        for part in parts:
+            with self._autocast():
+                losses = self.trainable.loss(part, progress)
+            (losses.total / len(parts)).backward()
+            for name, value in _named(losses).items():
+                numbers[name] = numbers.get(name, 0.0) + value.detach().float() / len(parts)
+        self.trainable.after_backward(progress)
+        gradient = nn.utils.clip_grad_norm_(
+            [p for group in self.optimizer.param_groups for p in group["params"]],
+            math.inf if self.plan.clip_norm is None else self.plan.clip_norm,
+        )
+        # One transfer for all numbers: the only time the step waits for the device.
+        values = torch.stack([*numbers.values(), gradient.float()]).tolist()
+        record = dict(zip([*numbers, "gradient_norm"], values, strict=True))
+        self._guard(record)
+        self.optimizer.step()
+        self.trainable.after_step((self.step + 1) / self.plan.total_steps)
+        return {**record, "lr": rate, **self.trainable.settings(progress)}
+
+    def _guard(self, record: dict[str, float]) -> None:
+        bad = [name for name, value in record.items() if not math.isfinite(value)]
+        if not bad:
+            return
+        kept = "The last checkpoint is kept" if self.last.exists() else "There is no checkpoint yet"
+        raise TrainingError(
+            f"{bad[0]} is not finite at step {self.step + 1}. {kept}.",
+            "Lower train.learning_rate, set train.precision=fp32 or train.clip_norm=1, "
+            "and start again.",
+        )
+
+    def _checkpoint_due(self, saved_at: float) -> bool:
+        every = self.plan.checkpoint_every_steps
+        if every is not None and self.step % every == 0:
+            return True
+        return time.monotonic() - saved_at >= self.plan.checkpoint_every_s
+
+    def _tell(self, record: dict[str, float]) -> None:
+        per_step = sum(self._recent) / len(self._recent)
+        epoch = self.step / self.plan.steps_per_epoch
+        self.run.append(
+            {
+                "step": self.step,
+                "epoch": round(epoch, 4),
+                "time_s": round(self.seconds, 3),
+                **record,
+                "volumes_per_s": round(self.plan.scans_per_step / max(per_step, 1e-9), 4),
+                "memory_mb": round(self._memory_mb(), 1),
+            }
+        )
+        eta = per_step * (self.plan.total_steps - self.step)
+        self.run.note(
+            step=self.step,
+            total_steps=self.plan.total_steps,
+            epoch=round(epoch, 3),
+            eta_s=round(eta, 1),
+            best=self.best,
+            message="Training",
+        )
+
+
+def _named(losses: Losses) -> dict[str, Tensor]:
+    return {
+        "loss/total": losses.total,
+        **{f"loss/{name}": value for name, value in losses.terms.items()},
+        **{f"monitor/{name}": value for name, value in losses.monitors.items()},
+    }

@@ -1,0 +1,315 @@
+"""The run folder: all that the GUI and a human need to follow a run.
+
+Files are written whole (beside the target, then replaced); `metrics.jsonl` grows line by line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from filelock import FileLock, Timeout
+
+from backend.errors import BackendError, Cancelled, Interrupted, UserError, told_plainly
+from backend.files import write_json, write_text
+
+SCHEMA = 1
+HEARTBEAT_S = 4.0
+"""status.json is never older than this (the contract says 5) while the run lives."""
+
+Kind = Literal["pretrain", "finetune"]
+State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+
+log = logging.getLogger("backend")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: if it is not there or damaged.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}).", "Is this a run folder?"
+        ) from None
+    except ValueError:
+        raise UserError(f"{path}: is damaged.", "Start the run again.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is damaged.", "Start the run again.")
+    return value
+
+
+class RunFolder:
+    """One run on disk, owned by this process while it is open.
+
+    Use as a context manager: it holds the lock, keeps the heartbeat and closes the log.
+    """
+
+    def __init__(self, path: Path, *, kind: Kind, argv: Sequence[str], resume: bool) -> None:
+        """Create the folder, or take an existing one over.
+
+        Raises:
+            UserError: if it exists without `resume`, if there is nothing to resume, if another
+                process works on it, or if it cannot be written.
+        """
+        self.path = path
+        self._kind: Kind = kind
+        _check_target(path, kind=kind, resume=resume)
+        try:
+            for folder in (path, self.checkpoints, self.previews):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path / ".lock")
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"{path}: another process is working on this run.",
+                f"Wait for it, or stop it with `backend stop --run {path}`.",
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}).", "Choose another --output."
+            ) from None
+        (path / "stop").unlink(missing_ok=True)
+        now = _now()
+        self._started_at = time.monotonic()
+        self._written_at = 0.0
+        self._status: dict[str, Any] = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "state": "running",
+            "argv": list(argv),
+            "pid": os.getpid(),
+            "process_started": psutil.Process().create_time(),
+            "boot_id": boot_id(),
+            "host": socket.gethostname(),
+            "started": now,
+            "updated": now,
+            "step": 0,
+            "total_steps": None,
+            "epoch": 0.0,
+            "eta_s": None,
+            "best": None,
+            "message": "Starting",
+            "error": None,
+        }
+        self._mutex = threading.Lock()
+        self._closing = threading.Event()
+        self._beat = threading.Thread(target=self._heartbeat, daemon=True, name="heartbeat")
+        self._handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the weights."""
+        return self.path / "checkpoints"
+
+    @property
+    def previews(self) -> Path:
+        """Folder of the pictures."""
+        return self.path / "previews"
+
+    @property
+    def stop_file(self) -> Path:
+        """Its appearance asks the run to stop."""
+        return self.path / "stop"
+
+    @property
+    def seconds(self) -> float:
+        """Time since this process took the run over."""
+        return time.monotonic() - self._started_at
+
+    def __enter__(self) -> RunFolder:
+        """Start log and heartbeat."""
+        log.addHandler(self._handler)
+        self.update()
+        self._beat.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the heartbeat, close the log, release the folder."""
+        self._closing.set()
+        if self._beat.is_alive():
+            self._beat.join()
+        log.removeHandler(self._handler)
+        self._handler.close()
+        self._lock.release()
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Keep everything that was resolved."""
+        write_json(self.path / "config.json", config)
+
+    def update(self, **values: Any) -> None:
+        """Set fields of status.json and write it."""
+        with self._mutex:
+            self._status.update(values)
+            self._status["updated"] = _now()
+            write_json(self.path / "status.json", self._status)
+            self._written_at = time.monotonic()
+
+    def note(self, **values: Any) -> None:
+        """Set fields of status.json and write it if it is older than a second.
+
+        For the loop, whose steps may be quicker than a disk.
+        """
+        if time.monotonic() - self._written_at >= 1.0:
+            self.update(**values)
+            return
+        with self._mutex:
+            self._status.update(values)
+
+    @contextmanager
+    def outcome(self) -> Iterator[None]:
+        """Write how the block ended: done, or what its error means.
+
+        Raises:
+            BackendError: the error of the block, told plainly.
+        """
+        try:
+            yield
+        except BaseException as caught:
+            error = told_plainly(caught)
+            if error is not caught:
+                log.error("%s", "".join(traceback.format_exception(caught)))
+            log.error("%s", error)
+            self._finish(_state_after(error), error)
+            raise error from caught
+        self._finish("done", None)
+
+    def _finish(self, state: State, error: BackendError | None) -> None:
+        told = None
+        if state == "failed" and error is not None:
+            told = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+        try:
+            self.update(state=state, error=told, eta_s=None, message=_LAST_WORDS[state])
+        except BackendError as unwritten:
+            log.error("%s", unwritten)
+
+    def append(self, record: Mapping[str, float | int | str]) -> None:
+        """Add a line to metrics.jsonl; numbers that are not finite become null."""
+        clean = {k: _finite(v) for k, v in record.items()}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(clean) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop records after `step`, so that each step stands once after resuming."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            kept = [json.dumps(r) for r in read_metrics(self.path) if r.get("step", 0) <= step]
+            write_text(path, "".join(line + "\n" for line in kept))
+
+    def _heartbeat(self) -> None:
+        while not self._closing.wait(HEARTBEAT_S):
+            try:
+                self.update()
+            except BackendError as error:
+                # A full disk must not end the run from here; the next checkpoint tells of it.
+                log.warning("%s", error)
+
+
+_LAST_WORDS: dict[State, str] = {
+    "queued": "Waiting",
+    "running": "Running",
+    "done": "Done",
+    "failed": "Failed",
+    "cancelled": "Cancelled; can be resumed",
+    "interrupted": "Interrupted; can be resumed",
+}
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Records of a run; a torn last line, as a crash leaves it, is passed over."""
+    path = run / "metrics.jsonl"
+    records = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """status.json, in which a run whose process has died reads as interrupted.
+
+    Raises:
+        UserError: if this is no run folder.
+    """
+    status = read_json(run / "status.json")
+    if status.get("state") in {"running", "queued"} and not process_alive(status):
+        status = {**status, "state": "interrupted", "message": _LAST_WORDS["interrupted"]}
+    return status
+
+
+def process_alive(status: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote a status still runs (told from a reused number)."""
+    if status.get("host") != socket.gethostname():
+        # Another machine's process: only the heartbeat tells.
+        updated = datetime.fromisoformat(str(status["updated"]))
+        return (datetime.now(UTC) - updated).total_seconds() < 60
+    if status.get("boot_id") != boot_id():
+        return False
+    try:
+        started = psutil.Process(int(status["pid"])).create_time()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+    return abs(started - float(status["process_started"])) < 2.0
+
+
+def boot_id() -> str:
+    """A name for this boot of the machine, so that old process numbers are not mistaken."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else str(int(psutil.boot_time()))
+
+
+def _state_after(error: BackendError) -> State:
+    if isinstance(error, Cancelled):
+        return "cancelled"
+    return "interrupted" if isinstance(error, Interrupted) else "failed"
+
+
+def _check_target(path: Path, *, kind: Kind, resume: bool) -> None:
+    if resume:
+        if not (path / "checkpoints" / "last.pt").exists() and not (path / "config.json").exists():
+            raise UserError(f"{path}: there is no run to resume.", "Start it without --resume.")
+        found = read_json(path / "status.json").get("kind")
+        if found != kind:
+            raise UserError(
+                f"{path}: is a {found} run, not a {kind} run.", f"Use `backend {found} --resume`."
+            )
+        return
+    if (path / "status.json").exists() and read_status(path)["state"] == "running":
+        raise UserError(
+            f"{path}: another process is working on this run.",
+            f"Choose another --output, or stop it with `backend stop --run {path}`.",
+        )
+    if path.is_file():
+        raise UserError(f"{path}: is a file.", "Give a folder that does not exist yet.")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(
+            f"{path}: exists already and is not empty.",
+            "Choose another --output, or add --resume to continue the run in it.",
+        )
+
+
+def _finite(value: float | int | str) -> float | int | str | None:
+    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):
+        return None
+    return value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,73 @@
+"""A student that matches a teacher's distribution over prototypes, and the teacher's centre."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def teacher_distribution(
+    logits: Float[Tensor, "*batch k"], centre: Float[Tensor, "k"], temperature: float
+) -> Float[Tensor, "*batch k"]:
+    """Centred and sharpened softmax (SMIT eq. 3; DINO sec. 3.1), fp32.
+
+    Sharpening alone would collapse to one prototype, centring alone to the uniform distribution;
+    together they balance.
+    """
+    return torch.softmax((logits.float() - centre) / temperature, dim=-1)
+
+
+def cross_entropy(
+    target: Float[Tensor, "*batch k"], student_logits: Float[Tensor, "*batch k"], temperature: float
+) -> Float[Tensor, "*batch"]:
+    """H(p_t, p_s) = -sum_k p_t log p_s (SMIT eqs. 2 and 4), fp32, for each token on its own."""
+    log_student = torch.log_softmax(student_logits.float() / temperature, dim=-1)
+    return -(target * log_student).sum(dim=-1)
+
+
+def entropy(distribution: Float[Tensor, "*batch k"]) -> Float[Tensor, ""]:
+    """Mean entropy in nats; near 0 or near log k for long is a collapse."""
+    return torch.special.entr(distribution).sum(dim=-1).mean()
+
+
+class Centre(nn.Module):
+    """Running mean of the teacher's logits, over all processes.
+
+    What is observed during a step (in several parts if gradients are accumulated) is applied once
+    by `update`, so that the centre of the step does not depend on how it was cut.
+
+    Args:
+        size: number of prototypes.
+        momentum: share of the old centre kept at each update.
+    """
+
+    value: Tensor
+    _sum: Tensor
+    _count: Tensor
+
+    def __init__(self, size: int, *, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(size))
+        self.register_buffer("_sum", torch.zeros(size), persistent=False)
+        self.register_buffer("_count", torch.zeros(()), persistent=False)
+
+    @torch.no_grad()
+    def observe(self, logits: Float[Tensor, "*batch k"]) -> None:
+        """Take the teacher's logits of a part of the batch into account."""
+        flat = logits.float().flatten(0, -2)
+        self._sum += flat.sum(dim=0)
+        self._count += len(flat)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """C <- m C + (1 - m) mean of what was observed since the last update, on all processes."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sum)
+            dist.all_reduce(self._count)
+        mean = self._sum / self._count.clamp(min=1)
+        self.value.lerp_(mean, 1 - self.momentum)
+        self._sum.zero_()
+        self._count.zero_()

@@ -1,0 +1,111 @@
+"""What stands on an encoder while it is pretrained: prototypes, pixels, class attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody uses
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PrototypeHead(nn.Module):
+    """The projection head of DINO (Caron et al. 2021, sec. 3.1) as SMIT uses it.
+
+    Three linears, the result scaled to length 1, then its similarity to K prototypes of length 1.
+    With 384 inputs and the default widths it has 7,614,720 parameters.
+
+    Args:
+        width: channels of a token.
+        hidden: width of the two hidden layers.
+        bottleneck: width before the prototypes.
+        prototypes: how many, K.
+    """
+
+    def __init__(self, width: int, *, hidden: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
+        self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
+        # The length of the prototypes is frozen at 1; kept as a tensor, because released weights
+        # carry it.
+        self.prototype_length = nn.Parameter(torch.ones(prototypes, 1), requires_grad=False)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        nn.init.trunc_normal_(self.prototypes, std=0.02)
+
+    def forward(self, tokens: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch prototypes"]:
+        """Cosine of each token to each prototype, in fp32 whatever the autocast."""
+        projected = self.mlp(tokens)
+        with torch.autocast(projected.device.type, enabled=False):
+            unit = F.normalize(projected.float(), dim=-1, eps=1e-6)
+            weight = F.normalize(self.prototypes.float(), dim=-1) * self.prototype_length
+            return F.linear(unit, weight)
+
+
+class PixelHead(nn.Module):
+    """One linear layer from each bottleneck cell to the voxels it stands for (SMIT, sec. 2).
+
+    Args:
+        width: channels of the bottleneck.
+        stride: voxels per cell along each axis; the layer has stride³ outputs.
+    """
+
+    def __init__(self, width: int, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.linear = nn.Conv3d(width, stride**3, kernel_size=1)
+
+    def forward(self, cells: Float[Tensor, "b c gz gy gx"]) -> Float[Tensor, "b 1 z y x"]:
+        """Predicted voxels, edges `stride` times those of the grid."""
+        x = self.linear(cells)
+        b, _, gz, gy, gx = x.shape
+        s = self.stride
+        x = x.view(b, s, s, s, gz, gy, gx).permute(0, 4, 1, 5, 2, 6, 3)
+        return x.reshape(b, 1, gz * s, gy * s, gx * s)
+
+
+class ClassAttention(nn.Module):
+    """A class token that gathers from the patch tokens (CaiT, Touvron et al. 2021, sec. 3).
+
+    SMIT's authors put two such blocks on the tokens in their later work; here an option.
+    """
+
+    def __init__(self, width: int, *, heads: int = 4, depth: int = 2) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        nn.init.trunc_normal_(self.token, std=0.02)
+        self.blocks = nn.ModuleList(_ClassAttentionBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, tokens: Float[Tensor, "b n width"]) -> Float[Tensor, "b width"]:
+        """The class token after all blocks."""
+        token = self.token.expand(tokens.shape[0], -1, -1)
+        for block in self.blocks:
+            token = block(token, tokens)
+        normed: Tensor = self.norm(token[:, 0])
+        return normed
+
+
+class _ClassAttentionBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, token: Tensor, tokens: Tensor) -> Tensor:
+        both = self.norm1(torch.cat([token, tokens], dim=1))
+        gathered, _ = self.attention(both[:, :1], both, both, need_weights=False)
+        token = token + gathered
+        result: Tensor = token + self.mlp(self.norm2(token))
+        return result

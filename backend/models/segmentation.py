@@ -1,0 +1,130 @@
+"""Segmentation networks: a pretrained encoder and a decoder back to voxels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from backend.models.swin import SwinEncoder
+
+with warnings.catch_warnings():
+    # MONAI's import warns about its own dependencies; nothing a user could act on.
+    warnings.simplefilter("ignore")
+    from monai.networks.blocks.dynunet_block import UnetOutBlock
+    from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+
+
+class SwinSegmenter(nn.Module):
+    """Swin encoder with a UNETR-like decoder, SMIT's network for fine-tuning.
+
+    Residual blocks work on the raw image, on the finer skips and on the bottleneck; the skip
+    beneath the bottleneck is used as it is. Each step up is a transposed convolution, a
+    concatenation with the skip and a residual block. The blocks are MONAI's.
+
+    Args:
+        encoder: gives pyramid and bottleneck.
+        classes: outputs, background included.
+        width: channels at full resolution.
+        norm: "instance" or "batch".
+    """
+
+    def __init__(self, encoder: SwinEncoder, *, classes: int, width: int, norm: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        skips = list(encoder.widths if encoder.final_merge else encoder.widths[:-1])
+        self.image_block = _residual(1, width, norm)
+        self.skip_blocks = nn.ModuleList(_residual(w, w, norm) for w in skips[:-1])
+        if not encoder.final_merge:
+            # There the skip beneath the bottleneck is one of the finer ones.
+            self.skip_blocks.append(_residual(skips[-1], skips[-1], norm))
+        self.bottleneck_block = _residual(encoder.bottleneck_width, encoder.bottleneck_width, norm)
+        outputs = [width, *skips]
+        inputs = [*skips, encoder.bottleneck_width]
+        self.up_blocks = nn.ModuleList(
+            UnetrUpBlock(
+                spatial_dims=3,
+                in_channels=inputs[level],
+                out_channels=outputs[level],
+                kernel_size=3,
+                # The first stage's tokens are `patch` voxels wide.
+                upsample_kernel_size=encoder.patch if level == 0 else 2,
+                norm_name=norm,
+                res_block=True,
+            )
+            for level in reversed(range(len(inputs)))
+        )
+        self.out = UnetOutBlock(spatial_dims=3, in_channels=width, out_channels=classes)
+
+    def forward(self, volume: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "b classes z y x"]:
+        """Logits at the input's resolution; edges are multiples of the encoder's stride."""
+        features = self.encoder(volume)
+        skips = [self.image_block(volume)]
+        for index in range(len(self.up_blocks) - 1):
+            skip = features.pyramid[index].contiguous()
+            skips.append(
+                self.skip_blocks[index](skip) if index < len(self.skip_blocks) else skip
+            )
+        x = self.bottleneck_block(features.bottleneck.contiguous())
+        for block, skip in zip(self.up_blocks, reversed(skips), strict=True):
+            x = block(x, skip)
+        logits: Tensor = self.out(x)
+        return logits
+
+
+def build_encoder(arguments: Mapping[str, Any]) -> SwinEncoder:
+    """The encoder of plain arguments, as they stand in a weights file."""
+    return SwinEncoder(
+        embed_dim=arguments["embed_dim"],
+        depths=arguments["depths"],
+        heads=arguments["heads"],
+        window=arguments["window"],
+        patch=arguments["patch"],
+        mlp_ratio=arguments["mlp_ratio"],
+        qkv_bias=arguments["qkv_bias"],
+        final_merge=arguments["final_merge"],
+    )
+
+
+def build_segmentation(architecture: Mapping[str, Any]) -> SwinSegmenter:
+    """The segmentation network of plain arguments, as they stand in a weights file.
+
+    Args:
+        architecture: `encoder` (see `build_encoder`), `classes`, `width` and `norm`.
+    """
+    return SwinSegmenter(
+        build_encoder(architecture["encoder"]),
+        classes=architecture["classes"],
+        width=architecture["width"],
+        norm=architecture["norm"],
+    )
+
+
+def parameter_count(module: nn.Module) -> int:
+    """All parameters, frozen ones included."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def _residual(inputs: int, outputs: int, norm: str) -> nn.Module:
+    block: nn.Module = UnetrBasicBlock(
+        spatial_dims=3,
+        in_channels=inputs,
+        out_channels=outputs,
+        kernel_size=3,
+        stride=1,
+        norm_name=norm,
+        res_block=True,
+    )
+    return block
+
+
+def freeze(module: nn.Module) -> None:
+    """Take a module out of training: no gradients."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+

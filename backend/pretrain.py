@@ -1,0 +1,548 @@
+"""`backend pretrain`: from unlabelled CT to an encoder, in a run folder that can be followed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.config import (
+    PretrainConfig,
+    build_config,
+    first_difference,
+    load_config,
+    to_plain,
+)
+from backend.data.cache import Cache, CachedVolume, default_cache_dir
+from backend.data.index import SeriesRow, usable_series, write_index
+from backend.data.preprocess import Recipe
+from backend.data.stream import Position, random_start, stream
+from backend.engine.record import RunFolder, read_json
+from backend.engine.signals import StopRequest
+from backend.errors import UserError
+from backend.geometry import Index3
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from backend.losses.terms import Losses
+    from backend.methods.smit import Smit
+    from backend.views.crops import View
+
+log = logging.getLogger("backend")
+
+_HELD_OUT_AT_MOST = 8
+_HELD_OUT_FROM = 10
+"""Fewer scans than this are all trained on: one of them would be worth more there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRequest:
+    """What the user asked for.
+
+    Attributes:
+        output: the run folder.
+        data: index files or folders.
+        method: or None for the one of the run that is resumed.
+        preset: or None for the method's first.
+        config_file: YAML or JSON over the preset.
+        overrides: `key=value` texts over both.
+        device: auto, cpu, cuda, cuda:1, mps.
+        resume: continue the run in `output`.
+        init: run or weights file whose encoder is the start.
+        cache: folder of the preprocessing cache.
+        argv: the command as it was given, for status.json.
+    """
+
+    output: Path
+    data: tuple[Path, ...]
+    method: str | None = None
+    preset: str | None = None
+    config_file: Path | None = None
+    overrides: tuple[str, ...] = ()
+    device: str = "auto"
+    resume: bool = False
+    init: Path | None = None
+    cache: Path | None = None
+    argv: tuple[str, ...] = ()
+
+
+class Batch(NamedTuple):
+    """Regions of a batch of scans.
+
+    Attributes:
+        regions: int16 HU, (b, 1, z, y, x).
+        keys: what the randomness of each sample follows from, (b).
+    """
+
+    regions: Tensor
+    keys: Tensor
+
+
+class Regions:
+    """Random regions of cached scans, each following from seed, epoch and sample alone.
+
+    Args:
+        volumes: the scans.
+        size: edge of a region in voxels.
+        seed: of the run.
+    """
+
+    def __init__(self, volumes: Sequence[CachedVolume], *, size: int, seed: int) -> None:
+        self.volumes = volumes
+        self.size: Index3 = (size, size, size)
+        self.seed = seed
+
+    def read(self, position: Position) -> tuple[NDArray[np.int16], Position]:
+        """The region of a sample in an epoch."""
+        volume = self.volumes[position.sample]
+        rng = np.random.default_rng([self.seed, position.epoch, position.sample, 1])
+        start = random_start(volume.geometry.size, self.size, rng)
+        return volume.read(start, self.size), position
+
+    def centre(self, sample: int) -> tuple[NDArray[np.int16], Index3]:
+        """The region in the middle of a scan, and where it begins: the same at every step."""
+        volume = self.volumes[sample]
+        z, y, x = (
+            (n - r) // 2 for n, r in zip(volume.geometry.size, self.size, strict=True)
+        )
+        return volume.read((z, y, x), self.size), (z, y, x)
+
+
+class PretrainTask:
+    """A pretext method with the views it learns from: what the loop trains.
+
+    Args:
+        method: the pretext method.
+        config: of the run.
+        device: where it is trained.
+    """
+
+    def __init__(self, method: Smit, config: PretrainConfig, device: torch.device) -> None:
+        self.module = method
+        self.hu_window = config.preprocess.hu_window
+        self._config = config
+        self._device = device
+
+    def views(self, batch: Batch, *, plain: bool = False) -> list[View]:
+        """Two views of each sample; `plain` leaves mirroring and intensity as they are."""
+        from backend.views.crops import random_view
+
+        v = self._config.views
+        regions = batch.regions.to(self._device, non_blocking=True)
+        keys = batch.keys.to(self._device, non_blocking=True)
+        return [
+            random_view(
+                regions,
+                keys,
+                number=number,
+                size=v.crop,
+                hu_window=self.hu_window,
+                flip_probability=0.0 if plain else v.flip_probability,
+                intensity_scale=0.0 if plain else v.intensity_scale,
+                intensity_shift=0.0 if plain else v.intensity_shift,
+            )
+            for number in (1, 2)
+        ]
+
+    def loss(self, batch: Batch, progress: float) -> Losses:
+        """See `Trainable`."""
+        losses: Losses = self.module(self.views(batch), progress)
+        return losses
+
+    def after_backward(self, progress: float) -> None:
+        """See `Trainable`."""
+        self.module.after_backward(progress)
+
+    def after_step(self, progress: float) -> None:
+        """See `Trainable`."""
+        self.module.after_step(progress)
+
+    def settings(self, progress: float) -> dict[str, float]:
+        """See `Trainable`."""
+        return self.module.settings(progress)
+
+
+def run(request: PretrainRequest) -> Path:
+    """Pretrain from the first step, or from the last checkpoint on.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError, ResourceError, Cancelled, Interrupted: see `backend.errors`.
+    """
+    request, config = resolve(request)
+    rows = [] if request.resume else usable_series(request.data)
+    folder = RunFolder(
+        request.output, kind="pretrain", argv=request.argv, resume=request.resume
+    )
+    stop = StopRequest(folder.stop_file)
+    try:
+        with folder, stop.listening(), folder.outcome():
+            if request.resume:
+                folder.update(message="Reading the index")
+                rows = usable_series([folder.path / "index.csv"])
+            else:
+                write_index(folder.path / "index.csv", rows)
+                folder.write_config(_stored(request, config))
+            _train(request, config, rows, folder=folder, stop=stop)
+    finally:
+        _write_report(request.output)
+    return request.output
+
+
+def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
+    """The request with its configuration; when resuming, the stored ones.
+
+    Raises:
+        UserError: if a resumed run was started with other settings.
+    """
+    if not request.resume:
+        if request.method is None:
+            raise UserError("No method was given.", "Add --method smit (see `backend methods`).")
+        if not request.data:
+            raise UserError("No data was given.", "Add --data with an index.csv or a folder.")
+        return request, _asked(request, request.method)
+    stored = read_json(request.output / "config.json")
+    config = build_config(PretrainConfig, stored["config"])
+    asks = request.preset or request.config_file or request.overrides or request.method
+    if asks:
+        asked = _asked(
+            replace(request, preset=request.preset or config.preset),
+            request.method or config.method.name,
+        )
+        different = first_difference(to_plain(config), to_plain(asked))
+        if different:
+            raise UserError(
+                f"{request.output}: was started with {different}.",
+                "Resume without that setting, or start a new run with --init from this one.",
+            )
+    kept = stored["request"]
+    return replace(
+        request,
+        data=tuple(Path(p) for p in kept["data"]),
+        cache=request.cache or (Path(kept["cache"]) if kept["cache"] else None),
+        init=None,
+    ), config
+
+
+def _asked(request: PretrainRequest, method: str) -> PretrainConfig:
+    return load_config(
+        PretrainConfig,
+        method=method,
+        preset=request.preset,
+        file=request.config_file,
+        overrides=request.overrides,
+    )
+
+
+def _stored(request: PretrainRequest, config: PretrainConfig) -> dict[str, Any]:
+    from backend.describe import software_versions
+
+    return {
+        "schema": config.schema_version,
+        "kind": "pretrain",
+        "config": to_plain(config),
+        "request": {
+            "data": [str(p.absolute()) for p in request.data],
+            "cache": None if request.cache is None else str(request.cache.absolute()),
+            "init": None if request.init is None else str(request.init),
+            "device": request.device,
+        },
+        "versions": software_versions(),
+    }
+
+
+def _train(
+    request: PretrainRequest,
+    config: PretrainConfig,
+    rows: Sequence[SeriesRow],
+    *,
+    folder: RunFolder,
+    stop: StopRequest,
+) -> None:
+    recipe = recipe_of(config)
+    volumes = cached_volumes(rows, recipe, cache_root(request), folder=folder)
+    stop.check()
+
+    folder.update(message="Preparing the network")
+    import torch
+
+    from backend.engine.device import autocast, device_text, memory_mb, resolve_device, use_bf16
+    from backend.engine.loop import Event, Loop, Plan
+    from backend.engine.optim import adamw
+    from backend.methods import build_method
+
+    device = resolve_device(request.device)
+    train = config.train
+    torch.manual_seed(train.seed)
+    method = build_method(config.method, epochs=train.epochs)
+    if request.init is not None:
+        _initialise(method, request.init)
+    method = method.to(device).train()
+
+    training, held_out = split_held_out(sorted(volumes), share=config.data.held_out, seed=train.seed)
+    regions = Regions([volumes[i] for i in training], size=config.views.region, seed=train.seed)
+    probe = Regions(
+        [volumes[i] for i in held_out or training[:1]], size=config.views.region, seed=train.seed
+    )
+    plan = Plan(
+        total_steps=train.max_steps or math.ceil(train.epochs * len(training) / train.batch_size),
+        steps_per_epoch=len(training) / train.batch_size,
+        scans_per_step=train.batch_size,
+        learning_rate=train.learning_rate,
+        warmup=train.warmup_epochs / train.epochs,
+        clip_norm=train.clip_norm,
+        checkpoint_every_steps=train.checkpoint_every_steps,
+        checkpoint_every_s=60 * train.checkpoint_every_minutes,
+    )
+    task = PretrainTask(method, config, device)
+    bf16 = use_bf16(train.precision, device)
+    loop: Loop[Batch] = Loop(
+        task,
+        optimizer=adamw(
+            method.named_parameters(),
+            learning_rate=train.learning_rate,
+            weight_decay=train.weight_decay,
+            betas=train.betas,
+        ),
+        run=folder,
+        plan=plan,
+        autocast=lambda: autocast(device, bf16=bf16),
+        memory_mb=lambda: memory_mb(device),
+    )
+    if request.resume:
+        loop.resume()
+    log.info(
+        "%s %s on %s in %s: %d scans to learn from, %d held out, %d steps of %d scans",
+        config.method.name,
+        config.preset,
+        device_text(device),
+        "bf16" if bf16 else "fp32",
+        len(training),
+        len(held_out),
+        plan.total_steps,
+        train.batch_size,
+    )
+    folder.update(
+        device=device_text(device),
+        precision="bf16" if bf16 else "fp32",
+        scans={"training": len(training), "held_out": len(held_out)},
+        total_steps=plan.total_steps,
+        step=loop.step,
+    )
+    watcher = _Watcher(task, probe, folder=folder, measured=bool(held_out))
+    every = train.preview_every_steps or max(1, plan.total_steps // 10)
+    header = _encoder_header(config, recipe, training)
+    loop.fit(
+        _batches(regions, config, first_step=loop.step),
+        stop=stop,
+        events=[Event(every=every, action=watcher.look)],
+        on_save=lambda: _save_encoder(folder, method, header),
+        what="Pretraining",
+    )
+
+
+def recipe_of(config: PretrainConfig | Any) -> Recipe:
+    """The preprocessing of a configuration."""
+    p = config.preprocess
+    return Recipe(
+        spacing_mm=p.spacing_mm,
+        orientation=p.orientation,
+        body_margin_mm=p.body_margin_mm,
+        body_threshold_hu=p.body_threshold_hu,
+    )
+
+
+def cache_root(request: PretrainRequest) -> Path:
+    """Where preprocessed scans are kept."""
+    if request.cache is not None:
+        return request.cache
+    beside = request.data[0] if request.data else request.output
+    return default_cache_dir(beside)
+
+
+def cached_volumes(
+    rows: Sequence[SeriesRow], recipe: Recipe, root: Path, *, folder: RunFolder
+) -> dict[str, CachedVolume]:
+    """Preprocess what is missing and open everything.
+
+    Scans that turn out to be unreadable are told and left out; the log names each.
+    """
+    cache = Cache(root, recipe)
+    missing = cache.missing(rows)
+    log.info("Cache %s: %d of %d scans to preprocess", root, len(missing), len(rows))
+    folder.update(message=f"Preprocessing {len(missing)} of {len(rows)} scans into {root}")
+    report = cache.build(rows)
+    for series, reason in report.failed.items():
+        log.warning("Left out %s: %s", series, reason)
+    return {row.id: cache.open(row.id) for row in rows if row.id not in report.failed}
+
+
+def split_held_out(ids: Sequence[str], *, share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Scans to learn from and scans to judge by, decided by the seed.
+
+    With fewer than ten scans none is held out, and never more than eight.
+    """
+    count = min(_HELD_OUT_AT_MOST, round(share * len(ids))) if len(ids) >= _HELD_OUT_FROM else 0
+    order = np.random.default_rng([seed, 2]).permutation(len(ids))
+    chosen = {ids[i] for i in order[:count]}
+    return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]
+
+
+def _batches(
+    regions: Regions, config: PretrainConfig, *, first_step: int
+) -> Iterator[list[Batch]]:
+    train = config.train
+    for samples in stream(
+        regions.read,
+        samples=len(regions.volumes),
+        batch_size=train.batch_size,
+        seed=train.seed,
+        first_step=first_step,
+        workers=config.data.workers,
+    ):
+        size = train.batch_size // train.accumulate
+        yield [
+            _batch(samples[i : i + size], seed=train.seed) for i in range(0, len(samples), size)
+        ]
+
+
+def _batch(samples: Sequence[tuple[NDArray[np.int16], Position]], *, seed: int) -> Batch:
+    import torch
+
+    from backend.views.randomness import derive_key
+
+    regions = torch.from_numpy(np.stack([voxels for voxels, _ in samples])).unsqueeze(1)
+    keys = [derive_key(seed, p.epoch, p.sample) for _, p in samples]
+    return Batch(regions, torch.tensor(keys))
+
+
+class _Watcher:
+    """Looks at the same scans again and again: pictures, and the error on what is hidden."""
+
+    def __init__(
+        self, task: PretrainTask, regions: Regions, *, folder: RunFolder, measured: bool
+    ) -> None:
+        self._task = task
+        self._regions = regions
+        self._folder = folder
+        self._measured = measured
+
+    def look(self, step: int) -> dict[str, float]:
+        """Write a triptych and, where scans are held out, measure the reconstruction on them."""
+        self._task.module.eval()
+        try:
+            errors = [
+                self._see(sample, step)
+                for sample in range(len(self._regions.volumes) if self._measured else 1)
+            ]
+        finally:
+            self._task.module.train()
+        if not self._measured:
+            return {}
+        predicted, filled = (sum(column) / len(errors) for column in zip(*errors, strict=True))
+        return {
+            "probe/held_out_error": predicted,
+            # What one gets without learning: hidden voxels take the mean of the visible ones.
+            "probe/held_out_error_of_mean": filled,
+        }
+
+    def _see(self, sample: int, step: int) -> tuple[float, float]:
+        from backend.losses.reconstruction import masked_l1
+
+        voxels, start = self._regions.centre(sample)
+        batch = _batch([(voxels, Position(sample, 0))], seed=self._regions.seed)
+        view = self._task.views(batch, plain=True)[0]
+        seen = self._task.module.reconstruct(view)
+        visible = seen.image[~seen.hidden.unsqueeze(1)].mean()
+        if sample == 0:
+            at = view.affine[0, :3, 3].tolist()
+            place: Index3 = (start[0] + int(at[0]), start[1] + int(at[1]), start[2] + int(at[2]))
+            self._draw(seen, place, step)
+        return (
+            float(masked_l1(seen.prediction, seen.image, seen.hidden)),
+            float(masked_l1(visible.expand_as(seen.image), seen.image, seen.hidden)),
+        )
+
+    def _draw(self, seen: Any, place: Index3, step: int) -> None:
+        from backend.previews import triptych_png, write_preview_volumes
+
+        image = seen.image[0, 0].cpu().numpy()
+        hidden = seen.hidden[0].cpu().numpy()
+        prediction = seen.prediction[0, 0].clamp(0, 1).cpu().numpy()
+        geometry = self._regions.volumes[0].geometry.cropped(place, image.shape)
+        masked = np.where(hidden, 0.0, image).astype(np.float32)
+        triptych_png(
+            self._folder.previews / f"step_{step:06d}.png",
+            inputs=image,
+            masked=masked,
+            reconstruction=prediction,
+            spacing_mm=geometry.spacing_mm,
+            title=f"Step {step}" + (", scan not trained on" if self._measured else ""),
+            hidden=hidden,
+        )
+        write_preview_volumes(
+            self._folder.previews,
+            step,
+            inputs=image,
+            masked=masked,
+            reconstruction=prediction,
+            geometry=geometry,
+            hu_window=self._task.hu_window,
+        )
+
+
+def _initialise(method: Smit, source: Path) -> None:
+    from backend.methods.teacher import follow
+    from backend.weights import load_into, load_weights, resolve_weights
+
+    file = resolve_weights(source, prefer=("encoder.safetensors",))
+    tensors, _ = load_weights(file)
+    report = load_into(method.encoder, tensors, minimum_share=0.9, what=str(file))
+    log.info("Started from %s\n%s", file, report.text())
+    follow(method.teacher, method.student, momentum=0.0)
+
+
+def _encoder_header(config: PretrainConfig, recipe: Recipe, ids: Sequence[str]) -> Any:
+    from backend.describe import citations, encoder_arguments, preprocessing, software_versions
+    from backend.weights import WeightsHeader
+
+    return WeightsHeader(
+        kind="encoder",
+        method=config.method.name,
+        preset=config.preset,
+        preprocessing=preprocessing(config.preprocess),
+        architecture={"encoder": encoder_arguments(config.method)},
+        fingerprint={
+            "scans": len(ids),
+            "sha256": hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest(),
+            "recipe": recipe.key(),
+        },
+        versions=software_versions(),
+        citations=citations(config.method.name),
+    )
+
+
+def _save_encoder(folder: RunFolder, method: Smit, header: Any) -> None:
+    from backend.weights import save_weights
+
+    save_weights(
+        folder.checkpoints / "encoder.safetensors", method.encoder.state_dict(), header
+    )
+
+
+def _write_report(run_folder: Path) -> None:
+    from backend.report import write_run_report
+
+    if (run_folder / "status.json").exists():
+        write_run_report(run_folder)

@@ -1,0 +1,72 @@
+"""Random numbers that follow from a key alone, drawn for a whole batch on any device.
+
+A view, a mask or a dropped branch must be the same whatever the device, the number of processes or
+the step a run was resumed at. So every sample carries a 64-bit key, and numbers are a hash of key
+and position (SplitMix64, doi:10.1145/2660193.2660195) instead of the state of a generator.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_MASK_64 = (1 << 64) - 1
+
+
+def derive_key(*parts: int) -> int:
+    """One signed 64-bit key of several whole numbers; their order matters."""
+    state = 0
+    for part in parts:
+        state = _mix((state + _GOLDEN + (part & _MASK_64)) & _MASK_64)
+    return _signed(state)
+
+
+def derive_keys(keys: Int64[Tensor, "b"], stream: int) -> Int64[Tensor, "b"]:
+    """A key of its own for each purpose or view of each sample."""
+    return _mix_tensor(keys + _signed(_mix(stream & _MASK_64)))
+
+
+def uniform(keys: Int64[Tensor, "b"], count: int, *, stream: int) -> Float[Tensor, "b count"]:
+    """Numbers in [0, 1), fp32, `count` for each key.
+
+    Args:
+        keys: one for each sample.
+        count: how many.
+        stream: what they are for; other streams give independent numbers.
+    """
+    steps = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64)
+    states = derive_keys(keys, stream).unsqueeze(1) + steps * _signed(_GOLDEN)
+    # The upper 24 bits fill the mantissa of an fp32 exactly.
+    return _shift_right(_mix_tensor(states), 40).to(torch.float32) * 2.0**-24
+
+
+def integers(
+    keys: Int64[Tensor, "b"], high: Int64[Tensor, "b n"] | int, count: int, *, stream: int
+) -> Int64[Tensor, "b count"]:
+    """Whole numbers in [0, high)."""
+    return (uniform(keys, count, stream=stream).double() * high).floor().to(torch.int64)
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * _MIX_1) & _MASK_64
+    z = ((z ^ (z >> 27)) * _MIX_2) & _MASK_64
+    return z ^ (z >> 31)
+
+
+def _mix_tensor(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * _signed(_MIX_1)
+    z = (z ^ _shift_right(z, 27)) * _signed(_MIX_2)
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    # torch has no unsigned 64-bit shift: shift with the sign and cut the sign's copies off.
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
