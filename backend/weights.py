@@ -10,6 +10,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -119,7 +120,9 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeade
             "Free some disk space or choose a folder that you may write to.",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Must not hide the error: the folder itself may be missing or closed.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_header(path: Path) -> WeightsHeader:
