@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -127,8 +128,11 @@ def value_problem(dataset: Any) -> str:
     kind = text(dataset, "RescaleType").upper()
     if kind not in _HU_TYPES:
         return f"not HU: RescaleType is {kind}"
-    if any(f.slope is None or f.intercept is None for f in frames_of(dataset)):
-        return "not HU: no RescaleSlope and RescaleIntercept"
+    for frame in frames_of(dataset):
+        if frame.slope is None or frame.intercept is None:
+            return "not HU: no RescaleSlope and RescaleIntercept"
+        if not math.isfinite(frame.intercept) or not math.isfinite(frame.slope) or not frame.slope:
+            return f"not HU: RescaleSlope {frame.slope}, RescaleIntercept {frame.intercept}"
     return ""
 
 
@@ -155,8 +159,12 @@ def pixel_problem(dataset: Any, rest: int) -> str:
 
 
 def short_hash(content: str) -> str:
-    """Twelve hex digits that stand for a text."""
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+    """Twelve characters that stand for a text.
+
+    The first is a letter, or spreadsheets would take "4190e7" for a number and rewrite it.
+    """
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return "abcdefghijklmnop"[int(digest[0], 16)] + digest[1:12]
 
 
 def _plain_frame(dataset: Any) -> Frame:
