@@ -117,7 +117,7 @@ def smoothed_chart(curve: Curve, *, wide: bool = False, color: int = 0) -> str:
         return inline_svg(figure, f"{curve.name} over training steps")
 
 
-def lines_chart(curves: Sequence[Curve], *, y_label: str, wide: bool = False) -> str:
+def lines_chart(curves: Sequence[Curve], *, title: str, wide: bool = False) -> str:
     """Curves as they are, for schedules, monitors and speed; a legend if there are several."""
     with _style():
         figure, ax = _figure(wide=wide, height=2.9 if wide else 2.2)
@@ -134,13 +134,13 @@ def lines_chart(curves: Sequence[Curve], *, y_label: str, wide: bool = False) ->
             )  # fmt: skip
         _finish_steps(
             ax,
-            y_label,
+            title,
             np.concatenate([part.low for part in bins]),
             np.concatenate([part.high for part in bins]),
         )
         if len(curves) > 1:
             _legend_beside(figure, ax)
-        return inline_svg(figure, f"{y_label} over training steps")
+        return inline_svg(figure, f"{title} over training steps")
 
 
 def dice_chart(organs: Sequence[Curve], mean: Curve | None) -> str:
@@ -166,7 +166,7 @@ def dice_chart(organs: Sequence[Curve], mean: Curve | None) -> str:
                 **_marker(len(part.steps)),
             )  # fmt: skip
         ax.set_ylim(0, 1)
-        ax.set_ylabel("Dice")
+        ax.set_title("Dice", loc="left", fontsize=9, color=_INK)
         ax.set_xlabel("step")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
         _legend_beside(figure, ax)
@@ -178,16 +178,23 @@ def _marker(points: int) -> dict[str, Any]:
     return {"marker": "o", "markersize": 3} if points <= 12 else {}
 
 
-def _finish_steps(ax: Any, y_label: str, low: Floats, high: Floats) -> None:
+def _finish_steps(ax: Any, title: str, low: Floats, high: Floats) -> None:
     ax.set_xlabel("step")
-    ax.set_ylabel(y_label)
+    ax.set_title(title, loc="left", fontsize=9, color=_INK)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     if len(low) and low.min() > 0 and high.max() > 20 * low.min():
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
         ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
+    tiny = len(high) > 0 and np.abs([low.min(), high.max()]).max() < 1e-3
+    ax.yaxis.set_major_formatter(FuncFormatter(_tiny_tick if tiny else lambda v, _: f"{v:,.6g}"))
+
+
+def _tiny_tick(value: float, _position: int) -> str:
+    """1.5e-4 rather than 0.00015."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
 # --- two arms side by side ------------------------------------------------------------------------

@@ -383,8 +383,9 @@ def contours_png(  # noqa: PLR0913 - image, two label maps and how to show them
     maps = [m for m in (reference, prediction) if m is not None]
     if image.ndim != 3 or any(m.shape != image.shape for m in maps):
         raise ValueError(f"image {image.shape} and label maps {[m.shape for m in maps]} differ")
-    shown = _presence(maps, labels, image.shape)
-    views = _choose_views(image, shown, spacing_mm)
+    # Chosen by the reference alone, so that the pictures of two models show the same slices.
+    guide = [reference] if reference is not None and reference.any() else maps
+    views = _choose_views(image, _presence(guide, labels, image.shape), spacing_mm)
     figure, axes, key = _layout(views)
     for view, ax in zip(views, axes, strict=True):
         _draw_view(ax, view, image, window)
@@ -392,7 +393,8 @@ def contours_png(  # noqa: PLR0913 - image, two label maps and how to show them
             _draw_contour(ax, view, prediction, label, dashed=False)
             _draw_contour(ax, view, reference, label, dashed=True)
     _draw_scale_bar(axes[0], views[0])
-    present = [label for label, mask in zip(labels, shown, strict=True) if mask.any()]
+    values = {int(value) for label_map in maps for value in np.unique(label_map)}
+    present = [label for label in labels if label.value in values]
     _draw_legend(key, present, has=(reference is not None, prediction is not None))
     figure.text(0.012, 0.99, title, color="white", fontsize=13, va="top", ha="left")
     with atomic_path(path) as temporary:

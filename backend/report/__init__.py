@@ -99,8 +99,7 @@ def _arms_chart(runs: Mapping[str, Path]) -> Chart | None:
     found = [renamed(c, name) for name, c in curves.items() if c is not None and has_points(c)]
     if not found:
         return None
-    svg = charts.lines_chart(found, y_label="mean validation Dice", wide=True)
-    return Chart(Markup(svg), wide=True)
+    return Chart(Markup(charts.dice_chart(found, None)), wide=True)
 
 
 def _render(template: str, **context: Any) -> str:

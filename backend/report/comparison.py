@@ -89,6 +89,7 @@ class Comparison:
     organs: Sequence[OrganRow]
     cases: Sequence[CaseRow]
     case_means: Sequence[tuple[str, float, float]]
+    means: tuple[float, float] | None
     sentences: Sequence[str]
     charts: Sequence[Chart]
 
@@ -103,6 +104,7 @@ def compare(arms: Mapping[str, Scores]) -> Comparison:
         organs=[_organ_row(organ, list(arms.values())) for organ in organs],
         cases=list(_case_rows(organs, list(arms.values()))),
         case_means=means,
+        means=(fmean(m[1] for m in means), fmean(m[2] for m in means)) if means else None,
         sentences=verdict(next(iter(arms)), list(arms)[1], means) if means else [],
         charts=[Chart(Markup(charts.comparison_chart(arms, part)), wide=True) for part in chunks],
     )

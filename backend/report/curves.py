@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from markupsafe import Markup
@@ -21,6 +22,14 @@ _HINTS = {
     "changes early, then levels off. Growth without end means that one answer takes over.",
     "grad_norm": "Size of the gradient. Healthy: stays within a band; lasting growth announces "
     "that the training diverges.",
+}
+
+
+_NAMES = {
+    "lr": "learning rate",
+    "ema_momentum": "teacher momentum (EMA)",
+    "volumes_per_s": "volumes per second",
+    "memory_mb": "memory, MB",
 }
 
 
@@ -71,7 +80,7 @@ def _loss_group(curves: Mapping[str, Curve]) -> ChartGroup:
     total = losses.pop("loss/total", None)
     shown = []
     if total is not None:
-        svg = charts.smoothed_chart(renamed(total, "total loss"), wide=True)
+        svg = charts.smoothed_chart(renamed(total, "total"), wide=True)
         shown.append(Chart(Markup(svg), wide=True))
     for k, (key, curve) in enumerate(losses.items(), start=1):
         name = key.removeprefix("loss/")
@@ -103,44 +112,60 @@ def _validation_group(curves: Mapping[str, Curve]) -> ChartGroup:
 
 
 def _monitor_group(curves: Mapping[str, Curve]) -> ChartGroup:
+    """Monitors; those of one kind share a chart and the sentence on how a healthy one looks."""
     monitors = {key: c for key, c in curves.items() if key.startswith("monitor/")}
-    text = "Does the network still tell things apart? These curves show a collapse before the loss."
-    return ChartGroup("Health", text, _single_charts(monitors))
+    shown = []
+    for word, hint in _HINTS.items():
+        alike = {key: monitors.pop(key) for key in list(monitors) if word in key}
+        shown += [Chart(chart.svg, hint) for chart in _joined_chart(alike)]
+    text = "Does the network still tell things apart? A collapse shows here before the loss does."
+    return ChartGroup("Health", text, [*shown, *_single_charts(monitors)])
+
+
+def _joined_chart(curves: Mapping[str, Curve]) -> list[Chart]:
+    """One chart of all curves, or none if nothing was recorded; titled by what the keys share."""
+    members = {key: c for key, c in curves.items() if has_points(c)}
+    if not members:
+        return []
+    tails = [key.rpartition("/")[2] for key in members]
+    shared = _shared_words(tails)
+    heads = {key.partition("/")[0] for key in members}
+    # monitor/entropy_cls and monitor/entropy_patch share "entropy", temperature/cls and
+    # temperature/patch share what stands before the slash.
+    title = shared or heads.pop()
+    lines = [
+        renamed(c, tail.removeprefix(shared).strip("_") or tail)
+        for c, tail in zip(members.values(), tails, strict=True)
+    ]
+    return [Chart(Markup(charts.lines_chart(lines, title=_readable(title))))]
+
+
+def _shared_words(names: Sequence[str]) -> str:
+    """The words that all names begin with: "entropy" of "entropy_cls" and "entropy_patch"."""
+    columns = zip(*(name.split("_") for name in names), strict=False)
+    alike = takewhile(lambda words: len(set(words)) == 1, columns)
+    return "_".join(words[0] for words in alike)
 
 
 def _joined_group(title: str, text: str, curves: Mapping[str, Curve]) -> ChartGroup:
     """One chart per prefix, with all its curves in it."""
-    shown = []
-    for prefix in dict.fromkeys(key.split("/")[0] for key in curves):
-        members = [
-            renamed(c, key.rpartition("/")[2])
-            for key, c in curves.items()
-            if key.split("/")[0] == prefix and has_points(c)
-        ]
-        if members:
-            label = prefix.replace("_", " ")
-            shown.append(Chart(Markup(charts.lines_chart(members, y_label=label))))
+    prefixes = dict.fromkeys(key.partition("/")[0] for key in curves)
+    shown = [
+        chart
+        for prefix in prefixes
+        for chart in _joined_chart(
+            {k: c for k, c in curves.items() if k.partition("/")[0] == prefix}
+        )
+    ]
     return ChartGroup(title, text, shown)
 
 
 def _single_charts(curves: Mapping[str, Curve]) -> list[Chart]:
-    shown = []
-    for key, curve in curves.items():
-        if has_points(curve):
-            label = key.partition("/")[2].replace("_", " ")
-            svg = charts.lines_chart([renamed(curve, label)], y_label=label)
-            hint = next((text for word, text in _HINTS.items() if word in key), "")
-            shown.append(Chart(Markup(svg), hint))
-    return _hints_once(shown)
+    return [chart for key, curve in curves.items() for chart in _joined_chart({key: curve})]
 
 
-def _hints_once(shown: Sequence[Chart]) -> list[Chart]:
-    """Say each hint under the last of the neighbouring charts it belongs to."""
-    captions = [*(chart.caption for chart in shown), ""]
-    return [
-        Chart(chart.svg, "" if chart.caption == captions[k + 1] else chart.caption, chart.wide)
-        for k, chart in enumerate(shown)
-    ]
+def _readable(name: str) -> str:
+    return _NAMES.get(name) or name.replace("_", " ")
 
 
 def has_points(curve: Curve) -> bool:

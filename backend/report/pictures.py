@@ -22,9 +22,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The chosen pictures, the newest first, and how many more there are."""
+    """The chosen pictures, and how many more there are.
+
+    Attributes:
+        shown: those of the latest step, or those given by name.
+        earlier: those of earlier steps, the first step first.
+        left_out: how many did not fit.
+    """
 
     shown: Sequence[Picture]
+    earlier: Sequence[Picture]
     left_out: int
 
 
@@ -51,8 +58,9 @@ def choose_pictures(folder: Path, *, budget_bytes: int = PICTURE_BUDGET_BYTES) -
                 left -= len(content)
                 pictures.append(_picture(content, _step_caption(step, last=step == steps[-1])))
         chosen[step] = pictures
-    shown = [picture for step in sorted(chosen, reverse=True) for picture in chosen[step]]
-    return Pictures(shown, len(files) - len(shown))
+    shown = [picture for step in steps[-1:] for picture in chosen[step]]
+    earlier = [picture for step in steps[:-1] for picture in chosen.get(step, [])]
+    return Pictures(shown, earlier, len(files) - len(shown) - len(earlier))
 
 
 def _telling_order(steps: Sequence[int]) -> list[int]:
@@ -83,4 +91,4 @@ def given_pictures(pictures: Mapping[str, Path]) -> Pictures:
         if len(content) <= left:
             left -= len(content)
             shown.append(_picture(content, caption))
-    return Pictures(shown, len(pictures) - len(shown))
+    return Pictures(shown, [], len(pictures) - len(shown))

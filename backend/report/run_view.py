@@ -100,7 +100,7 @@ def _lead(run: RunFiles) -> str:
         words.append(f"on {plural(scans, 'scan')}")
     if (step := run.status.get("step")) is not None:
         words.append(f"for {plural(int(step), 'step')}")
-    if (seconds := _wall_seconds(run)) is not None:
+    if (seconds := _seconds(run)) is not None:
         words.append(f"in {duration_text(seconds)}")
     if device := run.find("device_name", "device"):
         words.append(f"on {device}")
@@ -139,7 +139,7 @@ def _figures(run: RunFiles) -> list[Figure]:
     step, total = run.status.get("step"), run.status.get("total_steps")
     if step is not None:
         figures.append(Figure("Steps", f"{step:,}", f"of {total:,}" if total else ""))
-    if (seconds := _wall_seconds(run)) is not None:
+    if (seconds := _seconds(run)) is not None:
         figures.append(Figure("Time", duration_text(seconds)))
     if (mean := run.curves.get("val/dice_mean")) is not None and np.isfinite(mean.values).any():
         best = int(np.nanargmax(mean.values))
@@ -257,12 +257,12 @@ def _count(run: RunFiles, *names: str) -> int | None:
     return None
 
 
-def _wall_seconds(run: RunFiles) -> float | None:
-    """From start to last heartbeat, else the time in the metrics."""
-    ends = [_moment(run.status.get(key)) for key in ("started", "updated")]
-    if ends[0] is not None and ends[1] is not None and ends[1] >= ends[0]:
-        return ends[1] - ends[0]
-    return run.seconds
+def _seconds(run: RunFiles) -> float | None:
+    """Training time as recorded with the metrics, else from start to last heartbeat."""
+    started, updated = _moment(run.status.get("started")), _moment(run.status.get("updated"))
+    if run.seconds is not None or started is None or updated is None:
+        return run.seconds
+    return max(0.0, updated - started)
 
 
 def _moment(value: object) -> float | None:
