@@ -98,6 +98,11 @@ class SwinConfig:
         return len(self.depths) - (0 if self.final_merge else 1)
 
     @property
+    def token_stride(self) -> int:
+        """Voxels per token of the last stage."""
+        return int(self.patch * 2 ** (len(self.depths) - 1))
+
+    @property
     def stride(self) -> int:
         """Voxels per cell of the bottleneck."""
         return int(self.patch * 2**self.merges)
@@ -242,15 +247,10 @@ class PretrainConfig:
     @model_validator(mode="after")
     def _check(self) -> PretrainConfig:
         _check_crop(self.views.crop, self.method, name="views.crop")
-        if self.views.crop % self.method.mask_cell:
+        if self.method.mask_cell != self.method.encoder.token_stride:
             raise ValueError(
-                f"views.crop {self.views.crop} is no multiple of method.mask_cell "
-                f"{self.method.mask_cell}"
-            )
-        if self.method.mask_cell % self.method.encoder.patch:
-            raise ValueError(
-                f"method.mask_cell {self.method.mask_cell} is no multiple of "
-                f"method.encoder.patch {self.method.encoder.patch}"
+                f"method.mask_cell {self.method.mask_cell} must be what a distilled token stands "
+                f"for, {self.method.encoder.token_stride} voxels"
             )
         return self
 

@@ -246,7 +246,7 @@ def _asked(request: PretrainRequest, method: str) -> PretrainConfig:
 
 
 def _stored(request: PretrainRequest, config: PretrainConfig) -> dict[str, Any]:
-    from backend.describe import software_versions
+    from backend.provenance import software_versions
 
     return {
         "schema": config.schema_version,
@@ -514,7 +514,12 @@ def _initialise(method: Smit, source: Path) -> None:
 
 
 def _encoder_header(config: PretrainConfig, recipe: Recipe, ids: Sequence[str]) -> Any:
-    from backend.describe import citations, encoder_arguments, preprocessing, software_versions
+    from backend.provenance import (
+        citations,
+        encoder_arguments,
+        preprocessing,
+        software_versions,
+    )
     from backend.weights import WeightsHeader
 
     return WeightsHeader(

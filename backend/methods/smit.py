@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from backend.config import SmitConfig
@@ -161,7 +161,7 @@ class Smit(nn.Module):
             targets = self._targets(image, settings)
             student_tokens = self.student.tokens(features)
             if c.weight_mpd:
-                terms["mpd"] = self._mpd(student_tokens, targets.patch, mask.grid)
+                terms["mpd"] = self._mpd(student_tokens, targets.patch, mask.hidden)
                 total = total + c.weight_mpd * terms["mpd"]
             if c.weight_itd:
                 terms["itd"] = self._itd(student_tokens, targets.whole)
@@ -227,18 +227,17 @@ class Smit(nn.Module):
         self,
         tokens: Float[Tensor, "b n c"],
         target: Float[Tensor, "b n k"],
-        cells: Bool[Tensor, "b gz gy gx"],
+        hidden: Int64[Tensor, "b h"],
     ) -> Tensor:
         """Eq. 2: hidden tokens of the same view; mean over tokens, samples and both views.
 
-        Every sample hides the same number of tokens, so the mean over all of them is the mean
-        over samples of the mean over a sample's tokens.
+        A token stands for one cell of the mask, and every sample hides the same number of them,
+        so the mean over all is the mean over samples of the mean over a sample's tokens.
         """
-        edge = round(tokens.shape[1] ** (1 / 3))
-        hidden = upsample_cells(cells, (edge, edge, edge)).flatten(1)
         # Only hidden tokens go through the head: the others do not enter the loss.
-        logits = self.student.patch_head(tokens[hidden])
-        return cross_entropy(target[hidden], logits, self.config.student_temperature).mean()
+        logits = self.student.patch_head(_pick(tokens, hidden))
+        wanted = _pick(target, hidden)
+        return cross_entropy(wanted, logits, self.config.student_temperature).mean()
 
     def _itd(self, tokens: Float[Tensor, "b n c"], target: Float[Tensor, "b k"]) -> Tensor:
         """Eq. 4 across views: the teacher's v for the student's masked u, and the reverse.
@@ -261,6 +260,10 @@ class Smit(nn.Module):
             "centre_norm_patch": self.patch_centre.value.norm(),
             "centre_norm_cls": self.class_centre.value.norm(),
         }
+
+
+def _pick(tokens: Float[Tensor, "b n c"], index: Int64[Tensor, "b h"]) -> Float[Tensor, "b h c"]:
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 class _Targets(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Float
@@ -43,10 +45,17 @@ class PrototypeHead(nn.Module):
     def forward(self, tokens: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch prototypes"]:
         """Cosine of each token to each prototype, in fp32 whatever the autocast."""
         projected = self.mlp(tokens)
-        with torch.autocast(projected.device.type, enabled=False):
+        with _full_precision(projected.device.type):
             unit = F.normalize(projected.float(), dim=-1, eps=1e-6)
             weight = F.normalize(self.prototypes.float(), dim=-1) * self.prototype_length
             return F.linear(unit, weight)
+
+
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager[None]:
+    # Counting on the meta device computes nothing, and knows no autocast.
+    if device_type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 class PixelHead(nn.Module):

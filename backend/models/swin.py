@@ -286,13 +286,14 @@ def join_windows(x: Float[Tensor, "b w n c"], window: Grid, size: Grid) -> Float
     return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, z, y, width, c)
 
 
+# The tables are cached on the processor, whatever the default device is when they are made.
 @lru_cache(maxsize=64)
 def relative_index(window: Grid, table_window: int) -> Tensor:
     """Row of the bias table for each pair of tokens of a window. Shape (n, n), whole numbers.
 
     A window smaller than the table's uses the rows of the offsets that occur in it.
     """
-    coordinates = torch.tensor(list(product(*(range(n) for n in window))))
+    coordinates = torch.tensor(list(product(*(range(n) for n in window))), device="cpu")
     offset = coordinates[:, None] - coordinates[None] + table_window - 1
     edge = 2 * table_window - 1
     return (offset[..., 0] * edge + offset[..., 1]) * edge + offset[..., 2]
@@ -301,7 +302,7 @@ def relative_index(window: Grid, table_window: int) -> Tensor:
 @lru_cache(maxsize=64)
 def shift_mask(size: Grid, window: Grid, shift: Grid) -> Tensor:
     """Keeps apart tokens that only meet because the grid was rolled. Shape (w, n, n), 0 or -inf."""
-    region = torch.zeros(1, *size, 1)
+    region = torch.zeros(1, *size, 1, device="cpu")
     spans = [
         (slice(0, -w), slice(-w, -s), slice(-s, None)) if s else (slice(None),)
         for w, s in zip(window, shift, strict=True)
@@ -310,7 +311,7 @@ def shift_mask(size: Grid, window: Grid, shift: Grid) -> Tensor:
         region[:, z, y, x] = number
     ids = split_windows(region, window).squeeze(0).squeeze(-1)  # (w, n)
     apart = ids[:, :, None] != ids[:, None, :]
-    return torch.zeros(apart.shape).masked_fill_(apart, float("-inf"))
+    return torch.zeros(apart.shape, device="cpu").masked_fill_(apart, float("-inf"))
 
 
 def branch_rates(drop_path: float, sites: int) -> list[float]:

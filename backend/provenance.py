@@ -1,0 +1,55 @@
+"""What a weights file and a run say of where they come from."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import backend
+from backend.config import MethodConfig, PreprocessConfig
+
+_PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "pydicom", "blosc2", "safetensors")
+
+_CITATIONS: dict[str, tuple[str, ...]] = {
+    "smit": (
+        "Jiang J, Tyagi N, Tringale K, Crane C, Veeraraghavan H. Self-supervised 3D anatomy "
+        "segmentation using self-distilled masked image transformer (SMIT). MICCAI 2022, "
+        "LNCS 13434, 556-566. doi:10.1007/978-3-031-16440-8_53",
+    ),
+}
+
+
+def citations(method: str) -> tuple[str, ...]:
+    """The papers to cite when a method was used."""
+    return _CITATIONS[method]
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of this program and of what it computes with, without importing any of it."""
+    versions = {"backend": backend.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "missing"
+    return versions
+
+
+def preprocessing(config: PreprocessConfig) -> dict[str, Any]:
+    """The preprocessing as it stands in a weights header; spacing is (z, y, x)."""
+    return {
+        "spacing_mm": list(config.spacing_mm),
+        "orientation": config.orientation,
+        "hu_window": list(config.hu_window),
+        "body_margin_mm": config.body_margin_mm,
+        "body_threshold_hu": config.body_threshold_hu,
+    }
+
+
+def encoder_arguments(config: MethodConfig) -> dict[str, Any]:
+    """What builds the encoder again; how it was trained (drop-path) is not part of it."""
+    arguments = asdict(config.encoder)
+    arguments.pop("drop_path")
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
