@@ -146,7 +146,9 @@ def _image(volume: Volume) -> SimpleITK.Image:
 
 
 def _holds(path: Path, voxels: NDArray[np.generic]) -> bool:
-    return np.array_equal(SimpleITK.GetArrayViewFromImage(SimpleITK.ReadImage(str(path))), voxels)
+    # The view lives only as long as its image.
+    image = SimpleITK.ReadImage(str(path))
+    return np.array_equal(SimpleITK.GetArrayViewFromImage(image), voxels)
 
 
 def _require_named(path: Path, voxels: NDArray[np.generic], labels: Sequence[Label]) -> None:

@@ -54,11 +54,7 @@ def _reference(logits: NDArray[np.float32], fine: Geometry, coarse: Geometry) ->
 
 def _slabs(logits: NDArray[np.float32], cuts: tuple[int, ...]) -> list[tuple[int, torch.Tensor]]:
     edges = [0, *cuts, logits.shape[1]]
-    return [
-        (a, torch.from_numpy(logits[:, a:b]))
-        for a, b in pairwise(edges)
-        if a < b
-    ]
+    return [(a, torch.from_numpy(logits[:, a:b])) for a, b in pairwise(edges) if a < b]
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

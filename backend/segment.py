@@ -1,0 +1,453 @@
+"""The recipe behind `backend segment`: scans in, label files and volumes in millilitres out."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from backend import __version__
+from backend.data.index import usable_series
+from backend.data.label_files import (
+    ENDINGS,
+    split_ending,
+    value_counts,
+    write_labels_file,
+    written_whole,
+)
+from backend.data.labels import Label
+from backend.data.readers import read_volume
+from backend.engine.device import resolve_device
+from backend.errors import BackendError, ResourceError, ScanError, UserError
+from backend.geometry import Volume
+from backend.inference.predictor import (
+    Predictor,
+    header_labels,
+    load_predictor,
+    require_segmentation,
+)
+from backend.progress import progress
+from backend.weights import read_header, resolve_weights
+
+SCHEMA = 1
+"""Version of the JSON beside every label file."""
+
+# Says nothing about whose scan it is: then the folder's name does.
+_GENERIC_STEMS = {"ct", "image", "img", "imaging", "scan", "volume"}
+_NNUNET_CHANNEL = "_0000"
+_LISTED = 5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """One scan to segment.
+
+    Attributes:
+        name: of its outputs, without ending; unique in a run.
+        files: what to read.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureVolume:
+    """How much of a scan is one structure."""
+
+    value: int
+    name: str
+    voxels: int
+    ml: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmented:
+    """A finished scan.
+
+    Attributes:
+        name: of the scan.
+        file: its label file.
+        volumes: one per structure, absent ones included.
+        reused: whether it was there already, from the same weights and scan.
+    """
+
+    name: str
+    file: Path
+    volumes: tuple[StructureVolume, ...]
+    reused: bool = False
+
+
+def run(
+    model: Path,
+    input: Path,  # noqa: A002 -- the option's own name
+    output: Path,
+    *,
+    device: str = "auto",
+    structures: Sequence[str] | None = None,
+    overwrite: bool = False,
+    ending: str = ".nii.gz",
+) -> list[Segmented]:
+    """Segment one scan into a file, or all scans of a folder into a folder.
+
+    Beside every label file stands `<name>.json` with the volumes in ml, and for a folder
+    `volumes.csv` with all of them. In a folder, what the same weights made of the same scan before
+    is kept, so that an interrupted run goes on where it stopped; anything else that is there
+    already is refused before the work starts, unless `overwrite`.
+
+    Args:
+        model: weights of a segmentation network, or its run folder.
+        input: a volume file, a DICOM series, a folder of scans or an index.csv.
+        output: a label file (its ending says the format) or a folder.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        structures: names of those to write; None means all.
+        overwrite: replace label files that are there already.
+        ending: format of the files in an output folder.
+
+    Returns:
+        What was written or kept, in the order of the scans.
+
+    Raises:
+        UserError: for anything wrong with the options; at the end, if scans failed.
+        ResourceError: if memory or disk do not suffice.
+    """
+    weights = resolve_weights(model, prefer=("model.safetensors", "best.safetensors"))
+    header = read_header(weights)
+    require_segmentation(header, weights)
+    labels = chosen_labels(header_labels(header), structures)
+    single = _is_label_file(output)
+    scans = find_scans(input, single=single)
+    if single:
+        targets = {scans[0].name: output}
+    else:
+        split_ending(Path(f"name{ending}"))
+        targets = {scan.name: output / f"{scan.name}{ending}" for scan in scans}
+    _require_writable(scans, targets)
+    digest = _digest(weights)
+    records = {scan.name: _record(scan, digest, labels) for scan in scans}
+    results = _already_done(scans, targets, records, overwrite=overwrite)
+    failed: dict[str, BackendError] = {}
+    waiting = [scan for scan in scans if scan.name not in results]
+    if waiting:
+        predictor = load_predictor(weights, device=str(resolve_device(device)))
+        for scan in _shown(waiting):
+            begin = time.monotonic()
+            try:
+                found = _labels_of(predictor, scan, labels, show_windows=len(waiting) == 1)
+            except (ScanError, ResourceError) as error:
+                if single:
+                    raise
+                _log.warning("%s: %s", scan.name, error)
+                failed[scan.name] = error
+                continue
+            content = {
+                "schema": SCHEMA,
+                "name": scan.name,
+                "made_from": records[scan.name],
+                "method": header.method,
+                "preset": header.preset,
+                "device": str(predictor.device),
+                "version": __version__,
+                "seconds": round(time.monotonic() - begin, 2),
+            }
+            # A disk that is full or read-only stops the run: every later scan would meet it too.
+            results[scan.name] = _write(found, targets[scan.name], labels, content)
+    done = [results[scan.name] for scan in scans if scan.name in results]
+    if not single and done:
+        _write_table(output / "volumes.csv", done)
+    _tell(done)
+    _raise_failures(failed, total=len(scans))
+    return done
+
+
+def find_scans(path: Path, *, single: bool) -> list[Scan]:
+    """The scans meant by a path, each with a name of its own.
+
+    Args:
+        path: a volume file, a DICOM series, a folder of scans or an index.csv.
+        single: whether there must be exactly one.
+
+    Raises:
+        UserError: if there is none, or there are several where one is needed.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder.", "Give a scan or a folder of scans.")
+    if path.is_file() and path.suffix.lower() != ".csv":
+        return [Scan(name=_stem(path), files=(path.resolve(),))]
+    rows = usable_series([path])
+    if single and len(rows) > 1:
+        named = ", ".join(f"{row.id} ({row.path})" for row in rows[:_LISTED])
+        raise UserError(
+            f"{path}: {len(rows)} usable series, but the output is one file: {named}"
+            + (", ..." if len(rows) > _LISTED else "."),
+            "Give one of them as input, or a folder as output.",
+        )
+    root = path if path.is_dir() else path.parent
+    names = scan_names([(row.id, tuple(row.files)) for row in rows], root=root.resolve())
+    return [Scan(name=name, files=tuple(row.files)) for name, row in zip(names, rows, strict=True)]
+
+
+def scan_names(rows: Sequence[tuple[str, tuple[Path, ...]]], *, root: Path) -> list[str]:
+    """A name for each series, the shortest kind that tells all of them apart.
+
+    A single file is named after itself, after its folder if its own name says nothing ("ct"), or
+    after its way from `root`. A DICOM series of several files is named by its id: what stands in
+    its headers never becomes a file name.
+
+    Args:
+        rows: `(id, files)` of each series.
+        root: the folder that was searched.
+    """
+    single = [(identity, files[0]) for identity, files in rows if len(files) == 1]
+    taken = {identity for identity, files in rows if len(files) != 1}
+    kinds: tuple[Callable[[str, Path], str], ...] = (
+        lambda _identity, file: _stem(file),
+        lambda _identity, file: file.parent.name,
+        lambda _identity, file: _way(file, root),
+        lambda identity, file: f"{_stem(file)}_{identity}",
+    )
+    chosen: dict[str, str] = {}
+    for kind in kinds:
+        chosen = {identity: kind(identity, file) for identity, file in single}
+        # Names that differ in case alone are one file on many systems.
+        folded = Counter(name.lower() for name in [*chosen.values(), *taken])
+        if max(folded.values(), default=0) <= 1 and not _GENERIC_STEMS & folded.keys():
+            break
+    return [chosen.get(identity, identity) for identity, _ in rows]
+
+
+def chosen_labels(labels: Sequence[Label], structures: Sequence[str] | None) -> tuple[Label, ...]:
+    """The labels of the wanted names, in the network's order.
+
+    Raises:
+        UserError: for a name that the network does not know, with the nearest that it does.
+    """
+    if structures is None:
+        return tuple(labels)
+    known = [label.name for label in labels]
+    for name in structures:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It knows: {', '.join(known)}."
+            raise UserError(f"Structure {name!r} is not one of this network's.", hint)
+    if not structures:
+        raise UserError("No structure is chosen.", f"Name some of: {', '.join(known)}.")
+    return tuple(label for label in labels if label.name in structures)
+
+
+def keep_labels(volume: Volume, labels: Sequence[Label]) -> Volume:
+    """The same map with all other values set to background."""
+    kept = np.isin(volume.voxels, [label.value for label in labels])
+    return Volume(np.where(kept, volume.voxels, 0).astype(volume.voxels.dtype), volume.geometry)
+
+
+def structure_volumes(volume: Volume, labels: Sequence[Label]) -> tuple[StructureVolume, ...]:
+    """Voxels and millilitres of every label, absent ones with 0."""
+    counts = value_counts(volume.voxels)
+    return tuple(
+        StructureVolume(
+            value=label.value,
+            name=label.name,
+            voxels=(voxels := int(counts[label.value]) if label.value < len(counts) else 0),
+            ml=round(voxels * volume.geometry.voxel_ml, 4),
+        )
+        for label in labels
+    )
+
+
+def _labels_of(
+    predictor: Predictor, scan: Scan, labels: Sequence[Label], *, show_windows: bool
+) -> Volume:
+    volume = read_volume(scan.files)
+    with _window_bar(shown=show_windows) as windows:
+        return keep_labels(predictor.segment(volume, progress=windows), labels)
+
+
+def _write(
+    found: Volume, target: Path, labels: Sequence[Label], content: dict[str, Any]
+) -> Segmented:
+    """The label file first, then its report: a report says that both are whole."""
+    volumes = structure_volumes(found, labels)
+    report = _report_path(target)
+    with written_whole(report) as temporary:
+        # Until the new label file is whole, no report vouches for it.
+        temporary.write_text("{}", encoding="utf-8")
+    write_labels_file(target, found, labels)
+    content = content | {"structures": [asdict(entry) for entry in volumes]}
+    with written_whole(report) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    return Segmented(name=content["name"], file=target, volumes=volumes)
+
+
+def _require_writable(scans: Sequence[Scan], targets: dict[str, Path]) -> None:
+    """Find out before the work, not after it; a scan is never replaced by its labels."""
+    sources = {file.resolve() for scan in scans for file in scan.files}
+    for target in targets.values():
+        if target.resolve() in sources:
+            raise UserError(
+                f"{target}: this is one of the scans.", "Choose another folder or name as output."
+            )
+    probe = next(iter(targets.values())).with_name(".writable")
+    with written_whole(probe) as temporary:
+        temporary.touch()
+    probe.unlink()
+
+
+def _already_done(
+    scans: Sequence[Scan],
+    targets: dict[str, Path],
+    records: dict[str, dict[str, Any]],
+    *,
+    overwrite: bool,
+) -> dict[str, Segmented]:
+    """Finished scans that need no second pass; anything else in the way is refused."""
+    if overwrite:
+        return {}
+    done: dict[str, Segmented] = {}
+    in_the_way: list[Path] = []
+    for scan in scans:
+        target = targets[scan.name]
+        if not target.exists():
+            continue
+        content = _read_report(_report_path(target))
+        if len(scans) > 1 and content is not None and content["made_from"] == records[scan.name]:
+            volumes = tuple(StructureVolume(**entry) for entry in content["structures"])
+            done[scan.name] = Segmented(name=scan.name, file=target, volumes=volumes, reused=True)
+        else:
+            in_the_way.append(target)
+    if in_the_way:
+        named = ", ".join(str(path) for path in in_the_way[:_LISTED])
+        more = f" and {len(in_the_way) - _LISTED} more" if len(in_the_way) > _LISTED else ""
+        raise UserError(
+            f"There already: {named}{more}.", "Choose another output, or add --overwrite."
+        )
+    return done
+
+
+def _record(scan: Scan, digest: str, labels: Sequence[Label]) -> dict[str, Any]:
+    """What decides the result: equal records give equal label files."""
+    stats = [(file.name, file.stat()) for file in sorted(scan.files)]
+    text = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    return {
+        "weights_sha256": digest,
+        "scan_files": len(stats),
+        "scan_fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "structures": [label.name for label in labels],
+    }
+
+
+def _read_report(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    complete = isinstance(content, dict) and {"made_from", "structures"} <= content.keys()
+    return content if complete and content.get("schema") == SCHEMA else None
+
+
+def _report_path(target: Path) -> Path:
+    return target.with_name(f"{split_ending(target)[0]}.json")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _is_label_file(path: Path) -> bool:
+    """Whether an output names one file; other file endings are refused, not made a folder."""
+    if path.is_dir():
+        return False
+    if path.name.lower().endswith(ENDINGS):
+        return True
+    if path.is_file() or path.suffix.lower() in (".gz", ".dcm", ".nhdr", ".mhd", ".png", ".json"):
+        split_ending(path)
+    return False
+
+
+def _stem(file: Path) -> str:
+    name = file.name
+    for known in (*ENDINGS, ".nhdr", ".mhd", ".dcm", ".dicom", ".ima"):
+        if name.lower().endswith(known):
+            name = name[: -len(known)]
+            break
+    return name.removesuffix(_NNUNET_CHANNEL) or file.parent.name
+
+
+def _way(file: Path, root: Path) -> str:
+    inside = file.relative_to(root) if file.is_relative_to(root) else file
+    return "_".join((*inside.parent.parts[-3:], _stem(file))).replace("/", "")
+
+
+def _shown(scans: Sequence[Scan]) -> Iterator[Scan]:
+    if len(scans) == 1:
+        return iter(scans)
+    return progress(scans, what="Segmenting", unit="scan")
+
+
+@contextmanager
+def _window_bar(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar over the windows of a single scan, for `Predictor.segment`."""
+    if not shown:
+        yield None
+        return
+    interval = 0.1 if sys.stderr.isatty() else 5.0
+    with tqdm(desc="Segmenting", unit=" window", mininterval=interval, file=sys.stderr) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell
+
+
+def _write_table(path: Path, done: Sequence[Segmented]) -> None:
+    """All volumes, one row per scan and structure."""
+    with (
+        written_whole(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(("case", "structure", "value", "voxels", "ml"))
+        for result in done:
+            for entry in result.volumes:
+                writer.writerow((result.name, entry.name, entry.value, entry.voxels, entry.ml))
+
+
+def _tell(done: Sequence[Segmented]) -> None:
+    if len(done) == 1:
+        for entry in done[0].volumes:
+            sys.stdout.write(f"{entry.name:<30} {entry.ml:>12.2f} ml\n")
+        sys.stdout.write(f"Written: {done[0].file}\n")
+    elif done:
+        kept = sum(result.reused for result in done)
+        text = f" ({kept} of them kept from before)" if kept else ""
+        sys.stdout.write(f"{len(done)} scans{text}, volumes in {done[0].file.parent}/volumes.csv\n")
+
+
+def _raise_failures(failed: dict[str, BackendError], *, total: int) -> None:
+    if not failed:
+        return
+    if len(failed) == total == 1:
+        raise next(iter(failed.values()))
+    reasons = "; ".join(f"{name}: {error.message}" for name, error in failed.items())
+    only_memory = all(isinstance(error, ResourceError) for error in failed.values())
+    kind = ResourceError if only_memory else UserError
+    raise kind(
+        f"{len(failed)} of {total} scans could not be segmented. {reasons}",
+        "The others are done; the same command tries only the failed ones again.",
+    )
