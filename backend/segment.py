@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from backend import __version__
-from backend.data.index import usable_series
+from backend.data.index import read_index, refusals
 from backend.data.label_files import (
     ENDINGS,
     split_ending,
@@ -30,6 +30,8 @@ from backend.data.label_files import (
 )
 from backend.data.labels import Label
 from backend.data.readers import read_volume
+from backend.data.scan import scan as scan_folders
+from backend.data.series import SeriesRow
 from backend.engine.device import resolve_device
 from backend.errors import BackendError, ResourceError, ScanError, UserError
 from backend.geometry import Volume
@@ -49,6 +51,7 @@ SCHEMA = 1
 _GENERIC_STEMS = {"ct", "image", "img", "imaging", "scan", "volume"}
 _NNUNET_CHANNEL = "_0000"
 _LISTED = 5
+_LISTED_REFUSALS = 20
 _log = logging.getLogger(__name__)
 
 
@@ -139,7 +142,7 @@ def run(
     _require_writable(scans, targets)
     digest = _digest(weights)
     records = {scan.name: _record(scan, digest, labels) for scan in scans}
-    results = _already_done(scans, targets, records, overwrite=overwrite)
+    results = {} if overwrite else _already_done(scans, targets, records, resume=not single)
     failed: dict[str, BackendError] = {}
     waiting = [scan for scan in scans if scan.name not in results]
     if waiting:
@@ -188,7 +191,11 @@ def find_scans(path: Path, *, single: bool) -> list[Scan]:
         raise UserError(f"{path}: no such file or folder.", "Give a scan or a folder of scans.")
     if path.is_file() and path.suffix.lower() != ".csv":
         return [Scan(name=_stem(path), files=(path.resolve(),))]
-    rows = usable_series([path])
+    found = read_index(path) if path.is_file() else scan_folders([path]).rows
+    rows = [row for row in found if row.verdict == "usable"]
+    if not rows:
+        raise UserError(f"{path}: no usable CT series.", refusals(found))
+    _tell_refused([row for row in found if row.verdict != "usable"])
     if single and len(rows) > 1:
         named = ", ".join(f"{row.id} ({row.path})" for row in rows[:_LISTED])
         raise UserError(
@@ -312,11 +319,9 @@ def _already_done(
     targets: dict[str, Path],
     records: dict[str, dict[str, Any]],
     *,
-    overwrite: bool,
+    resume: bool,
 ) -> dict[str, Segmented]:
     """Finished scans that need no second pass; anything else in the way is refused."""
-    if overwrite:
-        return {}
     done: dict[str, Segmented] = {}
     in_the_way: list[Path] = []
     for scan in scans:
@@ -324,7 +329,7 @@ def _already_done(
         if not target.exists():
             continue
         content = _read_report(_report_path(target))
-        if len(scans) > 1 and content is not None and content["made_from"] == records[scan.name]:
+        if resume and content is not None and content["made_from"] == records[scan.name]:
             volumes = tuple(StructureVolume(**entry) for entry in content["structures"])
             done[scan.name] = Segmented(name=scan.name, file=target, volumes=volumes, reused=True)
         else:
@@ -340,7 +345,8 @@ def _already_done(
 
 def _record(scan: Scan, digest: str, labels: Sequence[Label]) -> dict[str, Any]:
     """What decides the result: equal records give equal label files."""
-    stats = [(file.name, file.stat()) for file in sorted(scan.files)]
+    # A file that is gone by now is told when its scan's turn comes.
+    stats = [(file.name, file.stat()) for file in sorted(scan.files) if file.is_file()]
     text = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
     return {
         "weights_sha256": digest,
@@ -426,6 +432,14 @@ def _write_table(path: Path, done: Sequence[Segmented]) -> None:
         for result in done:
             for entry in result.volumes:
                 writer.writerow((result.name, entry.name, entry.value, entry.voxels, entry.ml))
+
+
+def _tell_refused(rows: Sequence[SeriesRow]) -> None:
+    for row in rows[:_LISTED_REFUSALS]:
+        sys.stdout.write(f"Left out: {row.path}: {row.reason}\n")
+    if len(rows) > _LISTED_REFUSALS:
+        rest = len(rows) - _LISTED_REFUSALS
+        sys.stdout.write(f"Left out: {rest} more; `backend scan` lists them all\n")
 
 
 def _tell(done: Sequence[Segmented]) -> None:
