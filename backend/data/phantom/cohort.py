@@ -321,7 +321,7 @@ def _broken_series(job: _Job, root: Path, ct: Volume) -> list[CohortEntry]:
             write_series(root / "original", ct, chosen),
         ),
     }
-    shutil.copytree(root / "original", root / "copy_of_original")
+    shutil.copytree(root / "original", root / "original_copy")
     reasons = {
         "localizer": "a localizer",
         "missing_slice": "a slice is missing",
@@ -335,7 +335,7 @@ def _broken_series(job: _Job, root: Path, ct: Volume) -> list[CohortEntry]:
         for name, (s, _) in written.items()
     ]
     uid = entries[-1].series
-    twin = _entry(job, root / "copy_of_original", "DICOM", reason="one of the two", series=uid)
+    twin = _entry(job, root / "original_copy", "DICOM", reason="one of the two", series=uid)
     return [*entries, twin]
 
 
