@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +15,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import SimpleITK
-from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from backend.data.stacking import axes_problem, orthonormal
@@ -32,6 +34,7 @@ FORMATS = {
 _NIFTI_LABEL_INTENT = 1002
 _DETACHED_KEYS = {".nhdr": ("data file:", "datafile:"), ".mhd": ("elementdatafile =",)}
 _HEADER_LIMIT = 1 << 16
+_DRAIN = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,10 @@ def read_stored(path: Path) -> Stored:
         ScanError: if the file is cut short or corrupt; the message does not name the file.
     """
     if format_of(path) == "NIfTI":
-        with _told_as_unreadable():
-            proxy = _open_nifti(path).dataobj
-            raw = np.asanyarray(proxy.get_unscaled())
-            shape = raw.shape[:3]
-            return Stored(raw.reshape(shape, order="F").T, float(proxy.slope), float(proxy.inter))
-    with _told_as_unreadable():
-        return Stored(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), 1.0, 0.0)
+        return _nifti_stored(path)
+    with _told_as_unreadable("voxels are missing or corrupt"), _native_silence():
+        image = SimpleITK.ReadImage(str(path))
+    return Stored(SimpleITK.GetArrayFromImage(image), 1.0, 0.0)
 
 
 def segment_values(path: Path) -> dict[str, str]:
@@ -108,20 +108,47 @@ def detached_data(path: Path) -> Path | None:
     return None
 
 
+def _nifti_stored(path: Path) -> Stored:
+    with _told_as_unreadable(), _nifti_stream(path) as (kind, stream):
+        image = kind.from_stream(stream)
+        raw = np.asanyarray(image.dataobj.get_unscaled())
+        # gzip compares its checksum only at the very end, which the voxels do not reach.
+        while stream.read(_DRAIN):
+            pass
+        scale, shift = float(image.dataobj.slope), float(image.dataobj.inter)
+    return Stored(raw.reshape(raw.shape[:3], order="F").T, scale, shift)
+
+
 def _nifti_header(path: Path) -> VolumeHeader:
-    with _told_as_unreadable():
-        image = _open_nifti(path)
-        shape, kind = image.shape, image.get_data_dtype()
+    with _told_as_unreadable(), _nifti_stream(path) as (kind, stream):
+        # Unchecked: the library would quietly write 1 where a spacing is 0.
+        spacing = kind.header_class.from_fileobj(stream, check=False)["pixdim"][1:4]
+        stream.seek(0)
+        image = kind.from_stream(stream)
+        shape, values = image.shape, image.get_data_dtype()
         intent = int(image.header["intent_code"])
         scaled = float(image.dataobj.slope) != 1 or float(image.dataobj.inter) != 0
     _refuse_shape(shape)
-    if kind.fields is not None or kind.kind == "c":
+    if values.fields is not None or values.kind == "c":
         raise ScanError("not HU: several values per voxel, a colour or complex image")
+    _refuse_spacing(spacing)
+    _refuse_contradiction(image, spacing)
     geometry = _nifti_geometry(path, image, shape)
     if intent == _NIFTI_LABEL_INTENT:
         return VolumeHeader(geometry, "label map: the header says so (intent 1002)")
-    eight_bit = kind == np.uint8 and not scaled
+    eight_bit = values == np.uint8 and not scaled
     return VolumeHeader(geometry, _EIGHT_BIT_SIGN if eight_bit else "")
+
+
+def _refuse_contradiction(image: Any, spacing: NDArray[np.float32]) -> None:
+    """Raise where two places of the header state different spacings, as readers then disagree."""
+    if int(image.header["sform_code"]) == 0:
+        return
+    stated = np.linalg.norm(image.header.get_sform()[:3, :3], axis=0)
+    if not np.allclose(stated, spacing, rtol=1e-3, atol=1e-4):
+        raise ScanError(
+            f"no geometry: pixdim says {_shown(spacing)} mm, but sform {_shown(stated)} mm"
+        )
 
 
 _EIGHT_BIT_SIGN = "label map: 8-bit whole numbers, none below 0"
@@ -160,7 +187,7 @@ def _itk_information(path: Path) -> Any:
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
-    with _told_as_unreadable():
+    with _told_as_unreadable(), _native_silence():
         reader.ReadImageInformation()
     return reader
 
@@ -184,10 +211,9 @@ def _geometry(
     columns: NDArray[np.float64],
 ) -> Geometry:
     spacing = np.asarray(spacing_xyz, dtype=np.float64)
-    values = np.concatenate([spacing, np.asarray(origin, dtype=np.float64), columns.ravel()])
-    if not np.all(np.isfinite(values)) or np.any(spacing <= 0):
-        shown = "x".join(f"{float(v):.4g}" for v in spacing)
-        raise ScanError(f"no geometry: spacing {shown} mm is not positive and finite")
+    _refuse_spacing(spacing)
+    if not np.all(np.isfinite(origin)) or not np.all(np.isfinite(columns)):
+        raise ScanError("no geometry: origin or directions are not finite")
     axes = columns / spacing
     problem = axes_problem(axes)
     if problem:
@@ -198,6 +224,15 @@ def _geometry(
         origin_mm=vec3(tuple(float(v) for v in origin)),
         direction=direction9([float(v) for v in orthonormal(axes).ravel()]),
     )
+
+
+def _refuse_spacing(spacing: NDArray[Any]) -> None:
+    if not np.all(np.isfinite(spacing)) or np.any(spacing <= 0):
+        raise ScanError(f"no geometry: spacing {_shown(spacing)} mm is not positive and finite")
+
+
+def _shown(spacing: NDArray[Any]) -> str:
+    return "x".join(f"{float(v):.4g}" for v in spacing)
 
 
 def _refuse_shape(shape: Sequence[int]) -> None:
@@ -211,14 +246,41 @@ def _refuse_shape(shape: Sequence[int]) -> None:
         raise ScanError(f"not a volume: {shown} holds no voxels")
 
 
-def _open_nifti(path: Path) -> Any:
-    with LoggingOutputSuppressor():
-        return nib.load(path)
+@contextmanager
+def _nifti_stream(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The class that reads a NIfTI file, and its bytes from the start."""
+    logger, level = logging.getLogger("nibabel.global"), logging.CRITICAL
+    former = logger.level
+    logger.setLevel(level)
+    try:
+        kind = type(nib.load(path))
+        opener = gzip.open if path.suffix.lower() == ".gz" else open
+        with opener(path, "rb") as stream:
+            yield kind, stream
+    finally:
+        logger.setLevel(former)
 
 
 @contextmanager
-def _told_as_unreadable() -> Iterator[None]:
-    """Tell whatever a library says about a broken file in one line, without its path."""
+def _native_silence() -> Iterator[None]:
+    """Keep off the console what native code writes to standard error about a broken file."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        yield
+        return
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
+def _told_as_unreadable(detail: str = "") -> Iterator[None]:
+    """Tell `detail`, or else what a library says about a broken file, in one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -227,6 +289,6 @@ def _told_as_unreadable() -> Iterator[None]:
         raise
     # Corrupt bytes make the libraries raise almost anything.
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        detail = (lines[-1] if lines else type(error).__name__)[:160]
-        raise ScanError(f"unreadable: {detail}") from error
+        lines = [line.strip(" .") for line in str(error).splitlines() if line.strip()]
+        said = lines[-1] if lines else type(error).__name__
+        raise ScanError(f"unreadable: {detail or said[:160]}") from error

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import gdcm
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from dicom_files import (
+    COLUMN_MM,
+    ROW_MM,
+    SLICE_MM,
+    enhanced_ct,
+    hu_values,
+    save,
+    series_of,
+    set_pixels,
+)
+
+from backend.data.readers import read_label, read_volume
+from backend.errors import ScanError
+
+PIXDIM_Z = slice(88, 92)
+OBLIQUE = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
+
+
+def write_image(path: Path, array: np.ndarray, *, direction: tuple[float, ...] = OBLIQUE) -> Path:
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetSpacing((0.5, 0.75, 2.0))
+    image.SetOrigin((1.0, -2.0, 3.0))
+    image.SetDirection(direction)
+    SimpleITK.WriteImage(image, str(path))
+    return path
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    image = nib.Nifti1Image(array.T, np.diag([-0.5, -0.75, 2, 1]) if affine is None else affine)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_every_volume_format_gives_the_same_voxels_and_grid(tmp_path: Path, ending: str) -> None:
+    hu = hu_values(7)
+    volume = read_volume([write_image(tmp_path / f"ct{ending}", hu)])
+    assert volume.voxels.dtype == np.int16
+    np.testing.assert_array_equal(volume.voxels, hu)
+    assert volume.geometry.size == hu.shape
+    np.testing.assert_allclose(volume.geometry.spacing_mm, (2.0, 0.75, 0.5), rtol=1e-6)
+    np.testing.assert_allclose(volume.geometry.origin_mm, (1.0, -2.0, 3.0), rtol=1e-6)
+    np.testing.assert_allclose(volume.geometry.direction, OBLIQUE, atol=1e-6)
+
+
+def test_slices_in_any_order_are_stacked_along_the_normal(tmp_path: Path) -> None:
+    hu = hu_values(5)
+    files = save(series_of(hu), tmp_path)
+    volume = read_volume([files[i] for i in (3, 0, 4, 2, 1)])
+    np.testing.assert_array_equal(volume.voxels, hu)
+    assert volume.geometry.spacing_mm == (SLICE_MM, ROW_MM, COLUMN_MM)
+    assert volume.geometry.origin_mm == (-10.0, -20.0, 100.0)
+    assert volume.geometry.orientation == "LPS"
+
+
+def test_a_sagittal_series_grows_along_the_cross_product_of_its_cosines(tmp_path: Path) -> None:
+    hu = hu_values(4)
+    slices = series_of(hu)
+    for i, ds in enumerate(slices):
+        ds.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+        ds.ImagePositionPatient = [3.0 * i, 0, 0]
+    volume = read_volume(save(slices, tmp_path))
+    # cross((0, 1, 0), (0, 0, -1)) points to -x, so the slice with the largest x comes first.
+    np.testing.assert_array_equal(volume.voxels, hu[::-1])
+    assert volume.geometry.origin_mm == (9.0, 0.0, 0.0)
+    assert volume.geometry.orientation == "PIR"
+
+
+def test_each_slice_has_its_own_rescale_and_values_are_rounded_and_clipped(tmp_path: Path) -> None:
+    slices = series_of(hu_values(2))
+    set_pixels(slices[0], np.array([[0, 100], [1001, 60000]]))
+    slices[0].RescaleSlope, slices[0].RescaleIntercept = 0.5, -1030.2
+    set_pixels(slices[1], np.array([[0, 1], [2, 3]]))
+    slices[1].RescaleSlope, slices[1].RescaleIntercept = 1000, -1000
+    voxels = read_volume(save(slices, tmp_path)).voxels
+    np.testing.assert_array_equal(voxels[0], [[-1024, -980], [-530, 28970]])
+    np.testing.assert_array_equal(voxels[1], [[-1000, 0], [1000, 2000]])
+
+
+def test_padding_becomes_air_unless_it_would_pass_for_tissue(tmp_path: Path) -> None:
+    slices = series_of(hu_values(2))
+    for ds, padding in zip(slices, (40000, 1024), strict=True):
+        set_pixels(ds, np.array([[0, 1024], [2000, padding]]))
+        ds.add_new(0x00280120, "US", padding)
+    voxels = read_volume(save(slices, tmp_path)).voxels
+    np.testing.assert_array_equal(voxels[0], [[-1024, 0], [976, -1024]])
+    np.testing.assert_array_equal(voxels[1], [[-1024, 0], [976, 0]])
+
+
+@pytest.mark.parametrize(
+    "syntax", ["JPEG2000Lossless", "JPEGLSLossless", "JPEGLosslessProcess14_1", "RLELossless"]
+)
+def test_compressed_slices_equal_the_uncompressed_ones(tmp_path: Path, syntax: str) -> None:
+    hu = np.random.default_rng(1).integers(-1000, 1000, (3, 32, 32), dtype=np.int16)
+    files = save(series_of(hu), tmp_path)
+    plain = read_volume(files)
+    packed = read_volume([compressed(f, syntax) for f in files])
+    np.testing.assert_array_equal(plain.voxels, hu)
+    np.testing.assert_array_equal(packed.voxels, hu)
+    assert packed.geometry == plain.geometry
+
+
+def compressed(path: Path, syntax: str) -> Path:
+    reader, change, writer = (
+        gdcm.ImageReader(),
+        gdcm.ImageChangeTransferSyntax(),
+        gdcm.ImageWriter(),
+    )
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    target = path.with_suffix(".packed")
+    writer.SetFileName(str(target))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    assert pydicom.dcmread(target).file_meta.TransferSyntaxUID.is_compressed
+    return target
+
+
+def test_frames_of_an_enhanced_ct_are_sorted_and_scaled_one_by_one(tmp_path: Path) -> None:
+    hu = hu_values(4)
+    files = save([enhanced_ct(hu, order=(2, 0, 3, 1))], tmp_path)
+    volume = read_volume(files)
+    np.testing.assert_array_equal(volume.voxels, hu)
+    assert volume.geometry.spacing_mm == (SLICE_MM, ROW_MM, COLUMN_MM)
+    assert volume.geometry.origin_mm == (-10.0, -20.0, 100.0)
+
+
+def test_fractional_hu_are_rounded(tmp_path: Path) -> None:
+    array = np.array([[[-1000.4, -0.6], [0.4, 1200.7]]], dtype=np.float32)
+    for name in ("a.nii.gz", "a.mha"):
+        voxels = read_volume([write_image(tmp_path / name, array)]).voxels
+        np.testing.assert_array_equal(voxels, [[[-1000, -1], [0, 1201]]])
+
+
+def test_scaled_nifti_is_read_in_its_real_units(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(hu_values(3).T, np.diag([1, 1, 2, 1]))
+    image.header.set_slope_inter(2.0, 10.0)
+    nib.save(image, tmp_path / "a.nii.gz")
+    expected = np.rint(nib.load(tmp_path / "a.nii.gz").get_fdata()).T
+    voxels = read_volume([tmp_path / "a.nii.gz"]).voxels
+    np.testing.assert_array_equal(voxels, np.clip(expected, -1024, None))
+
+
+def test_a_tiny_shear_is_straightened_and_a_real_one_refused(tmp_path: Path) -> None:
+    for shear, refused in ((5e-4, False), (1e-3, False), (0.05, True)):
+        affine = np.diag([1.0, 1.0, 2.0, 1.0])
+        affine[0, 1] = shear
+        path = write_nifti(tmp_path / "a.nii", hu_values(3), affine)
+        if refused:
+            with pytest.raises(ScanError, match="sheared"):
+                read_volume([path])
+        else:
+            matrix = read_volume([path]).geometry.direction_matrix
+            np.testing.assert_allclose(matrix.T @ matrix, np.eye(3), atol=1e-6)
+            np.testing.assert_allclose(matrix, np.diag([-1, -1, 1]), atol=2 * shear)
+
+
+def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Files that cannot be a CT volume, and what the error must say."""
+    good = write_nifti(folder / "good.nii.gz", np.tile(hu_values(40), (1, 20, 20)))
+    packed = good.read_bytes()
+
+    def put(name: str, content: bytes) -> Path:
+        path = folder / name
+        path.write_bytes(content)
+        return path
+
+    flipped = bytearray(packed)
+    flipped[len(packed) // 2] ^= 0xFF
+    flipped[len(packed) // 2 + 1] ^= 0xFF
+    gaps = hu_values(3).astype(np.float32)
+    gaps[1, 2, 3] = np.nan
+    spacing = bytearray(
+        gzip.decompress(write_nifti(folder / "s.nii.gz", hu_values(3)).read_bytes())
+    )
+    spacing[80 + 8 : 80 + 12] = np.float32(0).tobytes()
+    whole = write_image(folder / "whole.mha", hu_values(30)).read_bytes()
+    nrrd = write_image(folder / "whole.nrrd", hu_values(30)).read_bytes()
+    return {
+        "text named nifti": (put("text.nii.gz", b"hello"), "unreadable"),
+        "empty file": (put("empty.nrrd", b""), "empty"),
+        "truncated nifti": (put("cut.nii.gz", packed[: len(packed) * 2 // 3]), "unreadable"),
+        "corrupt gzip": (put("corrupt.nii.gz", bytes(flipped)), "unreadable"),
+        "truncated raw nifti": (put("cut.nii", gzip.decompress(packed)[:-500]), "unreadable"),
+        "truncated mha": (put("cut.mha", whole[: len(whole) // 2]), "unreadable"),
+        "truncated nrrd": (put("cut.nrrd", nrrd[: len(nrrd) // 2]), "unreadable"),
+        "not a number": (write_nifti(folder / "nan.nii.gz", gaps), "NaN"),
+        "infinite": (write_nifti(folder / "inf.nii.gz", gaps * np.inf), "NaN"),
+        "time points": (
+            write_nifti(folder / "4d.nii.gz", np.zeros((3, 4, 5, 6), np.int16)),
+            "4 dimensions",
+        ),
+        "single slice": (write_nifti(folder / "2d.nii.gz", hu_values(1)[0]), "single slice"),
+        "zero spacing": (put("zero.nii", bytes(zero)), "spacing 0.5x0.75x0 mm"),
+        "two spacings": (put("two.nii", bytes(contrary)), "pixdim says 0.5x0.75x7 mm, but sform"),
+        "missing": (folder / "nowhere.nii.gz", "no file"),
+    }
+
+
+def test_broken_files_are_refused_by_name_without_a_word_on_the_console(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cases = broken_files(tmp_path)
+    for what, (path, reason) in cases.items():
+        with pytest.raises(ScanError, match=reason) as caught:
+            read_volume([path])
+        assert path.name in str(caught.value), what
+        assert "\n" not in str(caught.value), what
+    assert capfd.readouterr() == ("", "")
+
+
+def test_dicom_that_is_no_ct_volume_is_refused_by_name(tmp_path: Path) -> None:
+    def refused(name: str, slices: list, reason: str) -> None:  # type: ignore[type-arg]
+        with pytest.raises(ScanError, match=reason):
+            read_volume(save(slices, tmp_path / name))
+
+    hole = series_of(hu_values(6))
+    refused("hole", hole[:2] + hole[3:], "hole of 4 mm between slices 2 and 3")
+    refused("twice", [*series_of(hu_values(3)), *series_of(hu_values(3))], "duplicate slices: 3")
+    other = series_of(hu_values(3))
+    other[1].Modality = "MR"
+    refused("mr", other, "other modality: MR")
+    scaleless = series_of(hu_values(3))
+    del scaleless[2].RescaleIntercept
+    refused("scale", scaleless, "no RescaleSlope")
+    two = [*series_of(hu_values(3)), *series_of(hu_values(3))]
+    for ds in two[3:]:
+        ds.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    refused("mixed", two, "several series")
+    bare = series_of(hu_values(3))
+    del bare[1].PixelData
+    refused("bare", bare, "no pixel data")
+
+
+def test_a_label_map_keeps_its_values_and_grid(tmp_path: Path) -> None:
+    label = np.random.default_rng(0).integers(0, 5, (4, 5, 6))
+    for kind, expected in (
+        (np.uint8, np.uint8),
+        (np.int32, np.uint8),
+        (np.float64, np.uint8),
+    ):
+        volume = read_label(write_image(tmp_path / "l.nii.gz", label.astype(kind)))
+        assert volume.voxels.dtype == expected
+        np.testing.assert_array_equal(volume.voxels, label)
+        np.testing.assert_allclose(volume.geometry.direction, OBLIQUE, atol=1e-6)
+    large = read_label(write_image(tmp_path / "l.nrrd", (label * 100 - 1).astype(np.int16)))
+    assert large.voxels.dtype == np.int16
+    np.testing.assert_array_equal(large.voxels, label * 100 - 1)
+
+
+def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
+    half = write_image(tmp_path / "half.nii.gz", np.full((3, 4, 5), 0.5, np.float32))
+    huge = write_image(tmp_path / "huge.nrrd", np.full((3, 4, 5), 70000, np.int32))
+    gaps = write_image(tmp_path / "nan.nrrd", np.full((3, 4, 5), np.nan, np.float32))
+    text = tmp_path / "label.txt"
+    text.write_text("0 1 2")
+    for path, reason in (
+        (half, "no whole numbers"),
+        (huge, "70000"),
+        (gaps, "no whole numbers"),
+        (text, "ending"),
+        (tmp_path / "no.nii.gz", "no such file"),
+    ):
+        with pytest.raises(ScanError, match=reason):
+            read_label(path)
+
+
+def write_segmentation(path: Path, second_layer: int) -> Path:
+    image = SimpleITK.GetImageFromArray(np.arange(60, dtype=np.uint8).reshape(3, 4, 5) % 3)
+    for i, layer in enumerate((0, second_layer)):
+        image.SetMetaData(f"Segment{i}_ID", f"Segment_{i}")
+        image.SetMetaData(f"Segment{i}_LabelValue", "1" if layer else str(i + 1))
+        image.SetMetaData(f"Segment{i}_Layer", str(layer))
+    SimpleITK.WriteImage(image, str(path))
+    return path
+
+
+def test_a_slicer_segmentation_of_one_layer_is_a_label_map_and_of_two_is_refused(
+    tmp_path: Path,
+) -> None:
+    plain = read_label(write_segmentation(tmp_path / "a.seg.nrrd", second_layer=0))
+    assert sorted(set(plain.voxels.ravel().tolist())) == [0, 1, 2]
+    with pytest.raises(ScanError, match="several layers"):
+        read_label(write_segmentation(tmp_path / "b.seg.nrrd", second_layer=1))
