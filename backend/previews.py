@@ -7,10 +7,9 @@ up in coronal and sagittal ones, the patient's right on the viewer's left.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +23,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from backend.errors import ResourceError, UserError
+from backend.errors import ResourceError, told_plainly
 from backend.geometry import Geometry, Vec3
 
 Grey = NDArray[np.float32]
@@ -70,17 +69,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                f"{path}: the disk is full.", "Free some space or choose another output folder."
-            ) from error
-        if isinstance(error, PermissionError):
-            raise UserError(
-                f"{path} cannot be written.", "Check the rights of its folder."
-            ) from error
-        raise
+        raise told_plainly(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def plane_slice(volume: NDArray[Any], plane: str, index: int) -> NDArray[Any]:
@@ -293,6 +285,7 @@ def write_preview_volumes(
 
     Raises:
         ValueError: if an array does not fit the grid.
+        ResourceError: if a file cannot be written.
     """
     _check_same_shape(inputs, masked, reconstruction)
     if inputs.shape != geometry.size:
@@ -305,7 +298,13 @@ def write_preview_volumes(
         image.SetOrigin(geometry.origin_mm)
         image.SetDirection(geometry.direction)
         with atomic_path(path) as temporary:
-            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+            try:
+                SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+            except RuntimeError as error:
+                # ITK does not tell why.
+                raise ResourceError(
+                    f"{path}: cannot be written.", "Is the disk full, or the folder closed?"
+                ) from error
     return paths[0], paths[1], paths[2]
 
 

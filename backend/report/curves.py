@@ -118,7 +118,7 @@ def _monitor_group(curves: Mapping[str, Curve]) -> ChartGroup:
     for word, hint in _HINTS.items():
         alike = {key: monitors.pop(key) for key in list(monitors) if word in key}
         shown += [Chart(chart.svg, hint) for chart in _joined_chart(alike)]
-    text = "Does the network still tell things apart? A collapse shows here before the loss does."
+    text = "Does the network still tell things apart? A collapse often shows here before the loss."
     return ChartGroup("Health", text, [*shown, *_single_charts(monitors)])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from backend.charts import Curve
-from backend.report.curves import ChartGroup, chart_groups, final_dice
+from backend.report.curves import ChartGroup, chart_groups, final_dice, has_points
 from backend.report.pictures import Pictures, choose_pictures
 from backend.report.run_files import RunFiles
 from backend.report.scan_table import ScanTable, index_table
@@ -141,19 +141,19 @@ def _figures(run: RunFiles) -> list[Figure]:
         figures.append(Figure("Steps", f"{step:,}", f"of {total:,}" if total else ""))
     if (seconds := _seconds(run)) is not None:
         figures.append(Figure("Time", duration_text(seconds)))
-    if (mean := run.curves.get("val/dice_mean")) is not None and np.isfinite(mean.values).any():
+    # A curve without any finite value is told among the notes.
+    curves = {key: curve for key, curve in run.curves.items() if has_points(curve)}
+    if (mean := curves.get("val/dice_mean")) is not None:
         best = int(np.nanargmax(mean.values))
-        figures.append(
-            Figure("Best validation Dice", f"{mean.values[best]:.3f}",
-                   f"mean, at step {mean.steps[best]:,.0f}")
-        )  # fmt: skip
-    if (loss := run.curves.get("loss/total")) is not None and np.isfinite(loss.values).any():
+        remark = f"mean, at step {mean.steps[best]:,.0f}"
+        figures.append(Figure("Best validation Dice", f"{mean.values[best]:.3f}", remark))
+    if (loss := curves.get("loss/total")) is not None:
         first, last = _ends(loss)
         figures.append(Figure("Loss", number_text(last), f"from {number_text(first)}"))
-    if (speed := run.curves.get("volumes_per_s")) is not None:
-        figures.append(Figure("Speed", number_text(float(np.nanmedian(speed.values))),
-                              "volumes per second, median"))  # fmt: skip
-    if (memory := run.curves.get("memory_mb")) is not None:
+    if (speed := curves.get("volumes_per_s")) is not None:
+        median = number_text(float(np.nanmedian(speed.values)))
+        figures.append(Figure("Speed", median, "volumes per second, median"))
+    if (memory := curves.get("memory_mb")) is not None:
         figures.append(Figure("Memory", f"{np.nanmax(memory.values):,.0f} MB", "highest recorded"))
     return figures
 

@@ -7,7 +7,7 @@ import math
 
 def duration_text(seconds: float) -> str:
     """Seconds as people say them: "8.2 s", "3 min 05 s", "14 min", "2 h 10 min"."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 10:
