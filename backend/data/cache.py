@@ -18,20 +18,16 @@ import logging
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
 import time
 import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -43,6 +39,7 @@ import SimpleITK
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from numpy.typing import NDArray
 
+from backend.data.pool import map_in_processes, usable_cores
 from backend.data.preprocess import Recipe, preprocess, preprocess_pair
 from backend.data.readers import read_label, read_volume
 from backend.data.volume_file import read_volume_header
@@ -92,11 +89,11 @@ class Series(Protocol):
         """The volume's file, or those of a DICOM series."""
 
     @property
-    def size(self) -> Index3:
+    def size(self) -> Index3 | None:
         """Voxels along (z, y, x)."""
 
     @property
-    def spacing_mm(self) -> Vec3:
+    def spacing_mm(self) -> Vec3 | None:
         """Distance of voxel centres along (z, y, x)."""
 
 
@@ -213,7 +210,11 @@ class Cache:
         Counted as the whole volume at the recipe's spacing, of which cropping takes away more,
         with 1.5 bytes a voxel.
         """
-        return sum(self._entry_bytes(row.size, row.spacing_mm) for row in rows)
+        return sum(
+            self._entry_bytes(row.size, row.spacing_mm)
+            for row in rows
+            if row.size is not None and row.spacing_mm is not None
+        )
 
     def build(self, rows: Sequence[Series], *, workers: int | None = None) -> BuildReport:
         """Write what is missing, several scans at a time.
@@ -230,7 +231,7 @@ class Cache:
             ResourceError: if disk or memory do not suffice or the folder cannot be written.
         """
         jobs = [self._series_job(row) for row in rows]
-        sizes = {row.id: row.size for row in rows}
+        sizes = {row.id: row.size or (1, 1, 1) for row in rows}
         absent = [jobs[i] for i in self._missing(jobs)]
         wanted = {job.id for job in absent}
         self._require_disk(self.estimate_bytes([row for row in rows if row.id in wanted]))
@@ -354,7 +355,9 @@ class Cache:
         if not absent:
             return BuildReport(reused=tuple(reused))
         workers = 1 if len(absent) <= _FEW else min(workers, len(absent))
-        run = _here(absent) if workers == 1 else _in_processes(absent, workers)
+        # Each worker gets its share of the processors, or they would only wait for each other.
+        shared = [replace(job, threads=max(1, usable_cores() // workers)) for job in absent]
+        run = map_in_processes(_build_entry, shared, on_crash=_crashed, workers=workers)
         outcomes = {
             o.id: o for o in progress(run, total=len(absent), what="Preprocessing", unit="scan")
         }
@@ -485,6 +488,7 @@ class _Job:
     recipe: Recipe
     folder: Path
     stem: str
+    threads: int = 1
 
     @property
     def path(self) -> Path:
@@ -506,60 +510,24 @@ class _Outcome:
     reason: str = ""
 
 
-def _here(jobs: Sequence[_Job]) -> Iterator[_Outcome]:
-    return map(_build_entry, jobs)
-
-
-def _in_processes(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
-    # Spawned, not forked: the caller may hold threads or a GPU, which a fork does not survive.
-    pool = ProcessPoolExecutor(
-        max_workers=workers,
-        mp_context=get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(max(1, _cpus() // workers), os.getpid()),
+def _crashed(job: _Job) -> _Outcome:
+    return _Outcome(
+        id=job.id,
+        reason="its process was ended by the system, most often for want of memory. "
+        "Leave the scan out or use a larger spacing.",
     )
-    try:
-        for done in as_completed([pool.submit(_build_entry, job) for job in jobs]):
-            yield done.result()
-    except BrokenProcessPool as error:
-        raise ResourceError(
-            "A preprocessing process was ended by the system, most often for want of memory.",
-            "Use fewer workers or close other programs; what is done is kept.",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker(threads: int, parent: int) -> None:
-    # Ctrl-C goes to the whole group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    blosc2.set_nthreads(threads)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """A parent that is killed outright cannot end its workers: they look for themselves."""
-    while psutil.pid_exists(parent) and os.getppid() == parent:
-        time.sleep(2)
-    os._exit(1)
 
 
 def _worker_count(sizes: Sequence[Index3]) -> int:
     """As many as processors and memory allow for scans of these sizes (z, y, x)."""
     need = max((int(np.prod(size)) for size in sizes), default=1) * _WORKER_BYTES_PER_VOXEL
     fitting = int(psutil.virtual_memory().available * 0.8) // (need + 300 * 2**20)
-    return max(1, min(_cpus(), fitting, 32))
-
-
-def _cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return max(1, min(usable_cores(), fitting, 32))
 
 
 def _build_entry(job: _Job) -> _Outcome:
     """Make one entry unless another process has just done so."""
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(job.threads)
     with _locked(job):
         if _usable(job):
             return _Outcome(id=job.id)
@@ -582,12 +550,12 @@ def _write_entry(job: _Job) -> int:
         image, label = preprocess(source, job.recipe), None
     else:
         image, label = preprocess_pair(source, read_label(job.label), job.recipe)
-    arrays = {_IMAGE: _compressed(image.voxels)}
+    arrays = {_IMAGE: _compressed(image.voxels, threads=job.threads)}
     counts: dict[int, int] = {}
     if label is not None:
-        arrays[_LABEL] = _compressed(label.voxels)
+        arrays[_LABEL] = _compressed(label.voxels, threads=job.threads)
         counts, sample = _foreground_sample(label.voxels)
-        arrays[_FOREGROUND] = _compressed(sample)
+        arrays[_FOREGROUND] = _compressed(sample, threads=1)
     meta = {
         "schema": SCHEMA,
         "id": job.id,
@@ -612,7 +580,7 @@ def _write_entry(job: _Job) -> int:
     return sum(len(data) for data in arrays.values())
 
 
-def _compressed(voxels: NDArray[np.generic]) -> bytes:
+def _compressed(voxels: NDArray[np.generic], *, threads: int) -> bytes:
     """An array in blosc2's file format; in memory, so that a full disk is an ordinary error."""
     chunks = [min(_CHUNK, max(1, n)) for n in voxels.shape] if voxels.ndim == 3 else None
     blocks = [min(_BLOCK, n) for n in chunks] if chunks else None
@@ -626,6 +594,7 @@ def _compressed(voxels: NDArray[np.generic]) -> bytes:
             "filters": [blosc2.Filter.BITSHUFFLE],
             "filters_meta": [0],
             "typesize": voxels.dtype.itemsize,
+            "nthreads": threads,
         },
     )
     data: bytes = array.to_cframe()
