@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -225,7 +226,7 @@ def _pairs(
         raise UserError(
             f"{prediction} and {reference} do not match: {'; '.join(told)}.",
             "Give both files of a case the same name"
-            + (" or allow unmatched files, which leaves them out." if common else "."),
+            + (", or leave the others out with --allow-unmatched." if common else "."),
         )
     pairs = [_Pair(case=c, prediction=predicted[c], reference=known[c]) for c in common]
     return pairs, tuple(sorted(alone["reference"] + alone["prediction"]))
@@ -418,7 +419,7 @@ _Box = tuple[slice, slice, slice]
 
 def _boxes(voxels: NDArray[np.generic]) -> dict[int, _Box]:
     """The bounding box of each value above 0 that occurs."""
-    found = find_objects(voxels.astype(np.int32, copy=False))
+    found = find_objects(voxels)
     return {value: box for value, box in enumerate(found, start=1) if box is not None}
 
 
@@ -579,7 +580,7 @@ def _notes(result: EvaluationResult) -> list[str]:
     notes = [
         "",
         f"{count} case{'s' if count != 1 else ''}. Mean ± standard deviation (number of values).",
-        f"Missing organs: {MISSING_RULE}",
+        *textwrap.wrap(f"Missing organs: {MISSING_RULE}", width=100),
     ]
     if result.unmatched:
         notes.append(f"Left out, without a partner: {_some(result.unmatched)}.")

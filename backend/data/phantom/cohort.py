@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
 
+from backend.data.label_files import written_whole
 from backend.data.phantom.anatomy import LABELS
 from backend.data.phantom.dicom import Series, localizer, write_series
 from backend.data.phantom.render import make_phantom
@@ -101,6 +102,7 @@ def make_cohort(
 
     Raises:
         UserError: if the folder holds something already.
+        ResourceError: if the disk is full or the folder cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty.", "Choose a new folder for the phantoms.")
@@ -292,8 +294,8 @@ def _write_broken(job: _Job) -> list[CohortEntry]:
 
 
 def _broken_series(job: _Job, root: Path, ct: Volume) -> list[CohortEntry]:
-    def series(name: str, **changes: object) -> Series:
-        return Series(patient=f"PHANTOM_{name.upper()}", description=name, **changes)  # type: ignore[arg-type]
+    def series(name: str) -> Series:
+        return Series(patient=f"PHANTOM_{name.upper()}", description=name)
 
     scout, scout_series = localizer(ct, series("localizer"))
     # A tilted gantry shears the stack: the slices stay upright and slide backwards.
@@ -305,7 +307,7 @@ def _broken_series(job: _Job, root: Path, ct: Volume) -> list[CohortEntry]:
             write_series(root / "missing_slice", ct, chosen, keep=lambda i: i != 11),
         ),
         "gantry_tilt": (
-            chosen := series("gantry_tilt", tilt_deg=15.0),
+            chosen := replace(series("gantry_tilt"), tilt_deg=15.0),
             write_series(root / "gantry_tilt", ct, chosen, shear_mm=(0.0, slide, 0.0)),
         ),
         "too_few_slices": (
@@ -313,7 +315,7 @@ def _broken_series(job: _Job, root: Path, ct: Volume) -> list[CohortEntry]:
             write_series(root / "too_few_slices", ct, chosen, keep=lambda i: i < 3),
         ),
         "mr": (
-            chosen := series("mr", modality="MR", intercept=-1024),
+            chosen := replace(series("mr"), modality="MR"),
             write_series(root / "mr", _as_mr(ct), chosen),
         ),
         "original": (
@@ -365,10 +367,8 @@ def write_image(path: Path, volume: Volume) -> None:
     image.SetSpacing(volume.geometry.spacing_mm[::-1])
     image.SetOrigin(volume.geometry.origin_mm)
     image.SetDirection(volume.geometry.direction)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".part.{os.getpid()}.{path.name}")
-    SimpleITK.WriteImage(image, str(temporary), useCompression=path.suffix != ".nii")
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        SimpleITK.WriteImage(image, str(temporary), useCompression=path.suffix != ".nii")
 
 
 def write_label_names(path: Path) -> None:
@@ -377,6 +377,5 @@ def write_label_names(path: Path) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".part.{os.getpid()}.{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -16,6 +16,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from backend.data.label_files import written_whole
 from backend.geometry import Vec3, Volume
 
 _IMPLEMENTATION = "phantom implementation"
@@ -79,7 +80,8 @@ def write_series(
     for index in filter(keep, range(volume.geometry.size[0])):
         path = folder / f"{series.stem}{series.number}{index:04d}{series.ending}"
         dataset = _slice(volume, series, index=index, shear_mm=shear_mm)
-        dataset.save_as(path, enforce_file_format=True)
+        with written_whole(path) as temporary:
+            dataset.save_as(temporary, enforce_file_format=True)
         files.append(path)
     return files
 
