@@ -188,8 +188,8 @@ def default_color(name: str, value: int) -> Color:
 
 def _wheel(value: int) -> Color:
     hue = (0.58 + value * _GOLDEN_ANGLE) % 1.0
-    # Neighbouring hues come back after a while: three brightnesses keep those apart.
-    rgb = colorsys.hls_to_rgb(hue, (0.62, 0.50, 0.74)[value % 3], 0.62)
+    # Neighbouring hues come back after a while: four brightnesses keep those apart.
+    rgb = colorsys.hls_to_rgb(hue, (0.62, 0.46, 0.75, 0.54)[value % 4], 0.62)
     red, green, blue = (round(255 * channel) for channel in rgb)
     return red, green, blue
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -305,4 +306,6 @@ def test_a_recipe_that_cannot_work_is_refused(wrong: dict[str, object]) -> None:
 
 def test_preprocessing_never_imports_torch() -> None:
     code = "import sys, backend.data.preprocess; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    repository = Path(__file__).parents[3]
+    run = subprocess.run([sys.executable, "-c", code], cwd=repository, check=False)
+    assert run.returncode == 0
