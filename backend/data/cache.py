@@ -256,8 +256,8 @@ class Cache:
         self._require_disk(sum(self._entry_bytes(grid.size, grid.spacing_mm) for grid in grids))
         return self._build(jobs, absent, workers or _worker_count([grid.size for grid in grids]))
 
-    def open(self, id: str) -> CachedVolume:  # noqa: A002 - the word that rows and cases use
-        """The entry of a scan that was built before.
+    def open(self, name: str) -> CachedVolume:
+        """The entry of a scan that was built before, by the `id` of its row or case.
 
         Its checksums are compared when this process opens it for the first time; a damaged one
         is made anew if its source is known here.
@@ -266,22 +266,22 @@ class Cache:
             UserError: if there is no entry.
             ScanError: if a damaged entry's source can no longer be read.
         """
-        job = self._jobs.get(id)
-        stem = job.stem if job else self._find_stem(id)
+        job = self._jobs.get(name)
+        stem = job.stem if job else self._find_stem(name)
         path = self.folder / stem
         if _beside(path, _META).exists() and not _intact(path):
             # Without its json a damaged entry counts as missing from now on.
             with _told_as_resource(self.folder):
                 _beside(path, _META).unlink(missing_ok=True)
             if job is None:
-                raise UserError(f"The cached {id} is damaged.", "Start again: it is made anew.")
-            _log.warning("The cached %s is damaged and is made anew.", id)
+                raise UserError(f"The cached {name} is damaged.", "Start again: it is made anew.")
+            _log.warning("The cached %s is damaged and is made anew.", name)
             outcome = _build_entry(job)
             if outcome.reason:
-                raise ScanError(f"{id}: {outcome.reason}")
+                raise ScanError(f"{name}: {outcome.reason}")
         meta = _read_meta(path)
         if meta is None:
-            raise UserError(f"{id} is not in the cache {self.folder}.", "Build it first.")
+            raise UserError(f"{name} is not in the cache {self.folder}.", "Build it first.")
         _mark_used(path)
         return _cached_volume(path, meta)
 
