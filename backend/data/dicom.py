@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from backend.geometry import Vec3, vec3
 
@@ -20,9 +21,9 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 DIRECTORY = "1.2.840.10008.1.3.10"
 _HU_TYPES = ("", "HU", "US", "HU_MOD")
 _PREAMBLE = 128
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _ENCAPSULATED_FROM = "1.2.840.10008.1.2.4"
-_RLE = "1.2.840.10008.1.2.5"
+# What stands in front of pixel data: tag and length, with explicit syntax also the kind.
+_SHORT_HEAD, _LONG_HEAD = 8, 12
 
 HEADER_TAGS = [
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID",
@@ -67,7 +68,7 @@ def read_header(path: Path) -> tuple[Any, int]:
     with path.open("rb") as stream:
         dataset = _header_of(stream)
         rest = os.fstat(stream.fileno()).st_size - stream.tell()
-    deflated = transfer_syntax(dataset) == _DEFLATED
+    deflated = transfer_syntax(dataset) == DeflatedExplicitVRLittleEndian
     return dataset, -1 if deflated else rest
 
 
@@ -149,12 +150,13 @@ def pixel_problem(dataset: Any, rest: int) -> str:
     if samples != 1:
         return f"not HU: {samples} values per pixel, a colour image"
     syntax = transfer_syntax(dataset)
-    if rest < 0 or syntax.startswith(_ENCAPSULATED_FROM) or syntax == _RLE:
+    if rest < 0 or syntax.startswith(_ENCAPSULATED_FROM) or syntax == RLELossless:
         return ""
     bits = int(dataset.get("BitsAllocated") or 16)
     wanted = int(dataset.Rows) * int(dataset.Columns) * frame_count(dataset) * bits // 8
-    if rest < wanted:
-        return f"unreadable: cut short, {rest} of {wanted} bytes of pixel data"
+    present = rest - (_SHORT_HEAD if syntax == ImplicitVRLittleEndian else _LONG_HEAD)
+    if present < wanted:
+        return f"unreadable: cut short, {max(present, 0)} of {wanted} bytes of pixel data"
     return ""
 
 

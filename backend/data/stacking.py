@@ -11,12 +11,10 @@ from backend.geometry import Geometry, Index3, Vec3, direction9, vec3
 
 SAME_POSITION_MM = 0.01
 """Slices nearer than this along the normal lie at the same place."""
-SPACING_TOLERANCE = 0.05
-"""Share of the usual step by which a single step may differ."""
-SPACING_ROUNDING_MM = 0.051
-"""Difference that is always allowed: positions are often written with one decimal."""
-GRID_TOLERANCE = 0.5
-"""Share of the spacing by which a slice may lie off the regular grid over the whole stack."""
+SPACING_TOLERANCE = 0.1
+"""Share of the spacing by which a slice may lie off the regular grid."""
+SPACING_ROUNDING_MM = 0.101
+"""How far it may always lie off: positions, the ends too, are often written with one decimal."""
 SIDEWAYS_TOLERANCE_MM = 0.5
 """How far a slice may lie off the line along the normal, in plane: less than a voxel."""
 TILT_TOLERANCE_DEGREES = 0.1
@@ -155,17 +153,17 @@ def _step_problem(places: NDArray[np.float64], steps: NDArray[np.float64]) -> st
     """Missing slices or uneven spacing among sorted places."""
     if len(steps) == 0:
         return ""
+    regular = np.linspace(places[0], places[-1], len(places))
+    mean = float(places[-1] - places[0]) / len(steps)
+    if np.max(np.abs(places - regular)) <= max(SPACING_TOLERANCE * mean, SPACING_ROUNDING_MM):
+        return ""
     usual = float(np.median(steps))
-    allowed = max(SPACING_TOLERANCE * usual, SPACING_ROUNDING_MM)
+    allowed = 2 * max(SPACING_TOLERANCE * usual, SPACING_ROUNDING_MM)
     odd = np.flatnonzero(np.abs(steps - usual) > allowed)
     multiple = np.round(steps[odd] / usual)
     whole = (multiple >= 2) & (np.abs(steps[odd] - multiple * usual) <= allowed)
-    if len(odd) and bool(np.all(whole)):
-        holes = [f"hole of {steps[i]:.4g} mm between slices {i + 1} and {i + 2}" for i in odd[:3]]
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        return f"missing slices: {', '.join(holes)}{more} ({usual:.4g} mm elsewhere)"
-    regular = np.linspace(places[0], places[-1], len(places))
-    drift = float(np.max(np.abs(places - regular)))
-    if len(odd) or drift > GRID_TOLERANCE * usual:
+    if len(odd) == 0 or not np.all(whole):
         return f"uneven spacing: {steps.min():.3g} to {steps.max():.3g} mm"
-    return ""
+    holes = [f"hole of {steps[i]:.4g} mm between slices {i + 1} and {i + 2}" for i in odd[:3]]
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    return f"missing slices: {', '.join(holes)}{more} ({usual:.4g} mm elsewhere)"

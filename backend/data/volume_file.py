@@ -84,7 +84,7 @@ def read_stored(path: Path) -> Stored:
     """
     if format_of(path) == "NIfTI":
         return _nifti_stored(path)
-    with _told_as_unreadable("voxels are missing or corrupt"), _native_silence():
+    with _told_as_unreadable(path, "voxels are missing or corrupt"), _native_silence():
         image = SimpleITK.ReadImage(str(path))
     return Stored(SimpleITK.GetArrayFromImage(image), 1.0, 0.0)
 
@@ -109,7 +109,7 @@ def detached_data(path: Path) -> Path | None:
 
 
 def _nifti_stored(path: Path) -> Stored:
-    with _told_as_unreadable(), _nifti_stream(path) as (kind, stream):
+    with _told_as_unreadable(path), _nifti_stream(path) as (kind, stream):
         image = kind.from_stream(stream)
         raw = np.asanyarray(image.dataobj.get_unscaled())
         # gzip compares its checksum only at the very end, which the voxels do not reach.
@@ -120,7 +120,7 @@ def _nifti_stored(path: Path) -> Stored:
 
 
 def _nifti_header(path: Path) -> VolumeHeader:
-    with _told_as_unreadable(), _nifti_stream(path) as (kind, stream):
+    with _told_as_unreadable(path), _nifti_stream(path) as (kind, stream):
         # Unchecked: the library would quietly write 1 where a spacing is 0.
         spacing = kind.header_class.from_fileobj(stream, check=False)["pixdim"][1:4]
         stream.seek(0)
@@ -187,7 +187,7 @@ def _itk_information(path: Path) -> Any:
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
-    with _told_as_unreadable(), _native_silence():
+    with _told_as_unreadable(path), _native_silence():
         reader.ReadImageInformation()
     return reader
 
@@ -279,8 +279,11 @@ def _native_silence() -> Iterator[None]:
 
 
 @contextmanager
-def _told_as_unreadable(detail: str = "") -> Iterator[None]:
-    """Tell `detail`, or else what a library says about a broken file, in one line."""
+def _told_as_unreadable(path: Path, detail: str = "") -> Iterator[None]:
+    """Tell `detail`, or else what a library says about a broken file, in one line.
+
+    The folder is left out: the reason stands in indices that travel.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -289,6 +292,6 @@ def _told_as_unreadable(detail: str = "") -> Iterator[None]:
         raise
     # Corrupt bytes make the libraries raise almost anything.
     except Exception as error:
-        lines = [line.strip(" .") for line in str(error).splitlines() if line.strip()]
-        said = lines[-1] if lines else type(error).__name__
+        lines = [line.strip(" .") for line in str(error).replace(str(path), path.name).splitlines()]
+        said = next((line for line in reversed(lines) if line), type(error).__name__)
         raise ScanError(f"unreadable: {detail or said[:160]}") from error

@@ -185,10 +185,10 @@ def broken_files(folder: Path) -> dict[str, tuple[Path, str]]:
     flipped[len(packed) // 2 + 1] ^= 0xFF
     gaps = hu_values(3).astype(np.float32)
     gaps[1, 2, 3] = np.nan
-    spacing = bytearray(
-        gzip.decompress(write_nifti(folder / "s.nii.gz", hu_values(3)).read_bytes())
-    )
-    spacing[80 + 8 : 80 + 12] = np.float32(0).tobytes()
+    zero = bytearray(write_nifti(folder / "zero.nii", hu_values(3)).read_bytes())
+    zero[PIXDIM_Z] = np.float32(0).tobytes()
+    contrary = bytearray(zero)
+    contrary[PIXDIM_Z] = np.float32(7).tobytes()
     whole = write_image(folder / "whole.mha", hu_values(30)).read_bytes()
     nrrd = write_image(folder / "whole.nrrd", hu_values(30)).read_bytes()
     return {
