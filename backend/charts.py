@@ -114,6 +114,11 @@ def smoothed_chart(curve: Curve, *, wide: bool = False, color: int = 0) -> str:
         smooth = running_median(bins.middle, window)
         ax.plot(bins.steps, smooth, color=tint, linewidth=1.7, **_marker(len(bins.steps)))
         _finish_steps(ax, curve.name, bins.low, bins.high)
+        if len(bins.low) and bins.low.min() > 0 and bins.high.max() > 20 * bins.low.min():
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+            ax.yaxis.set_minor_formatter(NullFormatter())
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         return inline_svg(figure, f"{curve.name} over training steps")
 
 
@@ -183,10 +188,6 @@ def _finish_steps(ax: Any, title: str, low: Floats, high: Floats) -> None:
     ax.set_title(title, loc="left", fontsize=9, color=_INK)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
-    if len(low) and low.min() > 0 and high.max() > 20 * low.min():
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-        ax.yaxis.set_minor_formatter(NullFormatter())
     tiny = len(high) > 0 and np.abs([low.min(), high.max()]).max() < 1e-3
     ax.yaxis.set_major_formatter(FuncFormatter(_tiny_tick if tiny else lambda v, _: f"{v:,.6g}"))
 

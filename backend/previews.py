@@ -7,9 +7,7 @@ up in coronal and sagittal ones, the patient's right on the viewer's left.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +21,8 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from backend.errors import ResourceError, told_plainly
+from backend.errors import ResourceError
+from backend.files import written_whole
 from backend.geometry import Geometry, Vec3
 
 Grey = NDArray[np.float32]
@@ -53,26 +52,6 @@ class LabelLike(Protocol):
     @property
     def color(self) -> tuple[int, int, int]:
         """Red, green and blue, 0 to 255."""
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it takes the place of `path` when the block succeeds.
-
-    Raises:
-        ResourceError: if the disk is full.
-        UserError: if the folder cannot be written.
-    """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise told_plainly(error, path) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def plane_slice(volume: NDArray[Any], plane: str, index: int) -> NDArray[Any]:
@@ -168,7 +147,7 @@ def triptych_png(
     ImageDraw.Draw(sheet).text(
         (_GUTTER_PX, sheet.height - _FOOT_PX / 2), note, fill=_QUIET, font=_font(15), anchor="lm"
     )
-    with atomic_path(path) as temporary:
+    with written_whole(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
 
 
@@ -297,7 +276,7 @@ def write_preview_volumes(
         image.SetSpacing(geometry.spacing_mm[::-1])
         image.SetOrigin(geometry.origin_mm)
         image.SetDirection(geometry.direction)
-        with atomic_path(path) as temporary:
+        with written_whole(path) as temporary:
             try:
                 SimpleITK.WriteImage(image, str(temporary), useCompression=True)
             except RuntimeError as error:
@@ -396,7 +375,7 @@ def contours_png(  # noqa: PLR0913 - image, two label maps and how to show them
     present = [label for label in labels if label.value in values]
     _draw_legend(key, present, has=(reference is not None, prediction is not None))
     figure.text(0.012, 0.99, title, color="white", fontsize=13, va="top", ha="left")
-    with atomic_path(path) as temporary:
+    with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", facecolor=figure.get_facecolor())
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 from backend.geometry import Geometry
 from backend.previews import (
-    atomic_path,
     contours_png,
     covering_slices,
     plane_slice,
@@ -239,18 +238,3 @@ def test_a_scan_of_air_without_any_structure_still_gives_a_picture(tmp_path: Pat
     nothing = np.zeros(air.shape, dtype=np.uint8)
     image = draw(tmp_path / "air.png", (air, nothing), reference=None, prediction=nothing)
     assert saturated(image) == 0
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "report.html"
-    target.write_text("old")
-
-    def write_half() -> None:
-        with atomic_path(target) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError("cut off")
-
-    with pytest.raises(RuntimeError, match="cut off"):
-        write_half()
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]

@@ -65,10 +65,11 @@ def write_run(
     run: Path, *, kind: str = "pretrain", records: list[dict[str, Any]] | None = None, **status: Any
 ) -> Path:
     run.mkdir(parents=True)
-    config = {"schema_version": 1, "preset": "tiny", "method": {"name": "smit", "mask_ratio": 0.7}}
-    config["train"] = {"seed": 11, "batch_size": 4}
+    settings = {"preset": "tiny", "method": {"name": "smit"}, "train": {"seed": 11}}
+    config = {"schema": 1, "kind": kind, "config": settings, "request": {"device": "auto"}}
     (run / "config.json").write_text(json.dumps(config))
     state = {"schema": 1, "kind": kind, "state": "done", "step": 40, "total_steps": 40}
+    state |= {"device": "cpu, 2 threads", "scans": {"training": 9, "held_out": 1}}
     (run / "status.json").write_text(json.dumps(state | status))
     records = pretrain_records() if records is None else records
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -136,7 +137,7 @@ def test_everything_recorded_is_shown_whatever_its_name(tmp_path: Path) -> None:
 def test_a_report_claims_nothing_that_was_not_recorded(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", records=[{"step": 1, "loss/total": 2.0}])
     page = Page(write_run_report(run))
-    for word in ("Dice", "entropy", "volumes per second", "MB", "Refused", "Scans", "Validation"):
+    for word in ("Dice", "entropy", "volumes per second", "MB", "Refused", "usable", "Validation"):
         assert word not in page.text, word
     assert "img" not in page.tags
 
@@ -150,6 +151,14 @@ def test_key_figures_are_the_recorded_ones(tmp_path: Path) -> None:
     assert figures["Loss"].remark == "from 3"
     assert figures["Speed"].value == "12"
     assert figures["Memory"].value == "900 MB"
+
+
+def test_what_was_done_is_told_of_status_and_configuration(tmp_path: Path) -> None:
+    view = view_run(read_run(write_run(tmp_path / "run")))
+    assert view.lead == "Trained on 9 scans for 40 steps in 1 min 00 s on cpu, 2 threads."
+    facts = dict(view.facts)
+    assert facts["Scans"] == "9 training, 1 held out"
+    assert (facts["Method"], facts["Preset"], facts["Seed"]) == ("smit", "tiny", "11")
 
 
 def test_best_validation_dice_is_the_highest_not_the_last(tmp_path: Path) -> None:
@@ -169,7 +178,10 @@ def test_a_torn_last_line_is_a_write_in_progress_and_others_are_told(tmp_path: P
 
 
 def test_losses_that_are_not_finite_are_named_with_their_step(tmp_path: Path) -> None:
-    records = [{"step": s, "loss/total": float("nan") if s > 5 else 1.0} for s in range(1, 9)]
+    records = [
+        {"step": s, "loss/total": (None, float("nan"))[s % 2] if s > 5 else 1.0}
+        for s in range(1, 9)
+    ]
     text = Page(write_run_report(write_run(tmp_path / "run", records=records))).text
     assert "loss/total was not finite in 3 records, first at step 6" in text
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from backend import charts
-from backend.previews import atomic_path
+from backend.files import write_text
 from backend.report.comparison import compare, read_evaluation
 from backend.report.curves import Chart, has_points, renamed
 from backend.report.pictures import given_pictures
@@ -36,7 +36,8 @@ def write_run_report(run: Path) -> Path:
         UserError: if `run` is no run folder or one of its files is damaged.
     """
     page = _render("run.html.j2", run=view_run(read_run(run)))
-    return _write(run / "report.html", page)
+    write_text(run / "report.html", page)
+    return run / "report.html"
 
 
 def write_demo_report(
@@ -90,7 +91,8 @@ def write_demo_report(
             )
         ),
     )
-    return _write(folder / "report.html", page)
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def _arms_chart(runs: Mapping[str, Path]) -> Chart | None:
@@ -113,9 +115,3 @@ def _render(template: str, **context: Any) -> str:
     environment.filters["duration"] = duration_text
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template(template).render(written=written, **context)
-
-
-def _write(path: Path, page: str) -> Path:
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path

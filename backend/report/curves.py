@@ -20,12 +20,15 @@ _HINTS = {
     "0. A fall to 0 is a collapse: every crop looks the same to the network.",
     "centre_norm": "Size of the running mean that is taken off the teacher's answers. Healthy: "
     "changes early, then levels off. Growth without end means that one answer takes over.",
+    "held_out_error": "Mean absolute error of hidden voxels in scans that are not trained on, "
+    "grey values 0 to 1. Healthy: falls below what the mean of the visible voxels would give.",
     "grad_norm": "Size of the gradient. Healthy: stays within a band; lasting growth announces "
     "that the training diverges.",
 }
 
 
 _NAMES = {
+    "held_out_error": "error on held-out scans",
     "lr": "learning rate",
     "ema_momentum": "teacher momentum (EMA)",
     "volumes_per_s": "volumes per second",
@@ -112,14 +115,9 @@ def _validation_group(curves: Mapping[str, Curve]) -> ChartGroup:
 
 
 def _monitor_group(curves: Mapping[str, Curve]) -> ChartGroup:
-    """Monitors; those of one kind share a chart and the sentence on how a healthy one looks."""
     monitors = {key: c for key, c in curves.items() if key.startswith("monitor/")}
-    shown = []
-    for word, hint in _HINTS.items():
-        alike = {key: monitors.pop(key) for key in list(monitors) if word in key}
-        shown += [Chart(chart.svg, hint) for chart in _joined_chart(alike)]
     text = "Does the network still tell things apart? A collapse often shows here before the loss."
-    return ChartGroup("Health", text, [*shown, *_single_charts(monitors)])
+    return ChartGroup("Health", text, _single_charts(monitors))
 
 
 def _joined_chart(curves: Mapping[str, Curve]) -> list[Chart]:
@@ -134,7 +132,7 @@ def _joined_chart(curves: Mapping[str, Curve]) -> list[Chart]:
     # temperature/patch share what stands before the slash.
     title = shared or heads.pop()
     lines = [
-        renamed(c, tail.removeprefix(shared).strip("_") or tail)
+        renamed(c, _readable(tail.removeprefix(shared).strip("_") or tail))
         for c, tail in zip(members.values(), tails, strict=True)
     ]
     return [Chart(Markup(charts.lines_chart(lines, title=_readable(title))))]
@@ -161,7 +159,13 @@ def _joined_group(title: str, text: str, curves: Mapping[str, Curve]) -> ChartGr
 
 
 def _single_charts(curves: Mapping[str, Curve]) -> list[Chart]:
-    return [chart for key, curve in curves.items() for chart in _joined_chart({key: curve})]
+    """A chart each; those of one known kind share a chart and the sentence on a healthy one."""
+    rest = dict(curves)
+    shown = []
+    for word, hint in _HINTS.items():
+        alike = {key: rest.pop(key) for key in list(rest) if word in key}
+        shown += [Chart(chart.svg, hint) for chart in _joined_chart(alike)]
+    return shown + [chart for key, curve in rest.items() for chart in _joined_chart({key: curve})]
 
 
 def _readable(name: str) -> str:

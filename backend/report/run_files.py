@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +87,16 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """Every recorded number over the steps, by its key, in the order of first appearance."""
+    """Every recorded number over the steps, by its key, in the order of first appearance.
+
+    A null stands for a number that was not finite: JSON has no word for it.
+    """
     points: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         for key, value in record.items():
-            if key not in _NO_CURVE and _is_number(value):
-                points.setdefault(key, []).append((float(record["step"]), float(value)))
+            if key not in _NO_CURVE and (value is None or _is_number(value)):
+                number = math.nan if value is None else float(value)
+                points.setdefault(key, []).append((float(record["step"]), number))
     result = {}
     for key, pairs in points.items():
         steps, values = np.array(sorted(pairs, key=lambda pair: pair[0])).T

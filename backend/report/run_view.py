@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from backend.charts import Curve
+from backend.provenance import citations
 from backend.report.curves import ChartGroup, chart_groups, final_dice, has_points
 from backend.report.pictures import Pictures, choose_pictures
 from backend.report.run_files import RunFiles
@@ -20,15 +21,6 @@ from backend.report.words import duration_text, number_text, plural
 
 MAX_LISTED = 20
 """Longer lists in the configuration are told by their length."""
-
-_CITATIONS = {
-    "smit": "Jiang J, Tyagi N, Tringale K, Crane C, Veeraraghavan H. Self-supervised 3D anatomy "
-    "segmentation using self-distilled masked image transformer (SMIT). MICCAI 2022.",
-    "glmae": "Advancing Volumetric Medical Image Segmentation via Global-Local Masked Autoencoder "
-    "(GL-MAE). arXiv:2306.08913.",
-    "pgl": "PGL: Prior-Guided Local Self-supervised Learning for 3D Medical Image Segmentation. "
-    "arXiv:2011.12640.",
-}
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def view_run(run: RunFiles) -> RunView:
 def _lead(run: RunFiles) -> str:
     """One sentence of what was done, of recorded numbers only."""
     words = []
-    if scans := _count(run, "scans", "cases", "usable", "training", "train"):
+    if scans := _count(run, "training", "scans", "cases"):
         words.append(f"on {plural(scans, 'scan')}")
     if (step := run.status.get("step")) is not None:
         words.append(f"for {plural(int(step), 'step')}")
@@ -125,7 +117,7 @@ def _notes(run: RunFiles) -> list[str]:
         if len(bad):
             first = int(curve.steps[bad[0]])
             notes.append(f"{key} was not finite in {plural(len(bad), 'record')}, first at step "
-                         f"{first:,}; these are gaps in its curve.")  # fmt: skip
+                         f"{first:,}; these are left out of its curve.")  # fmt: skip
     if not run.curves:
         notes.append("No metrics were recorded yet.")
     state = run.status.get("state")
@@ -170,14 +162,15 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     for label, names in (
         ("Method", ("method",)), ("Preset", ("preset",)), ("Initialised from", ("init",)),
-        ("Scans", ("scans", "cases", "usable")), ("Training", ("training", "train")),
-        ("Validation", ("validation",)), ("Refused", ("refused",)),
-        ("Device", ("device_name", "device")), ("Processes", ("world_size", "devices")),
+        ("Scans", ("scans",)), ("Refused", ("refused",)), ("Device", ("device_name", "device")),
+        ("Precision", ("precision",)), ("Processes", ("world_size", "devices")),
         ("Host", ("host",)), ("Seed", ("seed",)), ("Started", ("started",)),
     ):  # fmt: skip
         value: object = run.find(*names)
         if label == "Method":
             value = _method_name(run)
+        elif isinstance(value, Mapping):
+            value = ", ".join(f"{v} {str(k).replace('_', ' ')}" for k, v in value.items())
         elif isinstance(value, list):
             value = len(value)
         elif label == "Started" and (moment := _moment(value)) is not None:
@@ -204,8 +197,10 @@ def _citations(run: RunFiles, method: str) -> list[str]:
     recorded = run.find("citations", "papers")
     if isinstance(recorded, list) and recorded:
         return [str(text) for text in recorded]
-    known = _CITATIONS.get(method) or _CITATIONS.get(method.split("_")[0])
-    return [known] if known else []
+    try:
+        return list(citations(method))
+    except KeyError:
+        return []
 
 
 def next_commands(run: RunFiles, kind: str) -> list[Command]:
