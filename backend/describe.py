@@ -278,30 +278,75 @@ def _silent(config: PretrainConfig) -> list[Deviation]:
     head: SmitConfig = m
     silent = "not stated"
     items = [
-        ("size", "28.19 M parameters", _size_text(config), "No part of the released code and no "
-         "reading of the text gives 28.19 M; it cannot be reproduced from public material."),
-        ("image token loss", "eq. 4 sums over masked tokens", "no sum: one class token a view",
-         "The sum has no meaning for a single token; the released code has none either."),
-        ("class token", silent, "mean of the tokens" if m.class_token == "mean" else
-         "two class-attention blocks", "Swin has no class token."),
-        ("masked image loss", "a norm per token, eq. 1", "one quotient of sums over masked voxels "
-         "of both views", _CODE),
+        (
+            "size",
+            "28.19 M parameters",
+            _size_text(config),
+            "No part of the released code and no "
+            "reading of the text gives 28.19 M; it cannot be reproduced from public material.",
+        ),
+        (
+            "image token loss",
+            "eq. 4 sums over masked tokens",
+            "no sum: one class token a view",
+            "The sum has no meaning for a single token; the released code has none either.",
+        ),
+        (
+            "class token",
+            silent,
+            "mean of the tokens" if m.class_token == "mean" else "two class-attention blocks",
+            "Swin has no class token.",
+        ),
+        (
+            "masked image loss",
+            "a norm per token, eq. 1",
+            "one quotient of sums over masked voxels of both views",
+            _CODE,
+        ),
         ("HU window", silent, f"{p.hu_window[0]:g} to {p.hu_window[1]:g}", _CODE),
-        ("intensity augmentation and flips", silent, _augmentation_text(config),
-         "The released code has none."),
-        ("batch size", silent, str(t.batch_size), "Released code: 6 on one GPU; the paper's four "
-         "GPUs with two scans each give 8."),
-        ("weight decay", silent, f"{t.weight_decay:g}, not on norms, biases, tokens and position "
-         "tables", "AdamW's default in the released code, 0.05 as in MAE and Swin elsewhere."),
-        ("gradient clipping", silent, "none" if t.clip_norm is None else f"norm {t.clip_norm:g}",
-         "Guards the distillation terms."),
-        ("heads", silent, f"{head.head.hidden}-{head.head.hidden}-{head.head.bottleneck}, "
-         f"{head.head.prototypes} prototypes, {'shared' if head.head.shared else 'not shared'}",
-         _CODE),
-        ("centre momentum", silent, f"{m.centre_momentum:g}, averaged over all processes",
-         "Released code: 0.9; its averaging over processes was commented out."),
-        ("first epochs", silent, f"prototypes frozen for {m.freeze_prototypes_epochs:g} epochs",
-         _CODE),
+        (
+            "intensity augmentation and flips",
+            silent,
+            _augmentation_text(config),
+            "The released code has none.",
+        ),
+        (
+            "batch size",
+            silent,
+            str(t.batch_size),
+            "Released code: 6 on one GPU; the paper's four GPUs with two scans each give 8.",
+        ),
+        (
+            "weight decay",
+            silent,
+            f"{t.weight_decay:g}, not on norms, biases, tokens and position tables",
+            "AdamW's default in the released code, 0.05 as in MAE and Swin elsewhere.",
+        ),
+        (
+            "gradient clipping",
+            silent,
+            "none" if t.clip_norm is None else f"norm {t.clip_norm:g}",
+            "Guards the distillation terms.",
+        ),
+        (
+            "heads",
+            silent,
+            f"{head.head.hidden}-{head.head.hidden}-{head.head.bottleneck}, "
+            f"{head.head.prototypes} prototypes, {'shared' if head.head.shared else 'not shared'}",
+            _CODE,
+        ),
+        (
+            "centre momentum",
+            silent,
+            f"{m.centre_momentum:g}, averaged over all processes",
+            "Released code: 0.9; its averaging over processes was commented out.",
+        ),
+        (
+            "first epochs",
+            silent,
+            f"prototypes frozen for {m.freeze_prototypes_epochs:g} epochs",
+            _CODE,
+        ),
         ("orientation", silent, f"array axes towards {p.orientation}", "The house's convention."),
         ("corpus", "3,643 CT, partly private", "your scans", "Not rebuildable."),
     ]
@@ -327,9 +372,7 @@ def _size_text(config: PretrainConfig) -> str:
 
 def _augmentation_text(config: PretrainConfig) -> str:
     v = config.views
-    return (
-        f"flips {v.flip_probability:g}, scale {v.intensity_scale:g}, shift {v.intensity_shift:g}"
-    )
+    return f"flips {v.flip_probability:g}, scale {v.intensity_scale:g}, shift {v.intensity_shift:g}"
 
 
 def _text(value: Any) -> str:

@@ -92,7 +92,8 @@ class Geometry:
 
     def resized(self, size: Index3, spacing_mm: Vec3) -> Geometry:
         """A grid over the same box: the outer faces of voxel (0, 0, 0) coincide."""
-        shift = [(new - old) / 2 / old for new, old in zip(spacing_mm, self.spacing_mm, strict=True)]
+        pairs = zip(spacing_mm, self.spacing_mm, strict=True)
+        shift = [(new - old) / 2 / old for new, old in pairs]
         return replace(self, size=size, spacing_mm=spacing_mm, origin_mm=self.world(shift))
 
     def matches(self, other: Geometry, *, tolerance_mm: float = 1e-2) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,14 +19,22 @@ from backend.config import (
     load_config,
     to_plain,
 )
-from backend.data.cache import Cache, CachedVolume, default_cache_dir
+from backend.data.cache import Cache, CachedVolume
 from backend.data.index import SeriesRow, usable_series, write_index
 from backend.data.preprocess import Recipe
-from backend.data.stream import Position, random_start, stream
+from backend.data.stream import Position, random_start
 from backend.engine.record import RunFolder, read_json
 from backend.engine.signals import StopRequest
 from backend.errors import UserError
 from backend.geometry import Index3
+from backend.preparation import (
+    cache_root,
+    preview_every,
+    recipe_of,
+    stored,
+    told_cache,
+    write_report,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -111,9 +118,7 @@ class Regions:
     def centre(self, sample: int) -> tuple[NDArray[np.int16], Index3]:
         """The region in the middle of a scan, and where it begins: the same at every step."""
         volume = self.volumes[sample]
-        z, y, x = (
-            (n - r) // 2 for n, r in zip(volume.geometry.size, self.size, strict=True)
-        )
+        z, y, x = ((n - r) // 2 for n, r in zip(volume.geometry.size, self.size, strict=True))
         return volume.read((z, y, x), self.size), (z, y, x)
 
 
@@ -182,9 +187,7 @@ def run(request: PretrainRequest) -> Path:
     """
     request, config = resolve(request)
     rows = [] if request.resume else usable_series(request.data)
-    folder = RunFolder(
-        request.output, kind="pretrain", argv=request.argv, resume=request.resume
-    )
+    folder = RunFolder(request.output, kind="pretrain", argv=request.argv, resume=request.resume)
     stop = StopRequest(folder.stop_file)
     try:
         with folder, stop.listening(), folder.outcome():
@@ -193,10 +196,10 @@ def run(request: PretrainRequest) -> Path:
                 rows = usable_series([folder.path / "index.csv"])
             else:
                 write_index(folder.path / "index.csv", rows)
-                folder.write_config(_stored(request, config))
+                folder.write_config(stored("pretrain", config, _plain_request(request)))
             _train(request, config, rows, folder=folder, stop=stop)
     finally:
-        _write_report(request.output)
+        write_report(request.output)
     return request.output
 
 
@@ -212,8 +215,8 @@ def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
         if not request.data:
             raise UserError("No data was given.", "Add --data with an index.csv or a folder.")
         return request, _asked(request, request.method)
-    stored = read_json(request.output / "config.json")
-    config = build_config(PretrainConfig, stored["config"])
+    kept = read_json(request.output / "config.json")
+    config = build_config(PretrainConfig, kept["config"])
     asks = request.preset or request.config_file or request.overrides or request.method
     if asks:
         asked = _asked(
@@ -226,11 +229,11 @@ def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
                 f"{request.output}: was started with {different}.",
                 "Resume without that setting, or start a new run with --init from this one.",
             )
-    kept = stored["request"]
+    asked_then = kept["request"]
     return replace(
         request,
-        data=tuple(Path(p) for p in kept["data"]),
-        cache=request.cache or (Path(kept["cache"]) if kept["cache"] else None),
+        data=tuple(Path(p) for p in asked_then["data"]),
+        cache=request.cache or (Path(asked_then["cache"]) if asked_then["cache"] else None),
         init=None,
     ), config
 
@@ -245,20 +248,12 @@ def _asked(request: PretrainRequest, method: str) -> PretrainConfig:
     )
 
 
-def _stored(request: PretrainRequest, config: PretrainConfig) -> dict[str, Any]:
-    from backend.provenance import software_versions
-
+def _plain_request(request: PretrainRequest) -> dict[str, Any]:
     return {
-        "schema": config.schema_version,
-        "kind": "pretrain",
-        "config": to_plain(config),
-        "request": {
-            "data": [str(p.absolute()) for p in request.data],
-            "cache": None if request.cache is None else str(request.cache.absolute()),
-            "init": None if request.init is None else str(request.init),
-            "device": request.device,
-        },
-        "versions": software_versions(),
+        "data": [str(p.absolute()) for p in request.data],
+        "cache": None if request.cache is None else str(request.cache.absolute()),
+        "init": None if request.init is None else str(request.init.absolute()),
+        "device": request.device,
     }
 
 
@@ -270,118 +265,69 @@ def _train(
     folder: RunFolder,
     stop: StopRequest,
 ) -> None:
-    recipe = recipe_of(config)
-    volumes = cached_volumes(rows, recipe, cache_root(request), folder=folder)
+    recipe = recipe_of(config.preprocess)
+    beside = request.data[0] if request.data else request.output
+    cache = Cache(cache_root(request.cache, beside), recipe)
+    volumes = _cached(rows, cache, folder=folder)
     stop.check()
 
     folder.update(message="Preparing the network")
     import torch
 
-    from backend.engine.device import autocast, device_text, memory_mb, resolve_device, use_bf16
-    from backend.engine.loop import Event, Loop, Plan
-    from backend.engine.optim import adamw
+    from backend.engine.device import resolve_device
+    from backend.engine.loop import Event
     from backend.methods import build_method
+    from backend.training import Samples, prepared_loop
 
     device = resolve_device(request.device)
-    train = config.train
+    train, views = config.train, config.views
     torch.manual_seed(train.seed)
     method = build_method(config.method, epochs=train.epochs)
     if request.init is not None:
         _initialise(method, request.init)
-    method = method.to(device).train()
+    task = PretrainTask(method.to(device).train(), config, device)
 
-    training, held_out = split_held_out(sorted(volumes), share=config.data.held_out, seed=train.seed)
-    regions = Regions([volumes[i] for i in training], size=config.views.region, seed=train.seed)
-    probe = Regions(
-        [volumes[i] for i in held_out or training[:1]], size=config.views.region, seed=train.seed
-    )
-    plan = Plan(
-        total_steps=train.max_steps or math.ceil(train.epochs * len(training) / train.batch_size),
-        steps_per_epoch=len(training) / train.batch_size,
-        scans_per_step=train.batch_size,
-        learning_rate=train.learning_rate,
-        warmup=train.warmup_epochs / train.epochs,
-        clip_norm=train.clip_norm,
-        checkpoint_every_steps=train.checkpoint_every_steps,
-        checkpoint_every_s=60 * train.checkpoint_every_minutes,
-    )
-    task = PretrainTask(method, config, device)
-    bf16 = use_bf16(train.precision, device)
-    loop: Loop[Batch] = Loop(
+    learn, held_out = split_held_out(sorted(volumes), share=config.data.held_out, seed=train.seed)
+    regions = Regions([volumes[i] for i in learn], size=views.region, seed=train.seed)
+    shown = [volumes[i] for i in held_out or learn[:1]]
+    watcher = _Watcher(
         task,
-        optimizer=adamw(
-            method.named_parameters(),
-            learning_rate=train.learning_rate,
-            weight_decay=train.weight_decay,
-            betas=train.betas,
-        ),
-        run=folder,
-        plan=plan,
-        autocast=lambda: autocast(device, bf16=bf16),
-        memory_mb=lambda: memory_mb(device),
+        Regions(shown, size=views.region, seed=train.seed),
+        folder=folder,
+        measured=bool(held_out),
     )
-    if request.resume:
-        loop.resume()
+    folder.update(scans={"training": len(learn), "held_out": len(held_out)})
     log.info(
-        "%s %s on %s in %s: %d scans to learn from, %d held out, %d steps of %d scans",
+        "%s %s: %d scans to learn from, %d held out",
         config.method.name,
         config.preset,
-        device_text(device),
-        "bf16" if bf16 else "fp32",
-        len(training),
+        len(learn),
         len(held_out),
-        plan.total_steps,
-        train.batch_size,
     )
-    folder.update(
-        device=device_text(device),
-        precision="bf16" if bf16 else "fp32",
-        scans={"training": len(training), "held_out": len(held_out)},
-        total_steps=plan.total_steps,
-        step=loop.step,
+    loop = prepared_loop(
+        task, train, samples=len(learn), device=device, folder=folder, resume=request.resume
     )
-    watcher = _Watcher(task, probe, folder=folder, measured=bool(held_out))
-    every = train.preview_every_steps or max(1, plan.total_steps // 10)
-    header = _encoder_header(config, recipe, training)
+    samples = Samples(
+        count=len(learn),
+        read=regions.read,
+        collate=lambda chosen: _batch(chosen, seed=train.seed),
+        workers=config.data.workers,
+    )
+    header = _encoder_header(config, recipe, learn)
     loop.fit(
-        _batches(regions, config, first_step=loop.step),
+        samples.batches(train, first_step=loop.step),
         stop=stop,
-        events=[Event(every=every, action=watcher.look)],
+        events=[Event(every=preview_every(train, loop.plan.total_steps), action=watcher.look)],
         on_save=lambda: _save_encoder(folder, method, header),
         what="Pretraining",
     )
 
 
-def recipe_of(config: PretrainConfig | Any) -> Recipe:
-    """The preprocessing of a configuration."""
-    p = config.preprocess
-    return Recipe(
-        spacing_mm=p.spacing_mm,
-        orientation=p.orientation,
-        body_margin_mm=p.body_margin_mm,
-        body_threshold_hu=p.body_threshold_hu,
-    )
-
-
-def cache_root(request: PretrainRequest) -> Path:
-    """Where preprocessed scans are kept."""
-    if request.cache is not None:
-        return request.cache
-    beside = request.data[0] if request.data else request.output
-    return default_cache_dir(beside)
-
-
-def cached_volumes(
-    rows: Sequence[SeriesRow], recipe: Recipe, root: Path, *, folder: RunFolder
+def _cached(
+    rows: Sequence[SeriesRow], cache: Cache, *, folder: RunFolder
 ) -> dict[str, CachedVolume]:
-    """Preprocess what is missing and open everything.
-
-    Scans that turn out to be unreadable are told and left out; the log names each.
-    """
-    cache = Cache(root, recipe)
-    missing = cache.missing(rows)
-    log.info("Cache %s: %d of %d scans to preprocess", root, len(missing), len(rows))
-    folder.update(message=f"Preprocessing {len(missing)} of {len(rows)} scans into {root}")
+    """Preprocess what is missing and open everything; what cannot be read is told by name."""
+    told_cache(cache, missing=len(cache.missing(rows)), total=len(rows), folder=folder)
     report = cache.build(rows)
     for series, reason in report.failed.items():
         log.warning("Left out %s: %s", series, reason)
@@ -397,24 +343,6 @@ def split_held_out(ids: Sequence[str], *, share: float, seed: int) -> tuple[list
     order = np.random.default_rng([seed, 2]).permutation(len(ids))
     chosen = {ids[i] for i in order[:count]}
     return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]
-
-
-def _batches(
-    regions: Regions, config: PretrainConfig, *, first_step: int
-) -> Iterator[list[Batch]]:
-    train = config.train
-    for samples in stream(
-        regions.read,
-        samples=len(regions.volumes),
-        batch_size=train.batch_size,
-        seed=train.seed,
-        first_step=first_step,
-        workers=config.data.workers,
-    ):
-        size = train.batch_size // train.accumulate
-        yield [
-            _batch(samples[i : i + size], seed=train.seed) for i in range(0, len(samples), size)
-        ]
 
 
 def _batch(samples: Sequence[tuple[NDArray[np.int16], Position]], *, seed: int) -> Batch:
@@ -541,9 +469,7 @@ def _encoder_header(config: PretrainConfig, recipe: Recipe, ids: Sequence[str]) 
 def _save_encoder(folder: RunFolder, method: Smit, header: Any) -> None:
     from backend.weights import save_weights
 
-    save_weights(
-        folder.checkpoints / "encoder.safetensors", method.encoder.state_dict(), header
-    )
+    save_weights(folder.checkpoints / "encoder.safetensors", method.encoder.state_dict(), header)
 
 
 def _write_report(run_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run needs to continue exactly: plain containers, written whole, read without unpickling."""
+"""What a run needs to continue exactly: plain containers, whole files, no unpickling."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ def resolve_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise UserError(
-                f"Device {name!r} is not there: PyTorch {torch.__version__} sees {count} CUDA GPUs.",
+                f"Device {name!r} is not there: PyTorch {torch.__version__} sees "
+                f"{count} CUDA GPUs.",
                 "Use --device auto or cpu, or see `backend doctor`.",
             )
     elif device.type == "mps":

@@ -225,7 +225,7 @@ class Loop(Generic[BatchT]):
         for part in parts:
             with self._autocast():
                 losses = self.trainable.loss(part, progress)
-            (losses.total / len(parts)).backward()
+            torch.autograd.backward(losses.total / len(parts))
             for name, value in _named(losses).items():
                 numbers[name] = numbers.get(name, 0.0) + value.detach().float() / len(parts)
         self.trainable.after_backward(progress)

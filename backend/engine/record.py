@@ -259,11 +259,11 @@ def process_alive(status: Mapping[str, Any]) -> bool:
     if status.get("host") != socket.gethostname():
         # Another machine's process: only the heartbeat tells.
         updated = datetime.fromisoformat(str(status["updated"]))
-        return (datetime.now(UTC) - updated).total_seconds() < 60
+        return (datetime.now(UTC) - updated).total_seconds() < 60.0
     if status.get("boot_id") != boot_id():
         return False
     try:
-        started = psutil.Process(int(status["pid"])).create_time()
+        started: float = psutil.Process(int(status["pid"])).create_time()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
     return abs(started - float(status["process_started"])) < 2.0

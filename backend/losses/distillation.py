@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def teacher_distribution(
-    logits: Float[Tensor, "*batch k"], centre: Float[Tensor, "k"], temperature: float
+    logits: Float[Tensor, "*batch k"], centre: Float[Tensor, " k"], temperature: float
 ) -> Float[Tensor, "*batch k"]:
     """Centred and sharpened softmax (SMIT eq. 3; DINO sec. 3.1), fp32.
 
@@ -23,7 +23,7 @@ def cross_entropy(
     target: Float[Tensor, "*batch k"], student_logits: Float[Tensor, "*batch k"], temperature: float
 ) -> Float[Tensor, "*batch"]:
     """H(p_t, p_s) = -sum_k p_t log p_s (SMIT eqs. 2 and 4), fp32, for each token on its own."""
-    log_student = torch.log_softmax(student_logits.float() / temperature, dim=-1)
+    log_student: Tensor = torch.log_softmax(student_logits.float() / temperature, dim=-1)
     return -(target * log_student).sum(dim=-1)
 
 

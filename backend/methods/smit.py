@@ -17,13 +17,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from backend.config import SmitConfig
-from backend.schedules import cosine, linear_warmup
 from backend.losses.distillation import Centre, cross_entropy, entropy, teacher_distribution
 from backend.losses.reconstruction import masked_l1
 from backend.losses.terms import Losses
 from backend.methods.teacher import follow, teacher_of
 from backend.models.heads import ClassAttention, PixelHead, PrototypeHead
 from backend.models.swin import EncoderOutput, SwinEncoder, branch_rates, upsample_cells
+from backend.schedules import cosine, linear_warmup
 from backend.views.crops import View
 from backend.views.masking import CellMask, random_cells
 from backend.views.randomness import uniform
@@ -63,9 +63,7 @@ class SmitBranch(nn.Module):
         )
         self.last_stage = config.tokens == "last_stage"
         width = self.encoder.widths[-1]
-        self.class_attention = (
-            ClassAttention(width) if config.class_token == "attention" else None
-        )
+        self.class_attention = ClassAttention(width) if config.class_token == "attention" else None
         self.patch_head = PrototypeHead(
             width, hidden=h.hidden, bottleneck=h.bottleneck, prototypes=h.prototypes
         )
@@ -200,9 +198,7 @@ class Smit(nn.Module):
         if not self.training or self.config.encoder.drop_path == 0:
             return None
         sites = self.student.encoder.drop_sites
-        rate = torch.tensor(
-            branch_rates(self.config.encoder.drop_path, sites), device=keys.device
-        )
+        rate = torch.tensor(branch_rates(self.config.encoder.drop_path, sites), device=keys.device)
         kept = uniform(keys, sites, stream=_DROP_PATH_STREAM) >= rate
         return (kept / (1 - rate)).T
 

@@ -77,7 +77,8 @@ class PixelHead(nn.Module):
         b, _, gz, gy, gx = x.shape
         s = self.stride
         x = x.view(b, s, s, s, gz, gy, gx).permute(0, 4, 1, 5, 2, 6, 3)
-        return x.reshape(b, 1, gz * s, gy * s, gx * s)
+        voxels: Tensor = x.reshape(b, 1, gz * s, gy * s, gx * s)
+        return voxels
 
 
 class ClassAttention(nn.Module):

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -66,9 +65,7 @@ class SwinSegmenter(nn.Module):
         skips = [self.image_block(volume)]
         for index in range(len(self.up_blocks) - 1):
             skip = features.pyramid[index].contiguous()
-            skips.append(
-                self.skip_blocks[index](skip) if index < len(self.skip_blocks) else skip
-            )
+            skips.append(self.skip_blocks[index](skip) if index < len(self.skip_blocks) else skip)
         x = self.bottleneck_block(features.bottleneck.contiguous())
         for block, skip in zip(self.up_blocks, reversed(skips), strict=True):
             x = block(x, skip)
@@ -126,5 +123,3 @@ def freeze(module: nn.Module) -> None:
     """Take a module out of training: no gradients."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-
-

@@ -1,7 +1,8 @@
-"""The Swin transformer of SMIT in 3D (Jiang et al. 2022, sec. 2; Liu et al., doi:10.1109/ICCV48922.2021.00986).
+"""The Swin transformer of SMIT in 3D.
 
-Shapes: b batch, c channels, (z, y, x) the token grid, w windows, n tokens in a window, h heads.
-Inside the blocks tensors are channels-last, (b, z, y, x, c), so that norms and linears need no copy.
+Jiang et al. 2022, sec. 2, after Liu et al., doi:10.1109/ICCV48922.2021.00986. Shapes: b batch,
+c channels, (z, y, x) the token grid, w windows, n tokens in a window, h heads. Inside the blocks
+tensors are channels-last, (b, z, y, x, c), so that norms and linears need no copy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
@@ -50,7 +51,7 @@ class SwinEncoder(nn.Module):
         final_merge: whether the last stage is merged as well.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the plain arguments of a weights file
         self,
         *,
         embed_dim: int,
@@ -97,8 +98,7 @@ class SwinEncoder(nn.Module):
         return 2 * sum(len(stage) for stage in self._stages())
 
     def _stages(self) -> list[list[SwinBlock]]:
-        stages = [[b for b in s if isinstance(b, SwinBlock)] for s in self.stages]  # type: ignore[union-attr]
-        return stages
+        return cast(list[list[SwinBlock]], self.stages)
 
     def forward(
         self,
@@ -167,7 +167,8 @@ class SwinBlock(nn.Module):
         second = self.linear2(F.gelu(self.linear1(self.norm2(x))))
         if branch_scale is not None:
             second = second * branch_scale[1].view(-1, 1, 1, 1, 1).to(second.dtype)
-        return x + second
+        result: Tensor = x + second
+        return result
 
     def _attend(self, x: Tensor) -> Tensor:
         size: Grid = (x.shape[1], x.shape[2], x.shape[3])
@@ -248,7 +249,9 @@ class PatchMerging(nn.Module):
         return merged
 
 
-def upsample_cells(mask: Bool[Tensor, "b gz gy gx"], size: Sequence[int]) -> Bool[Tensor, "b z y x"]:
+def upsample_cells(
+    mask: Bool[Tensor, "b gz gy gx"], size: Sequence[int]
+) -> Bool[Tensor, "b z y x"]:
     """Repeat each cell so that the grid has `size`.
 
     Raises:
@@ -278,7 +281,9 @@ def split_windows(x: Float[Tensor, "b z y x c"], window: Grid) -> Float[Tensor, 
     return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, -1, wz * wy * wx, c)
 
 
-def join_windows(x: Float[Tensor, "b w n c"], window: Grid, size: Grid) -> Float[Tensor, "b z y x c"]:
+def join_windows(
+    x: Float[Tensor, "b w n c"], window: Grid, size: Grid
+) -> Float[Tensor, "b z y x c"]:
     """The inverse of `split_windows` for a grid of `size`."""
     b, c = x.shape[0], x.shape[-1]
     (z, y, width), (wz, wy, wx) = size, window

@@ -24,20 +24,18 @@ class View(NamedTuple):
 
     image: Float[Tensor, "b 1 z y x"]
     affine: Float[Tensor, "b 4 4"]
-    keys: Int64[Tensor, "b"]
+    keys: Int64[Tensor, " b"]
 
 
-def window_hu(
-    hu: Int16[Tensor, "*shape"], window: tuple[float, float]
-) -> Float[Tensor, "*shape"]:
+def window_hu(hu: Int16[Tensor, "*shape"], window: tuple[float, float]) -> Float[Tensor, "*shape"]:
     """Hounsfield units as fp32, the window's ends at 0 and 1, clipped beyond."""
     low, high = window
     return ((hu.to(torch.float32) - low) / (high - low)).clamp_(0.0, 1.0)
 
 
-def random_view(
+def random_view(  # noqa: PLR0913 - each is one setting of the view
     regions: Int16[Tensor, "b 1 rz ry rx"],
-    keys: Int64[Tensor, "b"],
+    keys: Int64[Tensor, " b"],
     *,
     number: int,
     size: int,

@@ -31,7 +31,7 @@ def hidden_count(cells: int, ratio: float) -> int:
     return math.ceil(round(ratio * cells, 9))
 
 
-def random_cells(keys: Int64[Tensor, "b"], grid: tuple[int, int, int], ratio: float) -> CellMask:
+def random_cells(keys: Int64[Tensor, " b"], grid: tuple[int, int, int], ratio: float) -> CellMask:
     """Hide a uniformly random subset of the cells, of fixed size, for each key on its own.
 
     This is SMIT's mask (sec. 2, p = 0.7 in the implementation details).

@@ -25,12 +25,12 @@ def derive_key(*parts: int) -> int:
     return _signed(state)
 
 
-def derive_keys(keys: Int64[Tensor, "b"], stream: int) -> Int64[Tensor, "b"]:
+def derive_keys(keys: Int64[Tensor, " b"], stream: int) -> Int64[Tensor, " b"]:
     """A key of its own for each purpose or view of each sample."""
     return _mix_tensor(keys + _signed(_mix(stream & _MASK_64)))
 
 
-def uniform(keys: Int64[Tensor, "b"], count: int, *, stream: int) -> Float[Tensor, "b count"]:
+def uniform(keys: Int64[Tensor, " b"], count: int, *, stream: int) -> Float[Tensor, "b count"]:
     """Numbers in [0, 1), fp32, `count` for each key.
 
     Args:
@@ -45,7 +45,7 @@ def uniform(keys: Int64[Tensor, "b"], count: int, *, stream: int) -> Float[Tenso
 
 
 def integers(
-    keys: Int64[Tensor, "b"], high: Int64[Tensor, "b n"] | int, count: int, *, stream: int
+    keys: Int64[Tensor, " b"], high: Int64[Tensor, "b n"] | int, count: int, *, stream: int
 ) -> Int64[Tensor, "b count"]:
     """Whole numbers in [0, high)."""
     return (uniform(keys, count, stream=stream).double() * high).floor().to(torch.int64)

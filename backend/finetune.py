@@ -1,0 +1,667 @@
+"""`backend finetune`: from labelled scans to a segmentation model, in a run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.config import FinetuneConfig, build_config, first_difference, load_config, to_plain
+from backend.data.cache import Cache, CachedVolume
+from backend.data.labelled import (
+    LabelledCase,
+    LabelledSet,
+    check_set,
+    fold_cases,
+    load_labelled_set,
+    split_cases,
+    take_fraction,
+)
+from backend.data.labels import Label
+from backend.data.stream import Position, random_start
+from backend.engine.record import RunFolder, read_json
+from backend.engine.signals import StopRequest
+from backend.errors import UserError
+from backend.files import write_json
+from backend.geometry import Index3, Volume, index3
+from backend.preparation import (
+    cache_root,
+    preview_every,
+    recipe_of,
+    stored,
+    told_cache,
+    write_report,
+)
+from backend.provenance import (
+    citations,
+    encoder_arguments,
+    preprocessing,
+    software_versions,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from backend.engine.loop import Loop
+    from backend.losses.terms import Losses
+    from backend.models.segmentation import SwinSegmenter
+    from backend.weights import WeightsHeader
+
+log = logging.getLogger("backend")
+
+_VALIDATIONS_AT_LEAST = 5
+"""However short a run is, its model is judged this often, or there is no best one to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRequest:
+    """What the user asked for.
+
+    Attributes:
+        output: the run folder.
+        data: the labelled set.
+        init: run folder or weights of an encoder; None starts from random weights.
+        method: or None for the one of `init`, or of the run that is resumed.
+        preset: or None for the one of `init`, or the method's first.
+        cases: names or patterns of the cases to take; empty takes all.
+        fraction: share of the training cases to use.
+        folds: 0, or how many parts of a cross-validation.
+        config_file: YAML or JSON over the preset.
+        overrides: `key=value` texts over both.
+        device: auto, cpu, cuda, cuda:1, mps.
+        resume: continue the run in `output`.
+        cache: folder of the preprocessing cache.
+        argv: the command as it was given, for status.json.
+    """
+
+    output: Path
+    data: Path | None
+    init: Path | None = None
+    method: str | None = None
+    preset: str | None = None
+    cases: tuple[str, ...] = ()
+    fraction: float = 1.0
+    folds: int = 0
+    config_file: Path | None = None
+    overrides: tuple[str, ...] = ()
+    device: str = "auto"
+    resume: bool = False
+    cache: Path | None = None
+    argv: tuple[str, ...] = ()
+
+
+class Split(NamedTuple):
+    """Cases to learn from and cases to judge by."""
+
+    training: tuple[LabelledCase, ...]
+    validation: tuple[LabelledCase, ...]
+
+
+class Batch(NamedTuple):
+    """Crops of a batch.
+
+    Attributes:
+        images: int16 HU, (b, z, y, x).
+        targets: class of each voxel, (b, z, y, x).
+        keys: what the augmentation of each crop follows from, (b).
+    """
+
+    images: Tensor
+    targets: Tensor
+    keys: Tensor
+
+
+Crop = tuple[NDArray[np.int16], NDArray[np.uint8], tuple[int, ...]]
+
+
+class Crops:
+    """Crops of labelled scans, balanced between structures.
+
+    Args:
+        volumes: the scans.
+        labels: structures in the order of the network's classes.
+        config: of the run.
+    """
+
+    def __init__(
+        self, volumes: Sequence[CachedVolume], labels: Sequence[Label], config: FinetuneConfig
+    ) -> None:
+        self.volumes = volumes
+        self._classes = class_table(labels)
+        self._size: Index3 = (config.crop, config.crop, config.crop)
+        self._count = config.crops_per_scan
+        self._foreground = config.foreground
+        self._seed = config.train.seed
+
+    def read(self, position: Position) -> list[Crop]:
+        """The crops of a scan in an epoch."""
+        volume = self.volumes[position.sample]
+        crops: list[Crop] = []
+        for number in range(self._count):
+            identity = (self._seed, position.epoch, position.sample, number)
+            start = self._start(volume, np.random.default_rng([*identity, 3]))
+            target = self._classes[volume.read_label(start, self._size)]
+            crops.append((volume.read(start, self._size), target, identity))
+        return crops
+
+    def _start(self, volume: CachedVolume, rng: np.random.Generator) -> Index3:
+        places = volume.foreground
+        if not places or rng.random() >= self._foreground:
+            return random_start(volume.geometry.size, self._size, rng)
+        # All structures equally often: otherwise small ones would hardly ever be seen.
+        values = sorted(places)
+        voxels = places[values[int(rng.integers(len(values)))]]
+        centre = voxels[int(rng.integers(len(voxels)))]
+        starts = []
+        for middle, n, edge in zip(centre, volume.geometry.size, self._size, strict=True):
+            room = n - edge
+            wanted = int(middle) - edge // 2
+            starts.append(min(max(wanted, 0), room) if room >= 0 else -((-room) // 2))
+        return index3(starts)
+
+
+def class_table(labels: Sequence[Label]) -> NDArray[np.uint8]:
+    """Class of each label value: 0 for background, 1, 2, … in the order of `labels`."""
+    table = np.zeros(max(label.value for label in labels) + 1, dtype=np.uint8)
+    for number, label in enumerate(labels, start=1):
+        table[label.value] = number
+    return table
+
+
+class FinetuneTask:
+    """A segmentation network with its loss: what the loop trains.
+
+    Args:
+        network: the network, on its device.
+        config: of the run.
+        device: where it is trained.
+    """
+
+    def __init__(
+        self, network: SwinSegmenter, config: FinetuneConfig, device: torch.device
+    ) -> None:
+        self.module = network
+        self._config = config
+        self._device = device
+
+    def loss(self, batch: Batch, progress: float) -> Losses:  # noqa: ARG002 - see `Trainable`
+        """Dice and cross-entropy of augmented crops."""
+        from backend.losses.segmentation import dice_cross_entropy
+        from backend.losses.terms import Losses
+
+        image, target = self._augmented(batch)
+        dice, ce = dice_cross_entropy(self.module(image), target)
+        return Losses(dice + ce, {"dice": dice.detach(), "ce": ce.detach()}, {})
+
+    def after_backward(self, progress: float) -> None:
+        """Nothing to do."""
+
+    def after_step(self, progress: float) -> None:
+        """Nothing to do."""
+
+    def settings(self, progress: float) -> dict[str, float]:  # noqa: ARG002 - see `Trainable`
+        """Nothing changes over the run but the learning rate."""
+        return {}
+
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        import torch
+
+        from backend.views.augment import Labelled, mirror, scale_values, shift_values, turn_axial
+        from backend.views.crops import window_hu
+
+        a = self._config.augment
+        keys = batch.keys.to(self._device, non_blocking=True)
+        hu = batch.images.to(self._device, non_blocking=True).unsqueeze(1)
+        target = batch.targets.to(self._device, non_blocking=True).long()
+        crops = Labelled(window_hu(hu, self._config.preprocess.hu_window), target)
+        crops = turn_axial(crops, keys, probability=a.rotate90_probability)
+        crops = mirror(crops, keys, probability=a.flip_probability)
+        image = scale_values(crops.image, keys, probability=a.scale_probability, by=a.scale)
+        image = shift_values(image, keys, probability=a.shift_probability, by=a.shift)
+        return image.contiguous(memory_format=torch.channels_last_3d), crops.target
+
+
+def run(request: FinetuneRequest) -> Path:
+    """Fine-tune, or continue; with `folds`, one run after the other in subfolders.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError, ResourceError, Cancelled, Interrupted: see `backend.errors`.
+    """
+    request, config, labelled = resolve(request)
+    cases = tuple(c for c in labelled.cases if c.split != "test")
+    if request.folds:
+        return _cross_validate(request, config, labelled, cases)
+    split = Split(
+        *split_cases(cases, validation_fraction=config.validation_fraction, seed=config.train.seed)
+    )
+    training = take_fraction(split.training, fraction=request.fraction, seed=config.train.seed)
+    return _one_run(request, config, labelled, split._replace(training=training))
+
+
+def resolve(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig, LabelledSet]:
+    """The request with its configuration and cases; when resuming, the stored ones.
+
+    Raises:
+        UserError: if weights, data or settings do not fit, or a resumed run had other settings.
+    """
+    if request.resume and not request.folds:
+        kept = read_json(request.output / "config.json")
+        config = build_config(FinetuneConfig, kept["config"])
+        asked_then = kept["request"]
+        _refuse_other_settings(request, config)
+        request = replace(
+            request,
+            data=Path(asked_then["data"]),
+            init=None,
+            cases=tuple(asked_then["cases"]),
+            fraction=asked_then["fraction"],
+            cache=request.cache or (Path(asked_then["cache"]) if asked_then["cache"] else None),
+        )
+    else:
+        config = _asked(request)
+    if request.data is None:
+        raise UserError("No data was given.", "Add --data with a labelled set.")
+    return request, config, load_labelled_set(request.data, request.cases or None)
+
+
+def _refuse_other_settings(request: FinetuneRequest, config: FinetuneConfig) -> None:
+    if not (request.preset or request.config_file or request.overrides):
+        return
+    asked = load_config(
+        FinetuneConfig,
+        method=request.method or config.method.name,
+        preset=request.preset or config.preset,
+        file=request.config_file,
+        overrides=request.overrides,
+    )
+    different = first_difference(to_plain(config), to_plain(asked))
+    if different:
+        raise UserError(
+            f"{request.output}: was started with {different}.",
+            "Resume without that setting, or start a new run.",
+        )
+
+
+def _asked(request: FinetuneRequest) -> FinetuneConfig:
+    header = None if request.init is None else _header_of(request.init)
+    method = request.method or (header.method if header else "smit")
+    preset = request.preset or (header.preset if header and header.preset else None)
+    config = load_config(
+        FinetuneConfig,
+        method=method,
+        preset=preset,
+        file=request.config_file,
+        overrides=request.overrides,
+    )
+    if header is not None:
+        _require_same_encoder(request.init, header, config)
+    return config
+
+
+def _header_of(init: Path) -> WeightsHeader:
+    from backend.weights import read_header, resolve_weights
+
+    return read_header(resolve_weights(init, prefer=_INIT_FILES))
+
+
+_INIT_FILES = ("encoder.safetensors", "best.safetensors", "model.safetensors")
+
+
+def _require_same_encoder(init: Path | None, header: WeightsHeader, config: FinetuneConfig) -> None:
+    ours = encoder_arguments(config.method)
+    different = first_difference(header.architecture["encoder"], ours)
+    if header.method != config.method.name or different:
+        raise UserError(
+            f"{init}: holds a {header.method} encoder with {different or 'another method'}.",
+            f"Choose the preset it was trained with (--preset {header.preset}).",
+        )
+
+
+def _cross_validate(
+    request: FinetuneRequest,
+    config: FinetuneConfig,
+    labelled: LabelledSet,
+    cases: Sequence[LabelledCase],
+) -> Path:
+    seed = config.train.seed
+    scores = []
+    for number, (training, validation) in enumerate(
+        fold_cases(cases, folds=request.folds, seed=seed), start=1
+    ):
+        training = take_fraction(training, fraction=request.fraction, seed=seed)
+        folder = request.output / f"fold_{number}"
+        begun = request.resume and (folder / "status.json").exists()
+        if not (begun and read_json(folder / "status.json").get("state") == "done"):
+            fold = replace(request, output=folder, folds=0, resume=begun)
+            _one_run(fold, config, labelled, Split(training, validation))
+        best = read_json(folder / "status.json").get("best") or {}
+        scores.append({"fold": number, "cases": [c.id for c in validation], **best})
+    dice = [s["val/dice_mean"] for s in scores if s.get("val/dice_mean") is not None]
+    summary = {
+        "folds": scores,
+        "dice_mean": float(np.mean(dice)) if dice else None,
+        "dice_sd_over_folds": float(np.std(dice, ddof=1)) if len(dice) > 1 else None,
+        "note": "Best checkpoint of each fold, judged on the fold it was chosen by.",
+    }
+    write_json(request.output / "cross_validation.json", summary)
+    log.info("Cross-validation: %s", json.dumps(summary))
+    return request.output
+
+
+def _one_run(
+    request: FinetuneRequest, config: FinetuneConfig, labelled: LabelledSet, split: Split
+) -> Path:
+    folder = RunFolder(request.output, kind="finetune", argv=request.argv, resume=request.resume)
+    stop = StopRequest(folder.stop_file)
+    try:
+        with folder, stop.listening(), folder.outcome():
+            split = _kept_split(folder, labelled, split, resume=request.resume)
+            if not request.resume:
+                folder.write_config(stored("finetune", config, _plain_request(request)))
+            _train(request, config, labelled.labels, split, folder=folder, stop=stop)
+    finally:
+        write_report(request.output)
+    return request.output
+
+
+def _plain_request(request: FinetuneRequest) -> dict[str, Any]:
+    def absolute(path: Path | None) -> str | None:
+        return None if path is None else str(path.absolute())
+
+    return {
+        "data": absolute(request.data),
+        "init": absolute(request.init),
+        "cases": list(request.cases),
+        "fraction": request.fraction,
+        "cache": absolute(request.cache),
+        "device": request.device,
+    }
+
+
+def _kept_split(folder: RunFolder, labelled: LabelledSet, split: Split, *, resume: bool) -> Split:
+    """Write the split, or take the one that the run was started with."""
+    path = folder.path / "split.json"
+    if not resume or not path.exists():
+        write_json(path, {part: [c.id for c in getattr(split, part)] for part in Split._fields})
+        return split
+    names = read_json(path)
+    cases = {case.id: case for case in labelled.cases}
+    gone = [name for part in Split._fields for name in names[part] if name not in cases]
+    if gone:
+        raise UserError(
+            f"Case {gone[0]} of this run is no longer in the data.",
+            "Put it back, or start a new run.",
+        )
+    return Split(*(tuple(cases[n] for n in names[part]) for part in Split._fields))
+
+
+def _train(
+    request: FinetuneRequest,
+    config: FinetuneConfig,
+    labels: Sequence[Label],
+    split: Split,
+    *,
+    folder: RunFolder,
+    stop: StopRequest,
+) -> None:
+    cases = [*split.training, *split.validation]
+    folder.update(
+        message=f"Checking {len(cases)} labelled scans",
+        scans={"training": len(split.training), "validation": len(split.validation)},
+    )
+    check_set(LabelledSet(cases=tuple(cases), labels=tuple(labels), layout=""))
+    stop.check()
+    volumes = _cached(request, config, cases, folder=folder)
+    stop.check()
+
+    folder.update(message="Preparing the network")
+    import torch
+
+    from backend.engine.device import resolve_device
+    from backend.engine.loop import Event
+    from backend.training import Samples, prepared_loop
+
+    device = resolve_device(request.device)
+    torch.manual_seed(config.train.seed)
+    network = _network(request, config, labels).to(device, memory_format=torch.channels_last_3d)
+    task = FinetuneTask(network.train(), config, device)
+    loop = prepared_loop(
+        task,
+        config.train,
+        samples=len(split.training),
+        device=device,
+        folder=folder,
+        resume=request.resume,
+    )
+    crops = Crops([volumes[c.id] for c in split.training], labels, config)
+    samples = Samples(
+        count=len(split.training),
+        read=crops.read,
+        collate=_batch,
+        workers=config.data.workers,
+    )
+    header = _header(config, labels, split)
+    judge = _Judge(
+        loop,
+        volumes={c.id: volumes[c.id] for c in split.validation or split.training[:1]},
+        labels=labels,
+        config=config,
+        header=header,
+        device=device,
+        chooses=bool(split.validation),
+    )
+    total = loop.plan.total_steps
+    wanted = round(config.validate_every_epochs * loop.plan.steps_per_epoch)
+    events = [Event(every=preview_every(config.train, total), action=judge.draw)]
+    if split.validation:
+        every = max(1, min(wanted, total // _VALIDATIONS_AT_LEAST))
+        events.insert(0, Event(every=every, action=judge.validate))
+    loop.fit(
+        samples.batches(config.train, first_step=loop.step),
+        stop=stop,
+        events=events,
+        on_save=lambda: judge.save("model.safetensors"),
+        what="Fine-tuning",
+    )
+
+
+def _cached(
+    request: FinetuneRequest,
+    config: FinetuneConfig,
+    cases: Sequence[LabelledCase],
+    *,
+    folder: RunFolder,
+) -> dict[str, CachedVolume]:
+    beside = request.output if request.data is None else request.data
+    cache = Cache(cache_root(request.cache, beside), recipe_of(config.preprocess))
+    told_cache(cache, missing=len(cases), total=len(cases), folder=folder)
+    report = cache.build_pairs(cases)
+    if report.failed:
+        name, reason = next(iter(report.failed.items()))
+        raise UserError(f"Case {name}: {reason}", "Mend it or leave it out with --cases.")
+    return {case.id: cache.open(case.id) for case in cases}
+
+
+def _network(
+    request: FinetuneRequest, config: FinetuneConfig, labels: Sequence[Label]
+) -> SwinSegmenter:
+    from backend.models.segmentation import build_segmentation, freeze
+
+    network = build_segmentation(architecture(config, classes=len(labels) + 1))
+    if request.init is not None:
+        from backend.weights import load_into, load_weights, resolve_weights
+
+        file = resolve_weights(request.init, prefer=_INIT_FILES)
+        tensors, header = load_weights(file)
+        prefix = "encoder." if header.kind == "segmentation" else ""
+        report = load_into(network.encoder, tensors, prefix=prefix, what=str(file))
+        log.info("Encoder from %s\n%s", file, report.text())
+    elif not request.resume:
+        log.info("Encoder from random weights")
+    if config.freeze_encoder:
+        if request.init is None and not request.resume:
+            raise UserError(
+                "freeze_encoder needs a pretrained encoder.", "Give one with --init RUN."
+            )
+        freeze(network.encoder)
+    return network
+
+
+def architecture(config: FinetuneConfig, *, classes: int) -> dict[str, Any]:
+    """Plain arguments of the network, as they stand in a weights file."""
+    return {
+        "encoder": encoder_arguments(config.method),
+        "classes": classes,
+        "width": config.decoder.width or config.method.encoder.embed_dim,
+        "norm": config.decoder.norm,
+        "window": [config.crop] * 3,
+    }
+
+
+def _header(config: FinetuneConfig, labels: Sequence[Label], split: Split) -> WeightsHeader:
+    from backend.weights import WeightsHeader
+
+    return WeightsHeader(
+        kind="segmentation",
+        method=config.method.name,
+        preset=config.preset,
+        preprocessing=preprocessing(config.preprocess),
+        architecture=architecture(config, classes=len(labels) + 1),
+        labels=tuple(
+            {
+                "value": label.value,
+                "name": label.name,
+                "color": list(label.color),
+                "terminology": label.terminology,
+            }
+            for label in labels
+        ),
+        fingerprint={"training": len(split.training), "validation": len(split.validation)},
+        versions=software_versions(),
+        citations=citations(config.method.name),
+    )
+
+
+def _batch(samples: Sequence[list[Crop]]) -> Batch:
+    import torch
+
+    from backend.views.randomness import derive_key
+
+    crops = [crop for sample in samples for crop in sample]
+    return Batch(
+        torch.from_numpy(np.stack([image for image, _, _ in crops])),
+        torch.from_numpy(np.stack([target for _, target, _ in crops])),
+        torch.tensor([derive_key(*identity) for _, _, identity in crops]),
+    )
+
+
+class _Judge:
+    """Segments whole scans while the network learns: validation, the best weights, pictures."""
+
+    def __init__(
+        self,
+        loop: Loop[Batch],
+        *,
+        volumes: dict[str, CachedVolume],
+        labels: Sequence[Label],
+        config: FinetuneConfig,
+        header: WeightsHeader,
+        device: torch.device,
+        chooses: bool,
+    ) -> None:
+        self._loop = loop
+        self._volumes = volumes
+        self._labels = labels
+        self._config = config
+        self._header = header
+        self._device = device
+        self._chooses = chooses
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Dice per structure over the validation scans, on the preprocessed grid.
+
+        A structure counts in the scans that have it; the mean is over structures.
+        """
+        from backend.metrics import overlap
+
+        found: dict[str, list[float]] = {label.name: [] for label in self._labels}
+        for volume in self._volumes.values():
+            prediction = self._segment(volume)
+            reference = volume.read_label((0, 0, 0), volume.geometry.size)
+            for label in self._labels:
+                truth = reference == label.value
+                if truth.any():
+                    score = overlap(prediction == label.value, truth)
+                    found[label.name].append(score.dice)
+        means = {name: float(np.mean(values)) for name, values in found.items() if values}
+        record = {f"val/dice/{name}": value for name, value in means.items()}
+        record["val/dice_mean"] = float(np.mean(list(means.values()))) if means else 0.0
+        self._keep_best(step, record)
+        return record
+
+    def draw(self, step: int) -> dict[str, float]:
+        """A picture with contours: of a validation scan, or of the first training scan."""
+        from backend.previews import contours_png
+
+        volume = next(iter(self._volumes.values()))
+        what = "validation scan" if self._chooses else "training scan"
+        contours_png(
+            self._loop.run.previews / f"step_{step:06d}.png",
+            image=volume.read_all(),
+            reference=volume.read_label((0, 0, 0), volume.geometry.size),
+            prediction=self._segment(volume),
+            labels=self._labels,
+            spacing_mm=volume.geometry.spacing_mm,
+            window=self._config.preprocess.hu_window,
+            title=f"Step {step}, {what}",
+        )
+        return {}
+
+    def save(self, name: str) -> None:
+        """Write the network as it is."""
+        from backend.weights import save_weights
+
+        tensors = self._loop.trainable.module.state_dict()
+        save_weights(self._loop.run.checkpoints / name, tensors, self._header)
+
+    def _keep_best(self, step: int, record: dict[str, float]) -> None:
+        score = record["val/dice_mean"]
+        best = self._loop.best
+        if best is None or score > best["val/dice_mean"]:
+            self._loop.best = {"step": step, "val/dice_mean": score}
+            self.save("best.safetensors")
+
+    def _segment(self, volume: CachedVolume) -> NDArray[np.integer[Any]]:
+        from backend.inference.predictor import windowed_tensor
+        from backend.inference.sliding import Sliding, stream_logits
+
+        network = self._loop.trainable.module
+        size = volume.geometry.size
+        values = np.array([0, *(label.value for label in self._labels)], dtype=np.int16)
+        result = np.zeros(size, dtype=np.int16)
+        network.eval()
+        try:
+            slabs = stream_logits(
+                network,
+                windowed_tensor(
+                    Volume(volume.read_all(), volume.geometry), self._config.preprocess.hu_window
+                ),
+                Sliding(window=index3([self._config.crop] * 3), device=self._device),
+                classes=len(values),
+            )
+            for start, logits in slabs:
+                winner = logits.argmax(dim=0).cpu().numpy()
+                result[start : start + len(winner)] = values[winner]
+        finally:
+            network.train()
+        return result

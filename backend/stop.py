@@ -1,0 +1,86 @@
+"""`backend stop`: ask a run to stop, and see to it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from backend.engine.record import process_alive, read_status
+from backend.errors import UserError
+
+_POLL_S = 0.2
+_KILL_AFTER_TERM_S = 5.0
+
+
+def run(folder: Path, *, grace_s: float) -> None:
+    """Ask the run to finish its step and save; after the grace time end its whole process tree.
+
+    Args:
+        folder: the run.
+        grace_s: how long the run may take to stop by itself.
+
+    Raises:
+        UserError: if this is no run folder, or the run works on another machine and does not
+            answer.
+    """
+    status = read_status(folder)
+    if status["state"] not in {"running", "queued"}:
+        _say(f"{folder} is not running: {status['state']}.")
+        return
+    tree = _process_tree(int(status["pid"])) if _is_here(status) else []
+    (folder / "stop").touch()
+    _say(f"Asked {folder} to stop after its step (step {status['step']}).")
+    if _ended(folder, within_s=grace_s):
+        _end_processes(tree)
+        _say(f"{folder} is {read_status(folder)['state']}; continue with --resume.")
+        return
+    if not tree:
+        raise UserError(
+            f"{folder}: runs on {status['host']} and has not stopped within {grace_s:.0f} s.",
+            "Stop it there, or wait.",
+        )
+    _end_processes(tree)
+    _say(f"{folder} did not stop within {grace_s:.0f} s; its processes were ended.")
+
+
+def _is_here(status: dict[str, object]) -> bool:
+    import socket
+
+    return status.get("host") == socket.gethostname() and process_alive(status)
+
+
+def _ended(folder: Path, *, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if read_status(folder)["state"] not in {"running", "queued"}:
+            return True
+        time.sleep(_POLL_S)
+    return False
+
+
+def _process_tree(pid: int) -> list[psutil.Process]:
+    """The process and all it started, noted while the family is still together."""
+    try:
+        top = psutil.Process(pid)
+        return [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _end_processes(tree: list[psutil.Process]) -> None:
+    """Terminate what is left of a tree, then kill it. psutil tells reused numbers apart."""
+    for signal in (psutil.Process.terminate, psutil.Process.kill):
+        alive = [p for p in tree if p.is_running()]
+        for process in alive:
+            try:
+                signal(process)
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(alive, timeout=_KILL_AFTER_TERM_S)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

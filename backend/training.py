@@ -1,0 +1,116 @@
+"""What pretraining and fine-tuning share: from a configuration to a loop that can run."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from backend.config import TrainConfig
+from backend.data.stream import Position, stream
+from backend.engine.device import autocast, device_text, memory_mb, use_bf16
+from backend.engine.loop import Loop, Plan, Trainable
+from backend.engine.optim import adamw
+from backend.engine.record import RunFolder
+
+log = logging.getLogger("backend")
+
+BatchT = TypeVar("BatchT")
+SampleT = TypeVar("SampleT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(Generic[SampleT, BatchT]):
+    """Where batches come from.
+
+    Attributes:
+        count: samples in an epoch.
+        read: reads the sample at a position.
+        collate: makes a part of a batch of samples.
+        workers: threads that read ahead.
+    """
+
+    count: int
+    read: Callable[[Position], SampleT]
+    collate: Callable[[Sequence[SampleT]], BatchT]
+    workers: int
+
+    def batches(self, train: TrainConfig, *, first_step: int) -> Iterator[list[BatchT]]:
+        """The parts of each step's batch, from `first_step` on."""
+        part = train.batch_size // train.accumulate
+        for samples in stream(
+            self.read,
+            samples=self.count,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            first_step=first_step,
+            workers=self.workers,
+        ):
+            yield [self.collate(samples[i : i + part]) for i in range(0, len(samples), part)]
+
+
+def plan_of(train: TrainConfig, *, samples: int) -> Plan:
+    """How long a run with so many samples in an epoch is."""
+    steps_per_epoch = samples / train.batch_size
+    return Plan(
+        total_steps=train.max_steps or math.ceil(train.epochs * steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        scans_per_step=train.batch_size,
+        learning_rate=train.learning_rate,
+        warmup=min(1.0, train.warmup_epochs / train.epochs),
+        clip_norm=train.clip_norm,
+        checkpoint_every_steps=train.checkpoint_every_steps,
+        checkpoint_every_s=60 * train.checkpoint_every_minutes,
+    )
+
+
+def prepared_loop(
+    task: Trainable[BatchT],
+    train: TrainConfig,
+    *,
+    samples: int,
+    device: torch.device,
+    folder: RunFolder,
+    resume: bool,
+) -> Loop[BatchT]:
+    """The loop of a run, at its first step or where it was left.
+
+    Args:
+        task: what learns.
+        train: how.
+        samples: in an epoch.
+        device: where the task's module lives.
+        folder: the run.
+        resume: continue from its last checkpoint.
+    """
+    plan = plan_of(train, samples=samples)
+    bf16 = use_bf16(train.precision, device)
+    optimizer = adamw(
+        task.module.named_parameters(),
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+    )
+    loop = Loop(
+        task,
+        optimizer=optimizer,
+        run=folder,
+        plan=plan,
+        autocast=lambda: autocast(device, bf16=bf16),
+        memory_mb=lambda: memory_mb(device),
+    )
+    if resume:
+        loop.resume()
+    facts: dict[str, Any] = {
+        "device": device_text(device),
+        "precision": "bf16" if bf16 else "fp32",
+        "total_steps": plan.total_steps,
+        "step": loop.step,
+    }
+    log.info("%(device)s, %(precision)s, step %(step)d of %(total_steps)d", facts)
+    folder.update(**facts)
+    return loop
