@@ -45,7 +45,7 @@ def uniform(keys: Int64[Tensor, " b"], count: int, *, stream: int) -> Float[Tens
 
 
 def integers(
-    keys: Int64[Tensor, " b"], high: Int64[Tensor, "b n"] | int, count: int, *, stream: int
+    keys: Int64[Tensor, " b"], high: Int64[Tensor, " count"] | int, count: int, *, stream: int
 ) -> Int64[Tensor, "b count"]:
     """Whole numbers in [0, high)."""
     return (uniform(keys, count, stream=stream).double() * high).floor().to(torch.int64)

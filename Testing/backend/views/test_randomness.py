@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from backend.views.randomness import derive_key, derive_keys, integers, uniform
+
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+_KEYS = [0, 1, -1, 2**63 - 1, -(2**63), 0x0123456789ABCDEF, -987654321]
+
+
+def _mixed(z: int) -> int:
+    """The output function of SplitMix64, in whole numbers without width."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def _signed(z: int) -> int:
+    return z - 2**64 if z >> 63 else z
+
+
+def test_reference_is_splitmix64_as_published() -> None:
+    # The first outputs for seed 1234567 that implementations of SplitMix64 are checked against.
+    state, outputs = 1234567, []
+    for _ in range(3):
+        state = (state + _GOLDEN) & _MASK
+        outputs.append(_mixed(state))
+    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+@pytest.mark.parametrize("stream", [0, 1, 101, 2**40 + 7])
+def test_uniform_numbers_equal_those_of_whole_number_arithmetic(stream: int) -> None:
+    wanted = []
+    for key in _KEYS:
+        state = _mixed((key + _mixed(stream)) & _MASK)
+        outputs = [_mixed((state + i * _GOLDEN) & _MASK) for i in range(1, 6)]
+        wanted.append([(o >> 40) / 2**24 for o in outputs])
+    found = uniform(torch.tensor(_KEYS), 5, stream=stream)
+    assert found.dtype == torch.float32
+    assert found.tolist() == wanted  # 24 bits fit an fp32: equal, not close
+
+
+def test_derived_keys_equal_those_of_whole_number_arithmetic() -> None:
+    wanted = [_signed(_mixed((key + _mixed(3)) & _MASK)) for key in _KEYS]
+    assert derive_keys(torch.tensor(_KEYS), 3).tolist() == wanted
+
+
+def test_key_of_several_numbers_depends_on_each_and_on_their_order() -> None:
+    keys = [derive_key(*parts) for parts in [(0,), (0, 0), (1, 2), (2, 1), (1, 3), (-1, 2), ()]]
+    assert len(set(keys)) == len(keys)
+    assert all(-(2**63) <= key < 2**63 for key in keys)
+    assert derive_key(1, 2) == keys[2]
+
+
+def test_numbers_lie_in_the_unit_interval_and_are_spread_evenly() -> None:
+    numbers = uniform(torch.arange(4000), 16, stream=5).double()
+    assert float(numbers.min()) >= 0
+    assert float(numbers.max()) < 1
+    counts = torch.histc(numbers, bins=64, min=0, max=1)
+    expected = numbers.numel() / 64
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    assert abs(chi_square - 63) < 6 * math.sqrt(2 * 63)
+
+
+def test_neighbouring_keys_and_streams_give_uncorrelated_numbers() -> None:
+    keys = torch.arange(4000)
+    rows = torch.stack(
+        [
+            uniform(keys, 1, stream=1)[:, 0],
+            uniform(keys + 1, 1, stream=1)[:, 0],
+            uniform(keys, 1, stream=2)[:, 0],
+            uniform(keys, 2, stream=1)[:, 1],
+        ]
+    )
+    off_diagonal = torch.corrcoef(rows.double()) - torch.eye(4, dtype=torch.float64)
+    assert float(off_diagonal.abs().max()) < 6 / math.sqrt(4000)
+
+
+def test_more_numbers_begin_with_the_same_ones() -> None:
+    keys = torch.tensor(_KEYS)
+    assert torch.equal(uniform(keys, 9, stream=4)[:, :3], uniform(keys, 3, stream=4))
+
+
+def test_whole_numbers_reach_every_value_below_the_bound_and_none_above() -> None:
+    found = integers(torch.arange(600), 7, 3, stream=1)
+    assert sorted(found.unique().tolist()) == list(range(7))
+    bounds = torch.tensor([1, 2, 33])
+    found = integers(torch.arange(2000), bounds, 3, stream=1)
+    assert [column.unique().tolist() for column in found.T] == [[0], [0, 1], list(range(33))]

@@ -1,0 +1,10 @@
+"""Shapes written in annotations are checked at run time, in tests only."""
+
+from __future__ import annotations
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["backend.views", "backend.losses", "backend.models", "backend.methods"],
+    "beartype.beartype",
+)
