@@ -68,6 +68,7 @@ class Centre(nn.Module):
             dist.all_reduce(self._sum)
             dist.all_reduce(self._count)
         mean = self._sum / self._count.clamp(min=1)
-        self.value.lerp_(mean, 1 - self.momentum)
+        # Nothing observed moves nothing; decided on the device, without waiting for it.
+        self.value.lerp_(mean, (1 - self.momentum) * (self._count > 0))
         self._sum.zero_()
         self._count.zero_()
