@@ -38,6 +38,9 @@ _VARIABLES = {
 _DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
 _WIDE_INCHES, _HALF_INCHES = 8.6, 4.2
 MAX_BINS = 200
+FEW = 12
+"""Up to here every value gets a dot and no median."""
+
 MAX_DOTS = 240
 MAX_ORGANS = 24
 """Rows of one comparison chart; callers give longer lists in several charts."""
@@ -110,7 +113,8 @@ def smoothed_chart(curve: Curve, *, wide: bool = False, color: int = 0) -> str:
             ax.plot(bins.steps, bins.middle, color=tint, alpha=0.3, linewidth=0.8)
         else:
             ax.fill_between(bins.steps, bins.low, bins.high, color=tint, alpha=0.18, linewidth=0)
-        window = max(3, len(bins.middle) // 15) | 1
+        # A handful of values is shown as it is.
+        window = max(3, len(bins.middle) // 15) | 1 if len(bins.middle) > FEW else 1
         smooth = running_median(bins.middle, window)
         ax.plot(bins.steps, smooth, color=tint, linewidth=1.7, **_marker(len(bins.steps)))
         _finish_steps(ax, curve.name, bins.low, bins.high)
@@ -180,7 +184,7 @@ def dice_chart(organs: Sequence[Curve], mean: Curve | None) -> str:
 
 def _marker(points: int) -> dict[str, Any]:
     """A dot per point while there are few; a lone point would not show as a line at all."""
-    return {"marker": "o", "markersize": 3} if points <= 12 else {}
+    return {"marker": "o", "markersize": 3} if points <= FEW else {}
 
 
 def _finish_steps(ax: Any, title: str, low: Floats, high: Floats) -> None:

@@ -341,6 +341,17 @@ def test_related_curves_share_a_chart_and_one_sentence() -> None:
     assert captions[2] == ""
 
 
+def test_only_what_was_set_is_called_a_schedule() -> None:
+    names = (
+        "lr", "gradient_norm", "temperature/student", "temperature/teacher_cls", "odd",
+        "probe/held_out_error", "probe/held_out_error_of_mean", "volumes_per_s",
+    )  # fmt: skip
+    groups = chart_groups({name: curve(np.ones(4), name) for name in names})
+    assert {group.title: len(group.charts) for group in groups} == {
+        "Health": 1, "Probe": 1, "Odd": 1, "Schedules": 2, "Speed and memory": 1,
+    }  # fmt: skip
+
+
 def test_comparison_chart_shows_a_dot_per_case_unless_there_are_very_many() -> None:
     def arms(cases: int) -> dict[str, dict[str, dict[str, float]]]:
         scores = {organ: {f"c{k}": k / cases for k in range(cases)} for organ in ORGANS}

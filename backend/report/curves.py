@@ -22,13 +22,16 @@ _HINTS = {
     "changes early, then levels off. Growth without end means that one answer takes over.",
     "held_out_error": "Mean absolute error of hidden voxels in scans that are not trained on, "
     "grey values 0 to 1. Healthy: falls below what the mean of the visible voxels would give.",
-    "grad_norm": "Size of the gradient. Healthy: stays within a band; lasting growth announces "
-    "that the training diverges.",
+    "gradient_norm": "Size of the gradient. Healthy: falls early, then stays within a band; "
+    "lasting growth announces that the training diverges.",
 }
 
 
+_HEALTH = "Does the network still tell things apart? A collapse often shows here before the loss."
+
 _NAMES = {
     "held_out_error": "error on held-out scans",
+    "of_mean": "with the mean instead",
     "lr": "learning rate",
     "ema_momentum": "teacher momentum (EMA)",
     "volumes_per_s": "volumes per second",
@@ -56,26 +59,38 @@ class ChartGroup:
 
 def chart_groups(curves: Mapping[str, Curve]) -> list[ChartGroup]:
     """Charts of all recorded quantities, grouped by the prefix of their keys."""
-    groups = [_loss_group(curves), _validation_group(curves), _monitor_group(curves)]
-    known = {"loss", "val", "monitor"}
-    rest = {key: c for key, c in curves.items() if key.split("/")[0] not in known}
+    health = {key: c for key, c in curves.items() if _first(key) == "monitor" or "gradient" in key}
+    rest = {k: c for k, c in curves.items() if _first(k) not in ("loss", "val") and k not in health}
     machine = {k: c for k, c in rest.items() if k.endswith("_per_s") or "memory" in k}
-    named = {k: c for k, c in rest.items() if "/" in k and not _is_schedule(k)}
-    schedules = {k: c for k, c in rest.items() if k not in machine and k not in named}
-    groups.append(
-        _joined_group("Schedules", "What was set for each step, as it was used.", schedules)
-    )
-    for prefix in dict.fromkeys(key.split("/")[0] for key in named):
-        members = {k: c for k, c in named.items() if k.split("/")[0] == prefix}
-        groups.append(
-            ChartGroup(prefix.replace("_", " ").capitalize(), "", _single_charts(members))
-        )
-    groups.append(_joined_group("Speed and memory", "", machine))
+    schedules = {k: c for k, c in rest.items() if _is_schedule(k)}
+    others = {k: c for k, c in rest.items() if k not in machine and k not in schedules}
+    groups = [
+        _loss_group(curves),
+        _validation_group(curves),
+        ChartGroup("Health", _HEALTH, _single_charts(health)),
+        *_groups_by_prefix(others),
+        _joined_group("Schedules", "What was set for each step, as it was used.", schedules),
+        _joined_group("Speed and memory", "", machine),
+    ]
     return [group for group in groups if group.charts]
 
 
+def _first(key: str) -> str:
+    return key.partition("/")[0]
+
+
 def _is_schedule(key: str) -> bool:
-    return any(word in key for word in ("temperature", "momentum", "lr", "weight_decay"))
+    return key == "lr" or any(w in key for w in ("temperature", "momentum", "weight_decay"))
+
+
+def _groups_by_prefix(curves: Mapping[str, Curve]) -> list[ChartGroup]:
+    """Whatever else was recorded, under its own prefix as the heading."""
+    groups = []
+    for prefix in dict.fromkeys(map(_first, curves)):
+        members = {key: curve for key, curve in curves.items() if _first(key) == prefix}
+        title = prefix.replace("_", " ").capitalize()
+        groups.append(ChartGroup(title, "", _single_charts(members)))
+    return groups
 
 
 def _loss_group(curves: Mapping[str, Curve]) -> ChartGroup:
@@ -114,12 +129,6 @@ def _validation_group(curves: Mapping[str, Curve]) -> ChartGroup:
     return ChartGroup("Validation", text, [*shown, *_single_charts(others)])
 
 
-def _monitor_group(curves: Mapping[str, Curve]) -> ChartGroup:
-    monitors = {key: c for key, c in curves.items() if key.startswith("monitor/")}
-    text = "Does the network still tell things apart? A collapse often shows here before the loss."
-    return ChartGroup("Health", text, _single_charts(monitors))
-
-
 def _joined_chart(curves: Mapping[str, Curve]) -> list[Chart]:
     """One chart of all curves, or none if nothing was recorded; titled by what the keys share."""
     members = {key: c for key, c in curves.items() if has_points(c)}
@@ -127,7 +136,7 @@ def _joined_chart(curves: Mapping[str, Curve]) -> list[Chart]:
         return []
     tails = [key.rpartition("/")[2] for key in members]
     shared = _shared_words(tails)
-    heads = {key.partition("/")[0] for key in members}
+    heads = {_first(key) for key in members}
     # monitor/entropy_cls and monitor/entropy_patch share "entropy", temperature/cls and
     # temperature/patch share what stands before the slash.
     title = shared or heads.pop()
@@ -147,13 +156,11 @@ def _shared_words(names: Sequence[str]) -> str:
 
 def _joined_group(title: str, text: str, curves: Mapping[str, Curve]) -> ChartGroup:
     """One chart per prefix, with all its curves in it."""
-    prefixes = dict.fromkeys(key.partition("/")[0] for key in curves)
+    prefixes = dict.fromkeys(map(_first, curves))
     shown = [
         chart
         for prefix in prefixes
-        for chart in _joined_chart(
-            {k: c for k, c in curves.items() if k.partition("/")[0] == prefix}
-        )
+        for chart in _joined_chart({k: c for k, c in curves.items() if _first(k) == prefix})
     ]
     return ChartGroup(title, text, shown)
 
