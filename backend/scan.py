@@ -65,8 +65,8 @@ def summary(result: ScanResult, *, output: Path, quick: bool) -> str:
     usable = result.usable
     patients = len({row.patient for row in usable})
     lines = [
-        f"{len(usable)} usable CT series of {patients} patients, "
-        f"{len(result.rows) - len(usable)} refused",
+        f"{len(usable):,} usable CT series of {patients:,} patient{'s' * (patients != 1)}, "
+        f"{len(result.rows) - len(usable):,} refused",
         *_table(usable),
         *_refused_lines(r for r in result.rows if r.verdict == "refused"),
         "",

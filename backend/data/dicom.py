@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from backend.geometry import Vec3, vec3
 
@@ -73,9 +79,25 @@ def read_header(path: Path) -> tuple[Any, int]:
 
 
 def _header_of(stream: BinaryIO) -> Any:
-    return pydicom.dcmread(
-        stream, stop_before_pixels=True, specific_tags=list(HEADER_TAGS), force=True
+    return _with_syntax(
+        pydicom.dcmread(
+            stream, stop_before_pixels=True, specific_tags=list(HEADER_TAGS), force=True
+        )
     )
+
+
+def read_dataset(path: Path) -> Any:
+    """The whole data set of a file, pixel data included."""
+    return _with_syntax(pydicom.dcmread(path, force=True))
+
+
+def _with_syntax(dataset: Any) -> Any:
+    """The same data set, with the transfer syntax found by reading where the file states none."""
+    if not transfer_syntax(dataset):
+        implicit, little_endian = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
 
 
 def transfer_syntax(dataset: Any) -> str:
@@ -124,12 +146,12 @@ def is_localizer(dataset: Any) -> bool:
     return "LOCALIZER" in [str(part).upper() for part in dataset.get("ImageType") or []]
 
 
-def value_problem(dataset: Any) -> str:
+def value_problem(dataset: Any, frames: Sequence[Frame]) -> str:
     """Why the pixel data cannot be HU as far as the header tells, "" if they can."""
     kind = text(dataset, "RescaleType").upper()
     if kind not in _HU_TYPES:
         return f"not HU: RescaleType is {kind}"
-    for frame in frames_of(dataset):
+    for frame in frames:
         if frame.slope is None or frame.intercept is None:
             return "not HU: no RescaleSlope and RescaleIntercept"
         if not math.isfinite(frame.intercept) or not math.isfinite(frame.slope) or not frame.slope:

@@ -143,8 +143,10 @@ def _dicom_reasons(
     files: Sequence[FileFacts], geometry: Geometry | None, *, min_slices: int
 ) -> list[str]:
     first = files[0]
+    if not first.modality:
+        return ["unreadable: the header is cut short, or states no modality"]
     if first.modality != "CT":
-        return [f"other modality: {first.modality or 'not stated'}"]
+        return [f"other modality: {first.modality}"]
     if first.localizer:
         return ["localizer: ImageType says LOCALIZER, a scout"]
     if first.sop_class.startswith(SECONDARY_CAPTURE):

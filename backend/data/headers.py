@@ -89,10 +89,7 @@ def read_facts(path: Path) -> FileFacts:
         return replace(bare, problem=f"unreadable: {error.strerror or error}")
     if dicom.looks_like_dicom(head):
         return _dicom_facts(bare, path, surely=head[128:132] == b"DICM")
-    if path.suffix.lower() in _DICOM_ENDINGS:
-        what = "the file is empty" if not head else "it is no DICOM file in spite of its ending"
-        return replace(bare, format="DICOM", problem=f"unreadable: {what}")
-    return bare
+    return _no_image(bare, path)
 
 
 def signature(path: Path, data_file: str = "") -> tuple[int, int]:
@@ -140,14 +137,24 @@ def _dicom_facts(bare: FileFacts, path: Path, *, surely: bool) -> FileFacts:
         with dicom.quiet():
             dataset, rest = dicom.read_header(path)
             if not surely and not dicom.text(dataset, "SOPClassUID"):
-                return bare
+                return _no_image(bare, path)
             if str(dataset.get("SOPClassUID") or _media_class(dataset)) == dicom.DIRECTORY:
                 return bare
             return _facts_of(replace(bare, format="DICOM"), path, dataset, rest)
     # Corrupt bytes make the parser raise almost anything.
     except Exception as error:
+        if not surely:
+            return _no_image(bare, path)
         detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         return replace(bare, format="DICOM", problem=f"unreadable: {detail}")
+
+
+def _no_image(bare: FileFacts, path: Path) -> FileFacts:
+    """A file of another kind: nobody's concern, unless its ending promises DICOM."""
+    if path.suffix.lower() not in _DICOM_ENDINGS:
+        return bare
+    what = "it is no DICOM file in spite of its ending" if bare.bytes else "the file is empty"
+    return replace(bare, format="DICOM", problem=f"unreadable: {what}")
 
 
 def _facts_of(facts: FileFacts, path: Path, dataset: Any, rest: int) -> FileFacts:
@@ -171,7 +178,7 @@ def _facts_of(facts: FileFacts, path: Path, dataset: Any, rest: int) -> FileFact
     if facts.modality != "CT":
         return facts
     frames = dicom.frames_of(dataset)
-    problem = dicom.pixel_problem(dataset, rest) or dicom.value_problem(dataset)
+    problem = dicom.pixel_problem(dataset, rest) or dicom.value_problem(dataset, frames)
     problem = problem or frames_problem(frames, dicom.frame_count(dataset))
     first = frames[0]
     return replace(

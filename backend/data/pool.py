@@ -54,7 +54,9 @@ def map_in_processes(
     while done < len(items):
         try:
             with _pool(min(workers, len(items))) as pool:
-                for result in pool.map(function, items[done:], chunksize=batch):
+                with _interrupts_held():
+                    results = pool.map(function, items[done:], chunksize=batch)
+                for result in results:
                     done += 1
                     yield result
         except BrokenProcessPool:
@@ -66,7 +68,9 @@ def _alone(function: Callable[[In], Out], item: In, on_crash: Callable[[In], Out
     """The result of one item under suspicion, in a process that holds nothing else."""
     try:
         with _pool(1) as pool:
-            return pool.submit(function, item).result()
+            with _interrupts_held():
+                future = pool.submit(function, item)
+            return future.result()
     except BrokenProcessPool:
         _check_processes_start()
         return on_crash(item)
@@ -91,6 +95,22 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let processes start deaf to Ctrl-C, which would hit them before they can decline it.
+
+    A Ctrl-C that comes meanwhile reaches this process when the block ends.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _start_worker() -> None:

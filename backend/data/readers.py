@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
 from backend.data import dicom
@@ -140,8 +139,9 @@ def _checked_header(file: Path) -> Any:
             raise ScanError("unreadable: it is no DICOM file of a known kind")
         if modality != "CT":
             raise ScanError(f"other modality: {modality}")
-        problem = dicom.pixel_problem(dataset, rest) or dicom.value_problem(dataset)
-        problem = problem or frames_problem(dicom.frames_of(dataset), dicom.frame_count(dataset))
+        frames = dicom.frames_of(dataset)
+        problem = dicom.pixel_problem(dataset, rest) or dicom.value_problem(dataset, frames)
+        problem = problem or frames_problem(frames, dicom.frame_count(dataset))
     if problem:
         raise ScanError(f"{problem} ({file.name})")
     return dataset
@@ -197,7 +197,7 @@ def _decoded(slices: Sequence[_Slice], geometry: Geometry) -> tuple[Volume, str]
 def _pixels(file: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
     """Stored values (frames, rows, columns) and the range that marks padding."""
     with _decoding(file):
-        dataset = pydicom.dcmread(file, force=True)
+        dataset = dicom.read_dataset(file)
         values = np.asarray(dataset.pixel_array)
         low = dicom.number(dataset, "PixelPaddingValue")
         high = dicom.number(dataset, "PixelPaddingRangeLimit")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -244,14 +243,14 @@ def test_label_maps_are_refused_whatever_type_they_are_stored_in(tmp_path: Path)
 def test_broken_files_have_rows_and_files_of_other_kinds_are_counted(tmp_path: Path) -> None:
     (tmp_path / "text.nii.gz").write_text("hello")
     (tmp_path / "empty.dcm").write_bytes(b"")
+    (tmp_path / "other.dcm").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)))
+    (tmp_path / "other.bin").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)))
     (tmp_path / "lost.mhd").write_text("ObjectType = Image\nElementDataFile = lost.raw\n")
     (tmp_path / "README.md").write_text("about")
     (tmp_path / "table.csv").write_text("a,b")
     (tmp_path / ".hidden.nii").write_text("x")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "config").write_text("x")
-    directory = Dataset()
-    directory.SOPClassUID = MediaStorageDirectoryStorage
     sample = series_of(hu_values(1))[0]
     sample.SOPClassUID = sample.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
     (save([sample], tmp_path)[0]).rename(tmp_path / "DICOMDIR")
@@ -259,20 +258,30 @@ def test_broken_files_have_rows_and_files_of_other_kinds_are_counted(tmp_path: P
     assert {row.path.name: row.reason_kind for row in result.rows} == {
         "text.nii.gz": "unreadable",
         "empty.dcm": "unreadable",
+        "other.dcm": "unreadable",
         "lost.mhd": "unreadable",
     }
-    assert (result.files, result.ignored_files) == (8, 5)
-    assert result.ignored_endings == {"hidden": 1, ".md": 1, ".csv": 1, "no ending": 2}
+    assert (result.files, result.ignored_files) == (10, 6)
+    assert result.ignored_endings == {"hidden": 1, ".md": 1, ".csv": 1, ".bin": 1, "no ending": 2}
 
 
 def test_truncated_and_corrupt_slices_refuse_their_series(tmp_path: Path) -> None:
-    files = save(series_of(hu_values(SLICES)), tmp_path)
+    files = save(series_of(hu_values(SLICES + 1)), tmp_path)
     files[4].write_bytes(files[4].read_bytes()[:-1])
     reason = only(found(tmp_path)).reason
     assert reason.startswith("unreadable: cut short, 59 of 60 bytes of pixel data (004.dcm")
-    files[4].write_bytes(b"\0" * 128 + b"DICM" + os.urandom(60))
-    kinds = {row.reason_kind for row in found(tmp_path).rows}
-    assert kinds & {"unreadable", "other modality"}
+    for length in (100, 140, 300):
+        files[4].write_bytes(files[3].read_bytes()[:length])
+        reasons = {row.files[0].name: row.reason_kind for row in found(tmp_path).rows}
+        assert reasons == {"000.dcm": "missing slices", "004.dcm": "unreadable"}
+
+
+def test_files_without_preamble_and_without_meta_information_are_found(tmp_path: Path) -> None:
+    for i, ds in enumerate(series_of(hu_values(SLICES))):
+        del ds.file_meta
+        ds.save_as(tmp_path / f"IM{i}", implicit_vr=True, little_endian=True)
+    row = only(found(tmp_path))
+    assert (row.verdict, row.reason, row.slices) == ("usable", "", SLICES)
 
 
 def test_paths_given_twice_and_linked_folders_are_searched_once(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+
+from backend.data.index import read_index
+from backend.errors import UserError
+from backend.scan import run
+
+SLICES = 16
+
+
+def volume(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, np.diag([-1.0, -1.0, 2.0, 1.0])), path)
+
+
+def ct(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1000, 1000, (4, 5, SLICES), dtype=np.int16)
+
+
+def scan_to(output: Path, *paths: Path, quick: bool = False) -> None:
+    run(paths, output=output, min_slices=SLICES, quick=quick, workers=1)
+
+
+def test_the_summary_tells_what_was_found_what_was_refused_and_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        volume(tmp_path / "data" / f"{i}" / "ct.nii.gz", ct(i))
+        volume(tmp_path / "data" / f"{i}" / "label.nii.gz", ct(i).astype(np.uint8) % 3 + i)
+    (tmp_path / "data" / "notes.json").write_text("{}")
+    output = tmp_path / "out" / "index.csv"
+    scan_to(output, tmp_path / "data")
+    told = capsys.readouterr().out
+    assert "2 usable CT series of 2 patients, 2 refused" in told
+    assert "Refused, label map: 2" in told
+    assert "1/label.nii.gz: label map: 8-bit" in told
+    assert "5 files in" in told
+    assert "files/s" in told
+    assert "1 files are not images (1 .json)" in told
+    assert f"backend pretrain --method smit --data {output}" in told
+    assert [row.verdict for row in read_index(output)].count("usable") == 2
+
+
+def test_a_second_scan_reads_nothing_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume(tmp_path / "data" / "ct.nii.gz", ct(0))
+    output = tmp_path / "index.csv"
+    scan_to(output, tmp_path / "data")
+    first = output.read_bytes()
+    scan_to(output, tmp_path / "data")
+    assert ", 1 unchanged" in capsys.readouterr().out
+    assert output.read_bytes() == first
+
+
+def test_without_usable_ct_the_index_is_written_and_the_error_says_why(tmp_path: Path) -> None:
+    volume(tmp_path / "data" / "label.nii.gz", ct(0).astype(np.uint8))
+    output = tmp_path / "index.csv"
+    with pytest.raises(UserError, match=r"no usable CT series\..*1 label map"):
+        scan_to(output, tmp_path / "data")
+    assert [row.reason_kind for row in read_index(output)] == ["label map"]
+
+
+def test_impossible_paths_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        scan_to(tmp_path / "index.csv", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is a folder"):
+        scan_to(tmp_path, tmp_path)
+    with pytest.raises(UserError, match=r"no \.csv file"):
+        scan_to(tmp_path / "index.xlsx", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+def test_ctrl_c_ends_the_scan_and_its_processes_and_writes_no_index(tmp_path: Path) -> None:
+    for i in range(3000):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        volume(tmp_path / "data" / f"{i}.nii", ct(i))
+    script = tmp_path / "scan.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from backend.errors import Cancelled\n"
+        "from backend.scan import run\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        f"        run([Path({str(tmp_path / 'data')!r})], output=Path({str(tmp_path)!r}) / 'i.csv',"
+        " min_slices=16, quick=False, workers=2)\n"
+        "    except Cancelled:\n"
+        "        raise SystemExit(3)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while len(children := parent.children(recursive=True)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert b"Traceback" not in errors
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert not (tmp_path / "i.csv").exists()
