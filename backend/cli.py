@@ -405,7 +405,7 @@ class Doctor:
         doctor.run(as_json=self.json)
 
 
-Command = Union[
+Command = Union[  # noqa: UP007 - tyro wants a type it can print in order
     Annotated[Demo, subcommand("demo")],
     Annotated[Scan, subcommand("scan")],
     Annotated[Pretrain, subcommand("pretrain")],

@@ -213,7 +213,7 @@ def load_into(
 def resolve_weights(
     path: Path,
     *,
-    prefer: tuple[str, ...] = ("model.safetensors", "best.safetensors", "encoder.safetensors"),
+    prefer: tuple[str, ...] = ("best.safetensors", "model.safetensors", "encoder.safetensors"),
 ) -> Path:
     """The weights file meant by `path`: the file itself, or the first of `prefer` in a run folder.
 

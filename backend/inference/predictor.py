@@ -144,7 +144,7 @@ def load_predictor(path: Path, *, device: str) -> Predictor:
     Raises:
         UserError: if there are no such weights, or they do not fill the network completely.
     """
-    file = resolve_weights(path, prefer=("model.safetensors", "best.safetensors"))
+    file = resolve_weights(path, prefer=("best.safetensors", "model.safetensors"))
     tensors, header = load_weights(file)
     require_segmentation(header, file)
     network = build_segmentation(header.architecture)
