@@ -6,5 +6,6 @@ from jaxtyping import install_import_hook
 
 install_import_hook(
     ["backend.views", "backend.losses", "backend.models", "backend.methods"],
-    "beartype.beartype",
+    # A whole number may stand for a float, as everywhere in Python's types.
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )

@@ -170,7 +170,8 @@ class Smit(nn.Module):
 
     def after_backward(self, progress: float) -> None:
         """Drop the prototypes' gradients in the first epochs (DINO's freeze_last_layer)."""
-        if progress * self.epochs < self.config.freeze_prototypes_epochs:
+        # Rounded, because 1 / 49 * 49 < 1 in floating point.
+        if round(progress * self.epochs, 9) < self.config.freeze_prototypes_epochs:
             self.student.patch_head.prototypes.grad = None
             self.student.class_head.prototypes.grad = None
 

@@ -291,8 +291,10 @@ def join_windows(
     return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, z, y, width, c)
 
 
-# The tables are cached on the processor, whatever the default device is when they are made.
+# The tables are cached on the processor, whatever the default device is when they are made, and
+# as normal tensors even if that is while segmenting: inference tensors could not serve training.
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def relative_index(window: Grid, table_window: int) -> Tensor:
     """Row of the bias table for each pair of tokens of a window. Shape (n, n), whole numbers.
 
@@ -305,6 +307,7 @@ def relative_index(window: Grid, table_window: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def shift_mask(size: Grid, window: Grid, shift: Grid) -> Tensor:
     """Keeps apart tokens that only meet because the grid was rolled. Shape (w, n, n), 0 or -inf."""
     region = torch.zeros(1, *size, 1, device="cpu")

@@ -63,11 +63,10 @@ def test_windows_are_cut_in_order_and_joined_to_the_same_grid() -> None:
     window = (2, 3, 1)
     windows = split_windows(x, window)
     assert windows.shape == (2, 8, 6, 3)
-    number = 0
-    for z, y, w in itertools.product((0, 2), (0, 3), (0, 1)):
+    corners = itertools.product((0, 2), (0, 3), (0, 1))
+    for number, (z, y, w) in enumerate(corners):
         block = x[:, z : z + 2, y : y + 3, w : w + 1]
         assert torch.equal(windows[:, number], block.reshape(2, 6, 3))
-        number += 1
     assert torch.equal(join_windows(windows, window, (4, 6, 2)), x)
 
 
@@ -363,3 +362,13 @@ def test_initial_weights_are_small_linears_and_neutral_norms() -> None:
             assert bool((module.weight == 1).all())
             assert not module.bias.any()
     assert float(encoder.mask_token.detach().abs().max()) > 0
+
+
+def test_tables_made_while_segmenting_serve_training_too() -> None:
+    relative_index.cache_clear()
+    shift_mask.cache_clear()
+    encoder, volume = _encoder(), _volume(1)
+    with torch.inference_mode():
+        encoder(volume)
+    encoder(volume).bottleneck.sum().backward()
+    assert encoder.stages[0][1].attention.relative_bias.grad is not None
