@@ -23,7 +23,7 @@ from backend.errors import UserError
 SCHEMA = 1
 """Version of the configuration's layout, written into every run folder."""
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -227,7 +227,8 @@ class TrainConfig:
     def _check(self) -> TrainConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(
-                f"batch_size {self.batch_size} cannot be cut into accumulate={self.accumulate} parts"
+                f"batch_size {self.batch_size} cannot be cut into "
+                f"accumulate={self.accumulate} equal parts"
             )
         return self
 
@@ -360,9 +361,7 @@ def preset_names(method: str) -> tuple[str, ...]:
 def _preset_values(kind: type, *, method: str, preset: str) -> dict[str, Any]:
     known = preset_names(method)
     if preset not in known:
-        raise UserError(
-            f"Method {method} has no preset {preset!r}.", _did_you_mean(preset, known)
-        )
+        raise UserError(f"Method {method} has no preset {preset!r}.", _did_you_mean(preset, known))
     text = files("backend").joinpath("presets", method, f"{preset}.yaml").read_text("utf-8")
     values = yaml.safe_load(text)
     sections = {PretrainConfig: values.pop("pretrain"), FinetuneConfig: values.pop("finetune")}

@@ -194,12 +194,13 @@ def test_teacher_gets_no_gradient_and_the_whole_student_does() -> None:
 def test_gradient_reaches_every_block_in_every_preset(preset: str) -> None:
     small = [
         "method.encoder.embed_dim=4",
+        "method.encoder.drop_path=0",
         "method.head={hidden: 8, bottleneck: 4, prototypes: 8, shared: false}",
     ]
     config = load_config(PretrainConfig, method="smit", preset=preset, overrides=small)
     torch.manual_seed(0)
     method = build_method(config.method, epochs=config.train.epochs).train()
-    method(_views(2), 0.5).total.backward()
+    method(_views(1, edge=2 * config.method.encoder.stride), 0.5).total.backward()
     for name, parameter in method.student.encoder.stages.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().max()) > 0, name

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from backend.config import (
+    PRESETS,
+    FinetuneConfig,
+    PretrainConfig,
+    build_config,
+    first_difference,
+    load_config,
+    merged,
+    preset_names,
+    read_mapping,
+    to_plain,
+)
+from backend.errors import UserError
+
+_ALL = [(method, preset) for method, presets in PRESETS.items() for preset in presets]
+
+
+def _load(*overrides: str, file: Path | None = None, preset: str = "released") -> PretrainConfig:
+    return load_config(PretrainConfig, method="smit", preset=preset, file=file, overrides=overrides)
+
+
+def _told(*overrides: str, file: Path | None = None) -> UserError:
+    with pytest.raises(UserError) as caught:
+        _load(*overrides, file=file)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig])
+@pytest.mark.parametrize(("method", "preset"), _ALL)
+def test_every_preset_builds_and_survives_the_way_to_json_and_back(
+    kind: type[PretrainConfig] | type[FinetuneConfig], method: str, preset: str
+) -> None:
+    config = load_config(kind, method=method, preset=preset)
+    assert config.preset == preset
+    assert config.method.name == method
+    stored = json.loads(json.dumps(to_plain(config)))
+    assert build_config(kind, stored) == config
+
+
+def test_presets_are_those_files_that_are_shipped() -> None:
+    folder = Path(__file__).parents[2] / "backend" / "presets"
+    shipped = {(path.parent.name, path.stem) for path in folder.glob("*/*.yaml")}
+    assert shipped == set(_ALL)
+
+
+def test_released_preset_is_that_of_the_released_code() -> None:
+    config = load_config(PretrainConfig, method="smit")
+    encoder, train = config.method.encoder, config.train
+    assert config.preset == "released"
+    assert (encoder.embed_dim, encoder.depths, encoder.heads) == (48, (2, 2, 4, 2), (4,) * 4)
+    assert (encoder.window, encoder.patch, encoder.qkv_bias) == (4, 2, False)
+    assert (encoder.mlp_ratio, encoder.drop_path, encoder.final_merge) == (4.0, 0.3, True)
+    assert config.preprocess.spacing_mm == (2.0, 2.0, 2.0)
+    assert config.preprocess.hu_window == (-175.0, 250.0)
+    assert (config.views.region, config.views.crop) == (128, 96)
+    assert (config.views.flip_probability, config.views.intensity_scale) == (0, 0)
+    assert config.views.intensity_shift == 0
+    assert config.method.tokens == "before_last_stage"
+    assert config.method.patch_temperature_delay_epochs == 30
+    assert (train.learning_rate, train.weight_decay, train.clip_norm) == (6e-4, 0.01, None)
+    assert (train.warmup_epochs, train.epochs, train.batch_size) == (20, 500, 6)
+
+
+def test_paper_preset_is_that_of_the_paper() -> None:
+    config = load_config(PretrainConfig, method="smit", preset="paper")
+    method, train = config.method, config.train
+    assert (method.encoder.embed_dim, method.encoder.final_merge) == (96, False)
+    assert method.tokens == "last_stage"
+    assert config.preprocess.spacing_mm == (2.0, 1.5, 1.5)  # z, y, x
+    assert (method.mask_ratio, method.mask_cell) == (0.7, 16)
+    assert (method.weight_mip, method.weight_mpd, method.weight_itd) == (1.0, 0.1, 0.1)
+    assert (method.student_temperature, method.teacher_temperature) == (0.1, (0.04, 0.07))
+    assert method.teacher_temperature_warmup_epochs == 30
+    assert method.patch_temperature_delay_epochs == 0
+    assert (method.ema_momentum, method.centre_momentum) == ((0.996, 1.0), 0.9)
+    assert (method.head.hidden, method.head.bottleneck, method.head.prototypes) == (2048, 256, 8192)
+    assert (train.learning_rate, train.weight_decay, train.clip_norm) == (2e-4, 0.05, 3.0)
+    assert (train.warmup_epochs, train.epochs, train.batch_size) == (30, 400, 8)
+
+
+def test_file_goes_over_preset_and_override_over_file(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("train: {batch_size: 2, epochs: 7}\nviews: {region: 112}\n")
+    config = _load("train.epochs=9", "train.learning_rate=2e-4", file=file)
+    assert (config.train.batch_size, config.train.epochs) == (2, 9)
+    assert config.train.learning_rate == 2e-4
+    assert (config.views.region, config.views.crop) == (112, 96)  # the rest is the preset's
+    assert config.train.warmup_epochs == 20
+    assert _load("train.clip_norm=null", preset="paper").train.clip_norm is None
+    assert _load("method.teacher_temperature=[0.05, 0.06]").method.teacher_temperature[1] == 0.06
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "near"),
+    [
+        ("train.batchsize=4", "train.batchsize", "batch_size"),
+        ("trian.batch_size=4", "trian", "train"),
+        ("method.encoder.embed_dims=4", "method.encoder.embed_dims", "embed_dim"),
+        ("method.weight_mib=4", "method.weight_mib", "weight_mip"),
+    ],
+)
+def test_unknown_key_is_told_with_its_path_and_the_nearest_name(
+    override: str, path: str, near: str
+) -> None:
+    error = _told(override)
+    assert repr(path) in error.message
+    assert f"Did you mean {near!r}?" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.batch_size=0", "train.batch_size", "0"),
+        ("train.learning_rate=-1", "train.learning_rate", "-1"),
+        ("train.learning_rate=.nan", "train.learning_rate", "NaN"),
+        ("train.learning_rate=.inf", "train.learning_rate", "Infinity"),
+        ("preprocess.hu_window=[.nan, 250]", "preprocess.hu_window.0", "NaN"),
+        ("method.mask_ratio=1", "method.mask_ratio", "1"),
+        ("method.encoder.drop_path=1.0", "method.encoder.drop_path", "1.0"),
+        ("preprocess.spacing_mm=[1, 0, 1]", "preprocess.spacing_mm.1", "0"),
+        ("preprocess.orientation=LPX", "preprocess.orientation", "LPX"),
+        ("train.precision=fp16", "train.precision", "fp16"),
+        ("train.clip_norm=high", "train.clip_norm", "high"),
+        ("train=3", "train", "3"),
+    ],
+)
+def test_value_out_of_range_is_told_with_its_path(override: str, path: str, value: str) -> None:
+    error = _told(override)
+    assert path in error.message
+    assert value in error.message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.accumulate=4"], ["train", "batch_size 6", "accumulate=4"]),
+        (["views.region=80"], ["views", "crop 96", "region 80"]),
+        (["views.crop=48"], ["views.crop 48", "32"]),
+        (["method.mask_cell=8"], ["method.mask_cell 8", "16"]),
+        (["method.encoder.heads=[2, 4, 4]"], ["method.encoder", "[2, 4, 4]"]),
+        (["method.encoder.heads=[5, 4, 4, 4]"], ["stage 0", "48 channels", "5 heads"]),
+        (["preprocess.hu_window=[250, -175]"], ["hu_window must rise"]),
+    ],
+)
+def test_settings_that_contradict_each_other_are_both_named(
+    overrides: list[str], words: list[str]
+) -> None:
+    message = str(_told(*overrides))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("text", ["train.batch_size", "=4", "train..batch_size=4", ".train=4"])
+def test_an_override_that_is_no_assignment_is_told_how_to_write_one(text: str) -> None:
+    error = _told(text)
+    assert repr(text) in error.message
+    assert "--set train.batch_size=4" in error.hint
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"train: {batch_size: [}\n",
+        b"\xff\xfe\x00",
+        b"train:\n\tbatch_size: 4\n",
+        b"- 4\n",
+        b"",
+        b"4",
+    ],
+)
+def test_a_file_that_holds_no_settings_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_bytes(content)
+    assert str(file) in _told(file=file).message
+
+
+def test_a_missing_file_method_or_preset_is_told(tmp_path: Path) -> None:
+    assert str(tmp_path / "no.yaml") in _told(file=tmp_path / "no.yaml").message
+    with pytest.raises(UserError, match=r"no method 'smot'.*Did you mean 'smit'"):
+        preset_names("smot")
+    with pytest.raises(UserError, match=r"no preset 'papper'.*Did you mean 'paper'"):
+        _load(preset="papper")
+
+
+def test_a_yaml_file_cannot_make_objects(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("train: !!python/object/apply:os.getcwd []\n")
+    assert str(file) in _told(file=file).message
+
+
+def test_json_is_read_as_well(tmp_path: Path) -> None:
+    file = tmp_path / "my.json"
+    file.write_text(json.dumps({"train": {"epochs": 3}}))
+    assert read_mapping(file) == {"train": {"epochs": 3}}
+
+
+def test_a_configuration_cannot_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        _load().train.epochs = 3  # type: ignore[misc]
+
+
+def test_first_difference_names_the_setting_with_both_values() -> None:
+    ours, theirs = to_plain(_load()), to_plain(_load("train.epochs=3"))
+    assert first_difference(ours, ours) == ""
+    assert first_difference(ours, theirs) == "train.epochs=500, not 3"
+
+
+def test_merging_leaves_its_sources_as_they_were() -> None:
+    base, top = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}
+    assert merged(base, top) == {"a": {"b": 3, "c": 2}, "d": 4}
+    assert base == {"a": {"b": 1, "c": 2}}
+
+
+def test_settings_are_read_without_torch_and_monai() -> None:
+    code = (
+        "import sys; from backend.config import *; "
+        "load_config(PretrainConfig, method='smit'); import backend.errors, backend.geometry; "
+        "sys.exit(bool({'torch', 'monai'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
