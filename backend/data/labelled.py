@@ -337,11 +337,12 @@ def _load_decathlon(path: Path, chosen: _Selector) -> LabelledSet:
 
 
 def _load_images_and_labels(path: Path, chosen: _Selector) -> LabelledSet:
-    """images/<case>.<ending> or images/<case>/ (DICOM), labels/<case>.<ending>, labels.json."""
+    """images/<case>.<ending> or images/<case>/ (DICOM), labels/<case>.<ending>, labels.json in either."""
     images = _volumes(path / "images")
     images |= {p.name: p for p in _folders(path / "images")}
     cases = _paired(images, _volumes(path / "labels"), path=path, chosen=chosen)
-    labels = _nearest_labels([path / "labels.json", path / "dataset.json"], f"{path}")
+    places = [path / "labels.json", path / "labels" / "labels.json", path / "dataset.json"]
+    labels = _nearest_labels(places, f"{path}")
     return LabelledSet(cases=cases, labels=labels, layout="images and labels")
 
 
