@@ -20,7 +20,7 @@ import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ Level = Literal["ok", "warning", "missing"]
 
 _DISTRIBUTION = "sslsegmentation"
 _MODULES = {"pillow": "PIL", "python-gdcm": "gdcm", "pyyaml": "yaml", "simpleitk": "SimpleITK"}
+_FOUNDATIONS = ("numpy", "torch")
 _TORCH_INDEX = "https://download.pytorch.org/whl/"
 # CUDA builds that PyTorch offers; a driver runs those of its own and of earlier versions.
 _CUDA_BUILDS = ((13, 0), (12, 8), (12, 6))
@@ -110,6 +111,7 @@ class Package:
         required: versions that will do, e.g. ">=2.5".
         ok: whether it is there, new enough and can be loaded.
         error: why it cannot be loaded, "" if it can.
+        cause: the other package that must be mended first, "" if it is this one.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Package:
     required: str
     ok: bool
     error: str = ""
+    cause: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,8 @@ def run(*, as_json: bool) -> None:
     Args:
         as_json: write one JSON object instead of text: `schema`, `ok`, `version`, `python`,
             `platform`, `packages`, `torch`, `devices`, `processor`, `memory`, `disk`, `dicom`,
-            `findings` [{topic, level, what, cure}]. Sizes are MiB.
+            `findings` [{topic, level, what, cure}], `install` (one command for all packages that
+            are absent or too old). Sizes are MiB.
 
     Raises:
         UserError: if something is missing without which nothing works.
@@ -158,9 +162,8 @@ def run(*, as_json: bool) -> None:
     lacking = [f for f in report["findings"] if f["level"] == "missing"]
     if lacking:
         raise UserError(
-            f"This machine is not ready: {len(lacking)} thing(s) are missing, "
-            f"first: {lacking[0]['what']}.",
-            lacking[0]["cure"],
+            f"This machine is not ready: {len(lacking)} missing, first: {lacking[0]['what']}.",
+            report["install"] or lacking[0]["cure"],
         )
 
 
@@ -198,6 +201,7 @@ def examine() -> dict[str, Any]:
         "disk": disks,
         "dicom": decoders,
         "findings": [asdict(f) for f in found],
+        "install": install_command(packages),
     }
 
 
@@ -220,6 +224,8 @@ def told(report: dict[str, Any]) -> str:
     count = {level: levels.count(level) for level in ("warning", "missing")}
     verdict = "Ready" if report["ok"] else f"Not ready: {count['missing']} missing"
     lines += ["", f"{verdict}, {count['warning']} warning(s)."]
+    if report["install"]:
+        lines += ["All packages at once:", f"  {report['install']}"]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -285,12 +291,35 @@ def look_at_packages(requirements: Sequence[str]) -> tuple[list[Package], list[F
     Args:
         requirements: such as "torch>=2.5".
     """
-    packages = [_package(text) for text in requirements]
-    if not packages:
+    if not requirements:
         what = "the list of required packages was not found"
-        cure = f"Install this program: {_pip()} sslsegmentation"
+        cure = f"Install this program: {_pip()} {_DISTRIBUTION}"
         return [], [Finding(topic="packages", level="warning", what=what, cure=cure)]
+    packages: list[Package] = []
+    # Those that others are built on come first, so that a failure is told where it begins.
+    for text in sorted(requirements, key=lambda text: not text.startswith(_FOUNDATIONS)):
+        package = _package(text)
+        packages.append(replace(package, cause=_cause(package, packages)))
     return packages, [_package_finding(package) for package in packages]
+
+
+def install_command(packages: Sequence[Package]) -> str:
+    """One command for all packages that are absent or too old, "" if there are none."""
+    wanted = [f'"{p.name}{p.required}"' for p in packages if not p.ok and not p.error]
+    return " ".join([_pip(), *wanted]) if wanted else ""
+
+
+def _cause(package: Package, earlier: Sequence[Package]) -> str:
+    """The package whose failure this package's failure repeats."""
+    for other in earlier:
+        same = bool(other.error) and other.error == package.error
+        if not other.ok and (same or f"No module named '{_module(other.name)}'" in package.error):
+            return other.name
+    return ""
+
+
+def _module(name: str) -> str:
+    return _MODULES.get(name.lower(), name)
 
 
 def _package(requirement: str) -> Package:
@@ -300,7 +329,7 @@ def _package(requirement: str) -> Package:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return Package(name=name, version=None, required=required, ok=False)
-    _, error = load(_MODULES.get(name.lower(), name))
+    _, error = load(_module(name))
     ok = not error and is_met(version, required)
     return Package(name=name, version=version, required=required, ok=ok, error=error)
 
@@ -311,6 +340,9 @@ def _package_finding(package: Package) -> Finding:
     cure = "" if package.ok else f'{_pip()} "{wanted}"'
     if package.version is None:
         what = f"{package.name} is not installed (needs {package.required})"
+    elif package.cause:
+        what = f"{package.name} {package.version} cannot be loaded without {package.cause}"
+        cure = ""
     elif package.error:
         what = f"{package.name} {package.version} cannot be loaded: {package.error}"
         cure = f'{_pip()} --force-reinstall "{wanted}"'
@@ -345,8 +377,8 @@ def look_at_devices() -> tuple[dict[str, Any], list[Device], list[Finding]]:
     facts: dict[str, Any] = {"version": None, "cuda": None, "hip": None, "threads": None}
     gpus = nvidia_gpus()
     if torch is None:
-        # The finding about the package itself says how to get it.
-        return facts | {"error": error}, [], []
+        # The finding about the package itself says so too, but not which build to get.
+        return facts | {"error": error}, [], [build_for_gpu(gpus)] if gpus else []
     try:
         facts = {
             "version": str(torch.__version__),
@@ -487,24 +519,32 @@ def unused_gpu(gpus: Sequence[str], *, build: str | None, visible: str | None) -
         visible: the variable CUDA_VISIBLE_DEVICES, None if it is not set.
     """
     what = f"{gpus[0]} is there, but PyTorch does not use it: "
-    version = re.search(r"CUDA (\d+)\.(\d+)", gpus[0])
-    driver = (int(version.group(1)), int(version.group(2))) if version else _CUDA_BUILDS[-1]
-    if driver < _OLDEST_CUDA:
-        what += "its driver is too old"
-        cure = "Install the newest NVIDIA driver, then run this again."
-    elif build is None:
-        chosen = next((b for b in _CUDA_BUILDS if b <= driver), _CUDA_BUILDS[-1])
-        what += "PyTorch is a build without CUDA"
-        cure = (
-            f"{_pip()} --force-reinstall torch --index-url {_TORCH_INDEX}cu{chosen[0]}{chosen[1]}"
-        )
-    elif visible is not None:
+    if build is None or _driver_cuda(gpus) < _OLDEST_CUDA:
+        return build_for_gpu(gpus)
+    if visible is not None:
         what += f"CUDA_VISIBLE_DEVICES is {visible!r}"
         cure = "Unset CUDA_VISIBLE_DEVICES, or ask your cluster for a GPU."
     else:
         what += f"it is built for CUDA {build}"
         cure = "Update the NVIDIA driver and restart the machine, then run this again."
     return Finding(topic="devices", level="warning", what=what, cure=cure)
+
+
+def build_for_gpu(gpus: Sequence[str]) -> Finding:
+    """Which build of PyTorch a GPU needs that is not used as yet, and how to get it."""
+    driver = _driver_cuda(gpus)
+    chosen = next((b for b in _CUDA_BUILDS if b <= driver), _CUDA_BUILDS[-1])
+    what = f"{gpus[0]} is there, but PyTorch is no build for it"
+    cure = f"{_pip()} --force-reinstall torch --index-url {_TORCH_INDEX}cu{chosen[0]}{chosen[1]}"
+    if driver < _OLDEST_CUDA:
+        what = f"{gpus[0]} is there, but its driver is too old for PyTorch"
+        cure = "Install the newest NVIDIA driver, then run this again."
+    return Finding(topic="devices", level="warning", what=what, cure=cure)
+
+
+def _driver_cuda(gpus: Sequence[str]) -> tuple[int, int]:
+    version = re.search(r"CUDA (\d+)\.(\d+)", gpus[0])
+    return (int(version.group(1)), int(version.group(2))) if version else _CUDA_BUILDS[-1]
 
 
 def look_at_processor(*, threads: int | None) -> tuple[dict[str, Any], list[Finding]]:
@@ -671,16 +711,11 @@ def look_at_decoders() -> tuple[list[dict[str, Any]], list[Finding]]:
     found = []
     if good:
         found.append(Finding(topic="dicom", level="ok", what=f"decodes {good}"))
-    found += [
-        Finding(
-            topic="dicom",
-            level="warning",
-            what=f"compressed DICOM cannot be read, {d['name']}: {d['error']}",
-            cure=f"{_pip()} --force-reinstall python-gdcm pydicom",
-        )
-        for d in decoders
-        if not d["ok"]
-    ]
+    for error in dict.fromkeys(d["error"] for d in decoders if not d["ok"]):
+        bad = ", ".join(d["name"] for d in decoders if d["error"] == error)
+        what = f"compressed DICOM cannot be read ({bad}): {error}"
+        cure = f"{_pip()} --force-reinstall python-gdcm pydicom"
+        found.append(Finding(topic="dicom", level="warning", what=what, cure=cure))
     return decoders, found
 
 

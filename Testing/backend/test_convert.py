@@ -4,6 +4,8 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 
 from backend import convert
 from backend.config import FinetuneConfig, PretrainConfig, load_config
+from backend.data.readers import read_volume
 from backend.errors import UserError
+from backend.geometry import reorient
 from backend.models.segmentation import build_encoder
 from backend.models.swin import PatchMerging, SwinEncoder
 from backend.provenance import encoder_arguments
@@ -249,6 +253,21 @@ def test_released_architecture_is_recognised_with_its_preset_and_preprocessing(
     assert header.fingerprint["bytes"] == (tmp_path / "released.pt").stat().st_size
     assert len(header.fingerprint["sha256"]) == 64
     assert "8,763,832 parameters" in capsys.readouterr().out
+
+
+def test_the_orientation_in_the_header_gives_the_axes_that_the_source_calls_ras(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    convert.run(small(), source="smit", output=tmp_path / "x.safetensors")
+    _, header = load_weights(tmp_path / "x.safetensors")
+    values = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
+    # Axes grow towards Posterior, Left and Superior.
+    affine = np.array([[0, -2.0, 0, 9], [-3.0, 0, 0, 8], [0, 0, 4.0, 7], [0, 0, 0, 1]])
+    scan = nibabel.Nifti1Image(values, affine)
+    nibabel.save(scan, tmp_path / "scan.nii")
+    theirs = nibabel.as_closest_canonical(scan).get_fdata()  # x, y, z
+    ours = reorient(read_volume([tmp_path / "scan.nii"]), header.preprocessing["orientation"])
+    assert np.array_equal(ours.voxels, theirs.transpose(2, 1, 0))
 
 
 @pytest.mark.parametrize(

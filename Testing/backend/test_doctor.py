@@ -29,7 +29,7 @@ def test_the_report_has_the_keys_that_a_gui_reads_and_survives_json(
     assert report["schema"] == 1
     assert report.keys() == {
         *("schema", "ok", "version", "python", "platform", "packages", "torch"),
-        *("devices", "processor", "memory", "disk", "dicom", "findings"),
+        *("devices", "processor", "memory", "disk", "dicom", "findings", "install"),
     }
     assert {frozenset(f) for f in report["findings"]} == {
         frozenset({"topic", "level", "what", "cure"})
@@ -91,7 +91,10 @@ def test_without_a_working_torch_the_report_comes_with_the_cure_and_exit_code_2(
     assert report["devices"] == []
     assert report["torch"]["error"] in failure
     lacking = [f for f in report["findings"] if f["level"] == "missing"]
-    assert any(f["what"].startswith("torch ") and "pip install" in f["cure"] for f in lacking)
+    assert lacking[0]["what"].startswith("torch ")
+    assert "pip install" in lacking[0]["cure"]
+    # What fails only because torch does is not to be reinstalled.
+    assert [f["cure"] for f in lacking[1:] if f["what"].endswith("without torch")] == [""]
     assert [p["ok"] for p in report["packages"] if p["name"] == "torch"] == [False]
     assert levels(report, "dicom") == ["ok"]
 
@@ -132,6 +135,9 @@ def test_missing_old_and_broken_packages_are_told_apart_each_with_its_cure(
     assert "not installed" in findings[2].what
     assert "built for another numpy" in findings[3].what
     assert "--force-reinstall" in findings[3].cure
+    command = doctor.install_command(packages)
+    assert command == f'{sys.executable} -m pip install "numpy>=999" "no-such-package>=1"'
+    assert doctor.install_command(packages[:1]) == ""
 
 
 def test_a_device_is_tried_with_numbers_known_beforehand() -> None:
@@ -159,9 +165,9 @@ CARD = "NVIDIA RTX 4000 (driver for CUDA {})"
 @pytest.mark.parametrize(
     ("cuda", "build", "visible", "what", "cure"),
     [
-        ("12.4", None, None, "without CUDA", "torch --index-url {}cu126"),
-        ("12.9", None, None, "without CUDA", "torch --index-url {}cu128"),
-        ("13.2", None, None, "without CUDA", "torch --index-url {}cu130"),
+        ("12.4", None, None, "no build for it", "torch --index-url {}cu126"),
+        ("12.9", None, None, "no build for it", "torch --index-url {}cu128"),
+        ("13.2", None, None, "no build for it", "torch --index-url {}cu130"),
         ("11.4", None, None, "too old", "newest NVIDIA driver"),
         ("12.4", "13.0", None, "built for CUDA 13.0", "Update the NVIDIA driver"),
         ("12.4", "12.6", "", "CUDA_VISIBLE_DEVICES is ''", "Unset CUDA_VISIBLE_DEVICES"),
