@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise told_plainly(error, path) from error
     finally:
-        part.unlink(missing_ok=True)
+        # What cannot be removed must not hide why it could not be written.
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

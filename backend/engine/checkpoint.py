@@ -30,7 +30,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: there is no checkpoint yet.", "Delete the run folder and start again."
         )
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         # torch raises many kinds here (RuntimeError, EOFError, UnpicklingError, KeyError ...).
         first = (str(error).splitlines() or [""])[0]

@@ -243,6 +243,8 @@ class Loop(Generic[BatchT]):
 
     def _guard(self, record: dict[str, float]) -> None:
         bad = [name for name, value in record.items() if not math.isfinite(value)]
+        # The total and the gradient only follow from the term that is to blame.
+        bad.sort(key=lambda name: name in {"loss/total", "gradient_norm"})
         if not bad:
             return
         kept = "The last checkpoint is kept" if self.last.exists() else "There is no checkpoint yet"

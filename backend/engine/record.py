@@ -263,7 +263,11 @@ def process_alive(status: Mapping[str, Any]) -> bool:
     if status.get("boot_id") != boot_id():
         return False
     try:
-        started: float = psutil.Process(int(status["pid"])).create_time()
+        process = psutil.Process(int(status["pid"]))
+        started: float = process.create_time()
+        # Dead, but its parent has not taken note; in a container perhaps nobody ever does.
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
     return abs(started - float(status["process_started"])) < 2.0

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from backend.engine.signals import StopRequest
+from backend.errors import Cancelled, Interrupted
+
+
+def test_nothing_is_pending_at_first(tmp_path: Path) -> None:
+    request = StopRequest(tmp_path / "stop")
+    assert request.pending() is None
+    request.check()
+    assert StopRequest().pending() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "code"),
+    [("SIGINT", Cancelled, 3), ("SIGTERM", Interrupted, 5), ("SIGUSR1", Interrupted, 5)],
+)
+def test_a_signal_is_kept_until_asked_for(name: str, kind: type[Exception], code: int) -> None:
+    request = StopRequest()
+    with request.listening():
+        os.kill(os.getpid(), getattr(signal, name))
+        error = request.pending()
+    assert type(error) is kind
+    assert error.exit_code == code
+    with pytest.raises(kind, match="--resume"):
+        request.check()
+
+
+def test_the_same_signal_twice_acts_at_once_but_another_one_does_not() -> None:
+    request = StopRequest()
+    with request.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert isinstance(request.pending(), Interrupted)
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_handlers_are_given_back_even_after_an_error() -> None:
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")
+    before = [signal.getsignal(getattr(signal, name)) for name in names]
+    with pytest.raises(RuntimeError, match="of the block"), StopRequest().listening():
+        raise RuntimeError("of the block")
+    assert [signal.getsignal(getattr(signal, name)) for name in names] == before
+
+
+def test_a_stop_file_cancels(tmp_path: Path) -> None:
+    request = StopRequest(tmp_path / "stop")
+    (tmp_path / "stop").touch()
+    assert isinstance(request.pending(), Cancelled)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from backend.errors import BackendError, ResourceError, UserError, told_plainly
+from backend.files import write_json, write_text, written_whole
+
+
+def _write_half(path: Path, failure: BaseException) -> None:
+    with written_whole(path) as part:
+        part.write_text("hal")
+        raise failure
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_when_the_block_ends_and_its_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "c.nii.gz"
+    with written_whole(path) as part:
+        assert part.parent == path.parent
+        assert part.name.endswith(".nii.gz")
+        part.write_text("half")
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert _names(path.parent) == ["c.nii.gz"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("torn"), KeyboardInterrupt()])
+def test_what_was_there_stays_when_the_block_fails(tmp_path: Path, failure: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+    with pytest.raises(type(failure)):
+        _write_half(path, failure)
+    assert path.read_text() == "before"
+    assert _names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [
+        (errno.ENOSPC, ResourceError, 4),
+        (errno.EDQUOT, ResourceError, 4),
+        (errno.EROFS, UserError, 2),
+        (errno.EIO, BackendError, 1),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_the_path(
+    tmp_path: Path, number: int, kind: type[BackendError], code: int
+) -> None:
+    path = tmp_path / "a.txt"
+    with pytest.raises(kind) as caught:
+        _write_half(path, OSError(number, "refused"))
+    assert str(path) in caught.value.message
+    assert caught.value.exit_code == code
+    assert _names(tmp_path) == []
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(UserError, match=r"b\.json"):
+        write_json(tmp_path / "a" / "b.json", {})
+
+
+def test_json_is_plain_text_that_reads_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "Höhe", "values": [1, None]})
+    text = (tmp_path / "a.json").read_text("utf-8")
+    assert "Höhe" in text
+    assert json.loads(text) == {"name": "Höhe", "values": [1, None]}
+
+
+def test_errors_are_told_plainly_by_what_they_mean() -> None:
+    own = UserError("It is so.", "Do this.")
+    assert told_plainly(own) is own
+    assert str(own) == "It is so. Do this."
+    assert told_plainly(KeyboardInterrupt()).exit_code == 3
+    assert told_plainly(MemoryError()).exit_code == 4
+    assert told_plainly(RuntimeError("CUDA out of memory. Tried to")).exit_code == 4
+    assert told_plainly(OSError(errno.ENOSPC, "full"), "x").exit_code == 4
+    unknown = told_plainly(ZeroDivisionError("division by zero"))
+    assert unknown.exit_code == 1
+    assert "ZeroDivisionError" in unknown.message
