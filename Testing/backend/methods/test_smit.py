@@ -375,3 +375,16 @@ def test_pictures_show_the_view_its_hidden_voxels_and_the_prediction_of_the_stud
     _, bottleneck = _encoded(method, view, masked=True, teacher=False)
     assert torch.allclose(seen.prediction, method.pixel_head(bottleneck), atol=1e-5)
     assert not seen.prediction.requires_grad
+
+
+def test_under_autocast_losses_stay_full_precision_and_near_those_without() -> None:
+    method, views = _method(), _views(4)
+    wanted = method(views, 0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = method(views, 0.5)
+    assert found.total.dtype == torch.float32
+    for name, value in wanted.terms.items():
+        assert found.terms[name].dtype == torch.float32
+        assert float(found.terms[name]) == pytest.approx(float(value), rel=0.05), name
+    found.total.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in method.parameters() if p.grad is not None)
