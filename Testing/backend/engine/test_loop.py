@@ -234,7 +234,9 @@ def test_a_step_in_parts_equals_the_step_as_a_whole(tmp_path: Path) -> None:
         for name, value in results[0].items():
             assert torch.allclose(other[name], value, atol=1e-4), name
     for one, two in zip(_told(tmp_path / "1"), _told(tmp_path / "4"), strict=True):
-        assert one["loss/total"] == pytest.approx(two["loss/total"], rel=1e-3)
+        # The optimiser does not see the scale of a gradient; its norm does.
+        for name in ("loss/total", "gradient_norm"):
+            assert one[name] == pytest.approx(two[name], rel=1e-3)
 
 
 def test_a_loss_that_is_not_a_number_stops_with_its_name_and_keeps_the_checkpoint(
@@ -387,7 +389,7 @@ def test_smit_in_parts_learns_the_same_as_in_whole_batches(tmp_path: Path) -> No
         states[0]["patch_centre.value"], states[1]["patch_centre.value"], atol=1e-5
     )
     for one, two in zip(_told(tmp_path / "1"), _told(tmp_path / "2"), strict=True):
-        for name in ("loss/total", "loss/mip", "loss/mpd", "loss/itd"):
+        for name in ("loss/total", "loss/mip", "loss/mpd", "loss/itd", "gradient_norm"):
             assert one[name] == pytest.approx(two[name], rel=1e-3)
 
 
