@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from backend.errors import UserError
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 """Version of the configuration's layout, written into every run folder."""
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -33,13 +33,17 @@ Count = Annotated[int, Field(ge=1)]
 Triple = tuple[Positive, Positive, Positive]
 
 
+# One letter for each of the three patient axes, in any order.
+_ORIENTATION = "^([LR]([AP][IS]|[IS][AP])|[AP]([LR][IS]|[IS][LR])|[IS]([LR][AP]|[AP][LR]))$"
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PreprocessConfig:
     """How a scan becomes the volume that the network sees."""
 
     spacing_mm: Triple
     """Voxel size after resampling, (z, y, x)."""
-    orientation: Annotated[str, Field(pattern="^[LRAPIS]{3}$")] = "LPS"
+    orientation: Annotated[str, Field(pattern=_ORIENTATION)] = "LPS"
     """Patient sides towards which x, y, z grow; the scan's own axes are kept, only ordered."""
     hu_window: tuple[float, float] = (-175.0, 250.0)
     """Hounsfield units that become 0 and 1; values beyond are clipped."""
@@ -80,6 +84,8 @@ class SwinConfig:
 
     @model_validator(mode="after")
     def _check(self) -> SwinConfig:
+        if len(self.depths) < 2:
+            raise ValueError(f"depths {list(self.depths)} must name two stages or more")
         if len(self.depths) != len(self.heads):
             raise ValueError(
                 f"depths {list(self.depths)} and heads {list(self.heads)} differ in length"
@@ -157,6 +163,17 @@ class SmitConfig:
     freeze_prototypes_epochs: NotNegative = 1
     """Epochs during which the prototypes do not learn."""
 
+    @model_validator(mode="after")
+    def _check(self) -> SmitConfig:
+        if not (self.weight_mip or self.weight_mpd or self.weight_itd):
+            raise ValueError("weight_mip, weight_mpd and weight_itd are all 0: nothing to learn")
+        if not self.weight_mip and self.tokens == "before_last_stage":
+            raise ValueError(
+                "without masked image prediction (weight_mip=0) the last stage learns nothing; "
+                "set tokens=last_stage as well"
+            )
+        return self
+
 
 MethodConfig = SmitConfig
 
@@ -214,7 +231,7 @@ class TrainConfig:
     """Not applied to norms, biases, tokens and position tables."""
     betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.999)
     clip_norm: Positive | None = 3.0
-    """Largest norm of the gradient; none leaves it as it is."""
+    """Largest norm of the gradient; null leaves it as it is."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where a GPU has it, fp32 elsewhere. Softmax and losses are always fp32."""
     checkpoint_every_steps: Count | None = None
@@ -237,7 +254,7 @@ class TrainConfig:
 class PretrainConfig:
     """Everything a pretraining run does."""
 
-    schema_version: int = SCHEMA
+    schema_version: Literal[1] = SCHEMA
     preset: str = ""
     method: MethodConfig = MethodConfig()
     preprocess: PreprocessConfig
@@ -286,7 +303,7 @@ class AugmentConfig:
 class FinetuneConfig:
     """Everything a fine-tuning run does."""
 
-    schema_version: int = SCHEMA
+    schema_version: Literal[1] = SCHEMA
     preset: str = ""
     method: MethodConfig = MethodConfig()
     preprocess: PreprocessConfig

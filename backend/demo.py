@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from backend import evaluate, finetune, pretrain, scan, segment
 from backend.data.index import SeriesRow, read_index
 from backend.data.labelled import LabelledCase, load_labelled_set, shuffled
 from backend.data.labels import Label, write_labels
+from backend.data.preprocess import label_array
 from backend.data.readers import read_label, read_volume
 from backend.errors import UserError
 from backend.geometry import reorient
@@ -49,6 +52,15 @@ class Material:
     training: tuple[str, ...] = ()
     test: tuple[LabelledCase, ...] = ()
     labels: tuple[Label, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where all steps compute and keep preprocessed scans, and the seed they share."""
+
+    device: str
+    cache: Path
+    seed: int
 
 
 @dataclass
@@ -98,7 +110,7 @@ def run(
             material = _phantoms(folder / "scans", seed=seed)
     else:
         material = _own_scans(data, unlabelled, seed=seed)
-    common = {"device": device, "cache": folder / "cache"}
+    place = Place(device=device, cache=folder / "cache", seed=seed)
     rows = _scanned(material, folder, steps)
     with steps.doing("Pretraining on unlabelled scans"):
         pretrain.run(
@@ -108,14 +120,15 @@ def run(
                 method="smit",
                 preset="tiny",
                 overrides=(f"train.max_steps={PRETRAIN_STEPS}", f"train.seed={seed}"),
+                device=place.device,
+                cache=place.cache,
                 argv=tuple(sys.argv),
-                **common,
             )
         )
     pictures: dict[str, Path] = {}
     if material.labelled is not None and material.test:
-        _finetune_both(material, folder, steps, common=common, seed=seed)
-        pictures = _judge_both(material, folder, steps, device=device)
+        _finetune_both(material, folder, steps, place)
+        pictures = _judge_both(material, folder, steps, place)
     report = write_demo_report(
         folder,
         scan_rows=rows,
@@ -212,9 +225,7 @@ def _arm(folder: Path, arm: str, what: str) -> Path:
     return folder / f"{what}_{arm.replace(' ', '_')}"
 
 
-def _finetune_both(
-    material: Material, folder: Path, steps: Steps, *, common: dict[str, object], seed: int
-) -> None:
+def _finetune_both(material: Material, folder: Path, steps: Steps, place: Place) -> None:
     """The same network, data, steps and seed twice; only where the encoder starts differs."""
     for arm in ARMS:
         with steps.doing(f"Fine-tuning {arm}"):
@@ -228,17 +239,18 @@ def _finetune_both(
                     cases=material.training,
                     overrides=(
                         f"train.max_steps={FINETUNE_STEPS}",
-                        f"train.seed={seed}",
+                        f"train.seed={place.seed}",
                         # A fixed budget and the last weights: nothing is chosen on any scan.
                         "validation_fraction=0",
                     ),
+                    device=place.device,
+                    cache=place.cache,
                     argv=tuple(sys.argv),
-                    **common,  # type: ignore[arg-type]
                 )
             )
 
 
-def _judge_both(material: Material, folder: Path, steps: Steps, *, device: str) -> dict[str, Path]:
+def _judge_both(material: Material, folder: Path, steps: Steps, place: Place) -> dict[str, Path]:
     with steps.doing("Segmenting scans that no network has seen"):
         for arm in ARMS:
             for case in material.test:
@@ -246,7 +258,7 @@ def _judge_both(material: Material, folder: Path, steps: Steps, *, device: str) 
                     _arm(folder, arm, "finetune"),
                     case.image[0] if len(case.image) == 1 else case.image[0].parent,
                     _arm(folder, arm, "prediction") / f"{case.id}.nii.gz",
-                    device=device,
+                    device=place.device,
                 )
     references = _references(material, folder / "reference")
     with steps.doing("Comparing with the reference"):
@@ -281,9 +293,9 @@ def _drawn(case: LabelledCase, material: Material, folder: Path, arm: str) -> Pa
     path = _arm(folder, arm, "pictures") / f"{case.id}.png"
     contours_png(
         path,
-        image=image.voxels,
-        reference=reference.voxels,
-        prediction=prediction.voxels,
+        image=image.voxels.astype(np.int16, copy=False),
+        reference=label_array(reference.voxels),
+        prediction=label_array(prediction.voxels),
         labels=material.labels,
         spacing_mm=image.geometry.spacing_mm,
         title=f"{case.id}, {arm}",

@@ -250,7 +250,6 @@ def _stated_by_paper(config: PretrainConfig) -> dict[str, tuple[str, Any, Any]]:
         "learning rate": (f"2e-4, {impl}", 2e-4, t.learning_rate),
         "warm-up": (f"30 epochs, {impl}", 30.0, t.warmup_epochs),
         "epochs": (f"400, {impl}", 400, t.epochs),
-        "class token": ("[CLS], sec. 2, its making not told", "mean", m.class_token),
     }
 
 
@@ -346,6 +345,12 @@ def _silent(config: PretrainConfig) -> list[Deviation]:
             silent,
             f"prototypes frozen for {m.freeze_prototypes_epochs:g} epochs",
             _CODE,
+        ),
+        (
+            "arithmetic",
+            silent,
+            "bf16 on a GPU that has it, but fp32 softmax and losses",
+            "Half the memory; the released script computes in fp32.",
         ),
         ("orientation", silent, f"array axes towards {p.orientation}", "The house's convention."),
         ("corpus", "3,643 CT, partly private", "your scans", "Not rebuildable."),

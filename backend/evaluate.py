@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from backend.data.label_files import written_whole
 from backend.data.labelled import ENDINGS, stem
 from backend.data.labels import Label, default_color, read_labels
 from backend.data.readers import read_label
 from backend.data.volume_file import segment_values
 from backend.errors import ScanError, UserError
+from backend.files import written_whole
 from backend.geometry import Volume, reorient
 from backend.metrics import MISSING_RULE, Score, Status, Summary, overlap, score, summary
 from backend.progress import progress

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from backend.errors import told_plainly
+from backend.errors import ResourceError, told_plainly
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, failures: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
     """Give a name beside `path` to write to, which becomes `path` when the block ends well.
 
     What was at `path` stays until then, and stays for good if the block fails.
 
+    Args:
+        path: the file to write.
+        failures: errors by which the writing library says that the disk did not take it.
+
     Raises:
-        ResourceError: if the disk is full.
+        ResourceError: if the disk is full, or the library says so.
         UserError: if the folder cannot be written.
     """
     # The ending stays last: writers choose the format by it.
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part = path.with_name(f".part-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -32,6 +37,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     except OSError as error:
         raise told_plainly(error, path) from error
+    except failures as error:
+        raise ResourceError(
+            f"{path}: cannot be written ({str(error).strip().splitlines()[-1]}).",
+            "Free some disk space or choose a folder that you may write to.",
+        ) from error
     finally:
         # What cannot be removed must not hide why it could not be written.
         with suppress(OSError):

@@ -203,8 +203,9 @@ class FinetuneTask:
     def after_backward(self, progress: float) -> None:
         """Nothing to do."""
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float) -> dict[str, float]:  # noqa: ARG002 - see `Trainable`
         """Nothing to do."""
+        return {}
 
     def settings(self, progress: float) -> dict[str, float]:  # noqa: ARG002 - see `Trainable`
         """Nothing changes over the run but the learning rate."""
@@ -296,12 +297,14 @@ def _asked(request: FinetuneRequest) -> FinetuneConfig:
     header = None if request.init is None else _header_of(request.init)
     method = request.method or (header.method if header else "smit")
     preset = request.preset or (header.preset if header and header.preset else None)
+    # An encoder knows the patient from the side it was shown.
+    inherited = (f"preprocess.orientation={header.preprocessing['orientation']}",) if header else ()
     config = load_config(
         FinetuneConfig,
         method=method,
         preset=preset,
         file=request.config_file,
-        overrides=request.overrides,
+        overrides=(*inherited, *request.overrides),
     )
     if header is not None:
         _require_same_encoder(request.init, header, config)

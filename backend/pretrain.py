@@ -20,7 +20,7 @@ from backend.config import (
     to_plain,
 )
 from backend.data.cache import Cache, CachedVolume
-from backend.data.index import SeriesRow, usable_series, write_index
+from backend.data.index import SeriesRow, found_series, usable, write_index
 from backend.data.preprocess import Recipe
 from backend.data.stream import Position, random_start
 from backend.engine.record import RunFolder, read_json
@@ -167,9 +167,9 @@ class PretrainTask:
         """See `Trainable`."""
         self.module.after_backward(progress)
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float) -> dict[str, float]:
         """See `Trainable`."""
-        self.module.after_step(progress)
+        return self.module.after_step(progress)
 
     def settings(self, progress: float) -> dict[str, float]:
         """See `Trainable`."""
@@ -186,18 +186,18 @@ def run(request: PretrainRequest) -> Path:
         UserError, ResourceError, Cancelled, Interrupted: see `backend.errors`.
     """
     request, config = resolve(request)
-    rows = [] if request.resume else usable_series(request.data)
+    rows = [] if request.resume else found_series(request.data)
     folder = RunFolder(request.output, kind="pretrain", argv=request.argv, resume=request.resume)
     stop = StopRequest(folder.stop_file)
     try:
         with folder, stop.listening(), folder.outcome():
             if request.resume:
                 folder.update(message="Reading the index")
-                rows = usable_series([folder.path / "index.csv"])
+                rows = found_series([folder.path / "index.csv"])
             else:
                 write_index(folder.path / "index.csv", rows)
                 folder.write_config(stored("pretrain", config, _plain_request(request)))
-            _train(request, config, rows, folder=folder, stop=stop)
+            _train(request, config, usable(rows), folder=folder, stop=stop)
     finally:
         write_report(request.output)
     return request.output

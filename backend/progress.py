@@ -36,7 +36,12 @@ def progress_bar(*, total: int | None, what: str, unit: str = "it", first: int =
     """The same bar for work that is not a loop over items; call `update` and `close`."""
     interval = 0.1 if sys.stderr.isatty() else 5.0
     return tqdm(
-        total=total, initial=first, desc=what, unit=f" {unit}", mininterval=interval, file=sys.stderr
+        total=total,
+        initial=first,
+        desc=what,
+        unit=f" {unit}",
+        mininterval=interval,
+        file=sys.stderr,
     )
 
 

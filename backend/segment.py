@@ -26,7 +26,6 @@ from backend.data.label_files import (
     split_ending,
     value_counts,
     write_labels_file,
-    written_whole,
 )
 from backend.data.labels import Label
 from backend.data.readers import read_volume
@@ -34,6 +33,7 @@ from backend.data.scan import scan as scan_folders
 from backend.data.series import SeriesRow
 from backend.engine.device import resolve_device
 from backend.errors import BackendError, ResourceError, ScanError, UserError
+from backend.files import written_whole
 from backend.geometry import Volume
 from backend.inference.predictor import (
     Predictor,

@@ -88,6 +88,12 @@ def prepared_loop(
         resume: continue from its last checkpoint.
     """
     plan = plan_of(train, samples=samples)
+    if plan.warmup >= 1:
+        log.warning(
+            "The learning rate warms up over the whole run: train.warmup_epochs=%g of %d epochs.",
+            train.warmup_epochs,
+            train.epochs,
+        )
     bf16 = use_bf16(train.precision, device)
     optimizer = adamw(
         task.module.named_parameters(),

@@ -7,15 +7,14 @@ fails below a stated share: a network is never called loaded while nothing was.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from backend.errors import ResourceError, UserError
+from backend.errors import UserError
+from backend.files import written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -109,20 +108,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeade
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
     metadata = {_HEADER_KEY: json.dumps(asdict(header), ensure_ascii=False)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(plain, temporary, metadata=metadata)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise ResourceError(
-            f"{path}: the weights cannot be written ({error}).",
-            "Free some disk space or choose a folder that you may write to.",
-        ) from error
-    finally:
-        # Must not hide the error: the folder itself may be missing or closed.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with written_whole(path, failures=(SafetensorError,)) as part:
+        save_file(plain, part, metadata=metadata)
 
 
 def read_header(path: Path) -> WeightsHeader:
@@ -137,7 +124,7 @@ def read_header(path: Path) -> WeightsHeader:
     if not isinstance(text, str):
         raise UserError(
             f"{path}: a safetensors file without our header, so its network is unknown.",
-            f"Convert it first: backend convert {path.name} --from smit|glmae|monai",
+            f"Convert it first: backend convert {path.name} --from smit|monai",
         )
     return _parse_header(path, text)
 
@@ -239,11 +226,13 @@ def resolve_weights(
 
 def _refuse_pickle(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix.lower() in _PICKLE_ENDINGS or start.startswith(_PICKLE_MAGIC):
+        start = file.read(9)
+    # safetensors begins with the length of its table, any eight bytes, and then the table's brace.
+    pickled = start.startswith(_PICKLE_MAGIC) and start[8:9] != b"{"
+    if path.suffix.lower() in _PICKLE_ENDINGS or pickled:
         raise UserError(
             f"{path}: a pickled checkpoint can run code when it is opened, so it was not read.",
-            f"Convert it first: backend convert {path.name} --from smit|glmae|monai "
+            f"Convert it first: backend convert {path.name} --from smit|monai "
             "--output model.safetensors",
         )
 

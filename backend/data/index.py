@@ -89,7 +89,19 @@ def read_index(path: Path) -> list[SeriesRow]:
 def usable_series(
     paths: Sequence[Path], *, min_slices: int = MIN_SLICES, workers: int | None = None
 ) -> list[SeriesRow]:
-    """The series that can be used, from indices or from folders and files scanned on the spot.
+    """The usable ones of `found_series`."""
+    return usable(found_series(paths, min_slices=min_slices, workers=workers))
+
+
+def usable(rows: Sequence[SeriesRow]) -> list[SeriesRow]:
+    """The rows that can be used."""
+    return [row for row in rows if row.verdict == "usable"]
+
+
+def found_series(
+    paths: Sequence[Path], *, min_slices: int = MIN_SLICES, workers: int | None = None
+) -> list[SeriesRow]:
+    """All series, usable or not, of indices or of folders and files scanned on the spot.
 
     Args:
         paths: each an index (.csv), a folder or a file.
@@ -108,13 +120,13 @@ def usable_series(
     rows = [row for index in indices for row in read_index(index)]
     if folders:
         rows += scan(folders, min_slices=min_slices, workers=workers).rows
-    usable = list({r.id: r for r in rows if r.verdict == "usable"}.values())
-    if not usable:
+    rows = list({row.id: row for row in rows}.values())
+    if not usable(rows):
         where = ", ".join(str(p) for p in paths)
         raise UserError(f"{where}: no usable CT series.", refusals(rows))
-    for row in usable:
+    for row in usable(rows):
         _check_present(row)
-    return usable
+    return rows
 
 
 def refusals(rows: Iterable[SeriesRow]) -> str:

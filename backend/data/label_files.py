@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,8 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from backend.data.labels import Label, write_labels
-from backend.errors import ResourceError, UserError
+from backend.errors import UserError
+from backend.files import written_whole
 from backend.geometry import Volume
 
 SLICER_ENDING = ".seg.nrrd"
@@ -48,7 +47,7 @@ def write_labels_file(path: Path, volume: Volume, labels: Sequence[Label]) -> No
     else:
         with written_whole(path.with_name(f"{stem}.labels.json")) as temporary:
             write_labels(temporary, labels)
-    with written_whole(path) as temporary:
+    with written_whole(path, failures=(RuntimeError,)) as temporary:
         SimpleITK.WriteImage(image, str(temporary), useCompression=True)
         # ITK's NIfTI writer reports nothing when the disk is full.
         if not _holds(temporary, volume.voxels):
@@ -110,31 +109,6 @@ def value_counts(voxels: NDArray[np.generic]) -> NDArray[np.int64]:
         counts = np.pad(counts, (0, max(0, len(found) - len(counts))))
         counts[: len(found)] += found
     return counts
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` that becomes `path` when the block ends well.
-
-    Raises:
-        ResourceError: if the block or the renaming fails for reasons of the disk.
-    """
-    # The ending stays last: writers choose the format by it.
-    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ResourceError(
-            f"{path}: cannot be written ({str(reason).strip().splitlines()[-1]}).",
-            "Free some disk space or choose a folder that you may write to.",
-        ) from error
-    finally:
-        # Must not hide the error: the folder itself may be missing or closed.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _image(volume: Volume) -> SimpleITK.Image:

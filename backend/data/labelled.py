@@ -337,7 +337,7 @@ def _load_decathlon(path: Path, chosen: _Selector) -> LabelledSet:
 
 
 def _load_images_and_labels(path: Path, chosen: _Selector) -> LabelledSet:
-    """images/<case>.<ending> or images/<case>/ (DICOM), labels/<case>.<ending>, labels.json in either."""
+    """images/<case>.<ending> or images/<case>/ (DICOM), labels/<case>.<ending>, labels.json."""
     images = _volumes(path / "images")
     images |= {p.name: p for p in _folders(path / "images")}
     cases = _paired(images, _volumes(path / "labels"), path=path, chosen=chosen)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import colorsys
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.errors import ResourceError, UserError
+from backend.errors import UserError
+from backend.files import write_json
 
 Color = tuple[int, int, int]
 
@@ -156,19 +156,11 @@ def write_labels(path: Path, labels: Sequence[Label]) -> None:
     """Write `labels.json` with names, colours and terminology, whole or not at all.
 
     Raises:
-        ResourceError: if the folder cannot be written or the disk is full.
+        ResourceError: if the disk is full.
+        UserError: if the folder cannot be written.
     """
     content = {"labels": {str(label.value): _described(label) for label in labels}}
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ResourceError(
-            f"{path} cannot be written: {error.strerror}.", "Free space or choose another folder."
-        ) from error
+    write_json(path, content)
 
 
 def default_color(name: str, value: int) -> Color:

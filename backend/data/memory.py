@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from backend.data.headers import FileFacts, signature
+from backend.files import written_whole
 from backend.geometry import Geometry
 
 _SCHEMA = 1
@@ -79,14 +79,8 @@ def save_memory(index: Path, memory: Memory) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
     """A text file that takes the place of `path` once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with written_whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
 
 
 def _remember(memory: Memory, item: dict[str, Any]) -> None:

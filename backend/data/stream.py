@@ -39,7 +39,7 @@ def _order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(samples)
 
 
-def stream(  # noqa: PLR0913 - each is one plain number, all by name
+def stream(
     read: Callable[[Position], T],
     *,
     samples: int,

@@ -16,7 +16,13 @@ SCHEMA = 1
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, texts, lists, dicts) so that it is whole or not there."""
     with written_whole(path) as part, part.open("wb") as stream:
-        torch.save({"schema": SCHEMA, **state}, stream)
+        try:
+            torch.save({"schema": SCHEMA, **state}, stream)
+        except RuntimeError as error:
+            # torch covers the system's error with one of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

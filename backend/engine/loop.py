@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from backend.engine.checkpoint import load_checkpoint, save_checkpoint
 from backend.engine.record import RunFolder
 from backend.engine.signals import StopRequest
-from backend.errors import BackendError
+from backend.errors import BackendError, UserError
 from backend.losses.terms import Losses
 from backend.progress import progress_bar
 from backend.schedules import warmup_cosine
@@ -42,8 +42,11 @@ class Trainable(Protocol[BatchC]):
     def after_backward(self, progress: float) -> None:
         """Called when all gradients of a step are there, before clipping."""
 
-    def after_step(self, progress: float) -> None:
-        """Called after the optimiser; `progress` counts the step just made."""
+    def after_step(self, progress: float) -> dict[str, float]:
+        """Called after the optimiser; `progress` counts the step just made.
+
+        Returns what was used for it, for the record.
+        """
 
     def settings(self, progress: float) -> dict[str, float]:
         """What changes over the run, for the record."""
@@ -145,8 +148,13 @@ class Loop(Generic[BatchT]):
             self.run.cut_metrics(0)
             return
         state = load_checkpoint(self.last)
-        self.trainable.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.trainable.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError):
+            raise UserError(
+                f"{self.last}: belongs to another network.", "Start a new run in another folder."
+            ) from None
         self.step = int(state["step"])
         self.best = state["best"]
         self._seconds_before = float(state["seconds"])
@@ -238,8 +246,8 @@ class Loop(Generic[BatchT]):
         record = dict(zip([*numbers, "gradient_norm"], values, strict=True))
         self._guard(record)
         self.optimizer.step()
-        self.trainable.after_step((self.step + 1) / self.plan.total_steps)
-        return {**record, "lr": rate, **self.trainable.settings(progress)}
+        used = self.trainable.after_step((self.step + 1) / self.plan.total_steps)
+        return {**record, "lr": rate, **self.trainable.settings(progress), **used}
 
     def _guard(self, record: dict[str, float]) -> None:
         bad = [name for name, value in record.items() if not math.isfinite(value)]

@@ -231,7 +231,7 @@ _LAST_WORDS: dict[State, str] = {
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Records of a run; a torn last line, as a crash leaves it, is passed over."""
+    """Records of a run; a torn line, as a crash leaves it, is passed over."""
     path = run / "metrics.jsonl"
     records = []
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:

@@ -127,7 +127,6 @@ class Smit(nn.Module):
         delay = c.patch_temperature_delay_epochs / self.epochs
         low, high = c.teacher_temperature
         return {
-            "ema_momentum": cosine(*c.ema_momentum, progress),
             "temperature/student": c.student_temperature,
             "temperature/teacher_cls": linear_warmup(low, high, progress, share=share),
             "temperature/teacher_patch": linear_warmup(
@@ -175,11 +174,16 @@ class Smit(nn.Module):
             self.student.patch_head.prototypes.grad = None
             self.student.class_head.prototypes.grad = None
 
-    def after_step(self, progress: float) -> None:
-        """Move teacher and centres on; `progress` counts the step just made."""
-        follow(self.teacher, self.student, cosine(*self.config.ema_momentum, progress))
+    def after_step(self, progress: float) -> dict[str, float]:
+        """Move teacher and centres on; `progress` counts the step just made.
+
+        Returns the momentum that was used.
+        """
+        momentum = cosine(*self.config.ema_momentum, progress)
+        follow(self.teacher, self.student, momentum)
         self.patch_centre.update()
         self.class_centre.update()
+        return {"ema_momentum": momentum}
 
     @torch.no_grad()
     def reconstruct(self, view: View) -> Reconstruction:

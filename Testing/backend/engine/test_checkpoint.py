@@ -51,7 +51,6 @@ def test_the_last_checkpoint_stays_when_the_next_one_cannot_be_written(tmp_path:
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
-@pytest.mark.xfail(reason="torch.save hides the system's error behind its own", strict=True)
 def test_a_checkpoint_that_finds_no_room_is_told_as_an_error_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with _files_of_at_most(2**20), pytest.raises(BackendError) as caught:

@@ -167,7 +167,6 @@ def test_time_goes_on_after_resuming(tmp_path: Path) -> None:
     assert times == sorted(times)
 
 
-@pytest.mark.xfail(reason="load_state_dict's own error comes through", strict=True)
 def test_a_checkpoint_of_another_network_is_told_plainly(tmp_path: Path) -> None:
     _trained(tmp_path / "run", _plan(2))
     with _folder(tmp_path / "run", resume=True) as run, pytest.raises(UserError):

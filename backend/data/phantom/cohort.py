@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from backend.data.label_files import written_whole
 from backend.data.phantom.anatomy import LABELS
 from backend.data.phantom.dicom import Series, localizer, write_series
 from backend.data.phantom.render import make_phantom
 from backend.errors import UserError
+from backend.files import written_whole
 from backend.geometry import Index3, Vec3, Volume
 from backend.progress import progress
 

@@ -16,7 +16,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from backend.data.label_files import written_whole
+from backend.files import written_whole
 from backend.geometry import Vec3, Volume
 
 _IMPLEMENTATION = "phantom implementation"
