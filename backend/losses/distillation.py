@@ -16,14 +16,15 @@ def teacher_distribution(
     Sharpening alone would collapse to one prototype, centring alone to the uniform distribution;
     together they balance.
     """
-    return torch.softmax((logits.float() - centre) / temperature, dim=-1)
+    distribution: Tensor = torch.softmax((logits.float() - centre) / temperature, dim=-1)
+    return distribution
 
 
 def cross_entropy(
     target: Float[Tensor, "*batch k"], student_logits: Float[Tensor, "*batch k"], temperature: float
 ) -> Float[Tensor, "*batch"]:
     """H(p_t, p_s) = -sum_k p_t log p_s (SMIT eqs. 2 and 4), fp32, for each token on its own."""
-    log_student: Tensor = torch.log_softmax(student_logits.float() / temperature, dim=-1)
+    log_student = torch.log_softmax(student_logits.float() / temperature, dim=-1)
     return -(target * log_student).sum(dim=-1)
 
 
