@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -261,21 +262,53 @@ def _nifti_stream(path: Path) -> Iterator[tuple[Any, Any]]:
         logger.setLevel(former)
 
 
+class _Silence:
+    """How many threads read in silence, and where standard error went meanwhile.
+
+    The descriptor belongs to the whole process: were each thread to keep and restore it, two that
+    overlap would restore each other's silence and leave it for good.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._readers = 0
+        self._kept: int | None = None
+
+    def begin(self) -> None:
+        """Turn standard error away for the first reader."""
+        with self._mutex:
+            self._readers += 1
+            if self._readers > 1:
+                return
+            try:
+                self._kept = os.dup(2)
+            except OSError:
+                # There is no standard error, as under pythonw on Windows.
+                return
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+
+    def end(self) -> None:
+        """Give it back after the last reader."""
+        with self._mutex:
+            self._readers -= 1
+            if self._readers == 0 and self._kept is not None:
+                os.dup2(self._kept, 2)
+                os.close(self._kept)
+                self._kept = None
+
+
+_SILENCE = _Silence()
+
+
 @contextmanager
 def _native_silence() -> Iterator[None]:
     """Keep off the console what native code writes to standard error about a broken file."""
+    _SILENCE.begin()
     try:
-        kept = os.dup(2)
-    except OSError:
         yield
-        return
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+    finally:
+        _SILENCE.end()
 
 
 @contextmanager
