@@ -24,8 +24,8 @@ from torch import Tensor
 
 from backend.config import PretrainConfig, SmitConfig, SwinConfig, load_config
 from backend.errors import UserError, told_plainly
-from backend.models.segmentation import build_encoder, parameter_count
-from backend.models.swin import SwinEncoder, relative_index
+from backend.models.segmentation import parameter_count
+from backend.models.swin import SwinEncoder, build_encoder, relative_index
 from backend.provenance import citations, encoder_arguments, preprocessing, software_versions
 from backend.weights import LoadReport, WeightsHeader, load_into, save_weights
 

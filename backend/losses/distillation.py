@@ -30,7 +30,8 @@ def cross_entropy(
 
 def entropy(distribution: Float[Tensor, "*batch k"]) -> Float[Tensor, ""]:
     """Mean entropy in nats; near 0 or near log k for long is a collapse."""
-    return torch.special.entr(distribution).sum(dim=-1).mean()
+    mean: Tensor = torch.special.entr(distribution).sum(dim=-1).mean()
+    return mean
 
 
 class Centre(nn.Module):

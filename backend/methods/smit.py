@@ -9,6 +9,7 @@ average and sees the views unmasked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,13 @@ from backend.losses.reconstruction import masked_l1
 from backend.losses.terms import Losses
 from backend.methods.teacher import follow, teacher_of
 from backend.models.heads import ClassAttention, PixelHead, PrototypeHead
-from backend.models.swin import EncoderOutput, SwinEncoder, branch_rates, upsample_cells
+from backend.models.swin import (
+    EncoderOutput,
+    SwinEncoder,
+    branch_rates,
+    build_encoder,
+    upsample_cells,
+)
 from backend.schedules import cosine, linear_warmup
 from backend.views.crops import View
 from backend.views.masking import CellMask, random_cells
@@ -50,17 +57,8 @@ class SmitBranch(nn.Module):
 
     def __init__(self, config: SmitConfig) -> None:
         super().__init__()
-        e, h = config.encoder, config.head
-        self.encoder = SwinEncoder(
-            embed_dim=e.embed_dim,
-            depths=e.depths,
-            heads=e.heads,
-            window=e.window,
-            patch=e.patch,
-            mlp_ratio=e.mlp_ratio,
-            qkv_bias=e.qkv_bias,
-            final_merge=e.final_merge,
-        )
+        h = config.head
+        self.encoder = build_encoder(asdict(config.encoder))
         self.last_stage = config.tokens == "last_stage"
         width = self.encoder.widths[-1]
         self.class_attention = ClassAttention(width) if config.class_token == "attention" else None

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backend.models.swin import SwinEncoder
+from backend.models.swin import SwinEncoder, build_encoder
 
 with warnings.catch_warnings():
     # MONAI's import warns about its own dependencies; nothing a user could act on.
@@ -71,20 +71,6 @@ class SwinSegmenter(nn.Module):
             x = block(x, skip)
         logits: Tensor = self.out(x)
         return logits
-
-
-def build_encoder(arguments: Mapping[str, Any]) -> SwinEncoder:
-    """The encoder of plain arguments, as they stand in a weights file."""
-    return SwinEncoder(
-        embed_dim=arguments["embed_dim"],
-        depths=arguments["depths"],
-        heads=arguments["heads"],
-        window=arguments["window"],
-        patch=arguments["patch"],
-        mlp_ratio=arguments["mlp_ratio"],
-        qkv_bias=arguments["qkv_bias"],
-        final_merge=arguments["final_merge"],
-    )
 
 
 def build_segmentation(architecture: Mapping[str, Any]) -> SwinSegmenter:
