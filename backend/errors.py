@@ -55,7 +55,13 @@ class Interrupted(BackendError):
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation")
+_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad allocation",
+    "failed to allocate memory",  # ITK
+)
 
 
 def told_plainly(error: BaseException, path: object = None) -> BackendError:
@@ -69,7 +75,7 @@ def told_plainly(error: BaseException, path: object = None) -> BackendError:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Cancelled("Stopped by the keyboard.")
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return ResourceError(
             "Memory does not suffice.",
             "Lower train.batch_size, raise train.accumulate, or choose a smaller preset or crop.",
@@ -81,7 +87,8 @@ def told_plainly(error: BaseException, path: object = None) -> BackendError:
     )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the many ways in which libraries say that memory is short."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
@@ -93,11 +100,20 @@ def _told_os_error(error: OSError, path: object) -> BackendError:
         return ResourceError(
             f"{path}: the disk is full.", "Free some space or choose another folder."
         )
+    if error.errno == errno.EFBIG:
+        return ResourceError(
+            f"{path}: grows larger than this disk or account allows.",
+            "Choose another folder, or raise the limit (ulimit -f).",
+        )
     if error.errno in _CLOSED:
         return UserError(
             f"{path}: cannot be written or read ({error.strerror}).",
             "Check its rights or choose another folder.",
         )
-    if isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError):
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return UserError(
+            f"{path}: a file stands where a folder should be.", "Choose another folder."
+        )
+    if isinstance(error, FileNotFoundError):
         return UserError(f"{path}: {error.strerror}.", "Check the path.")
     return BackendError(f"{path}: {error.strerror or error}.", "Is the disk in order?")

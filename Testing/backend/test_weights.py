@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from backend.errors import ResourceError, UserError
+from backend.errors import UserError
 from backend.weights import (
     SCHEMA,
     WeightsHeader,
@@ -129,7 +129,7 @@ def test_weights_that_cannot_be_written_leave_nothing_behind(
     tmp_path: Path, header: WeightsHeader
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match="cannot be written"):
+    with pytest.raises(UserError, match="a file stands"):
         save_weights(tmp_path / "file" / "x.safetensors", {"a": torch.ones(1)}, header)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_an_old_file_survives_a_fail
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match="cannot be written"):
+    with pytest.raises(UserError, match="a file stands"):
         write_labels_file(tmp_path / "file" / "x.nrrd", _map(_geometry()), LABELS)
     target = tmp_path / "x.nii.gz"
     write_labels_file(target, _map(_geometry()), LABELS)

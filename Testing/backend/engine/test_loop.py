@@ -41,8 +41,9 @@ class _Regression:
         assert all(p.grad is not None for p in self.module.parameters())
         self.calls.append(("after_backward", progress))
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float) -> dict[str, float]:
         self.calls.append(("after_step", progress))
+        return {}
 
     def settings(self, progress: float) -> dict[str, float]:
         return {"so_far": progress}

@@ -134,8 +134,8 @@ def test_terms_and_total_equal_the_equations_of_the_paper(tokens: Any, progress:
 @pytest.mark.parametrize("name", ["mip", "mpd", "itd"])
 def test_a_term_of_weight_0_is_left_out_and_the_others_stay(name: str) -> None:
     views = _views()
-    every = _method()(views, 0.5)
-    without = _method(_config(**{f"weight_{name}": 0.0}))(views, 0.5)
+    every = _method(_config(tokens="last_stage"))(views, 0.5)
+    without = _method(_config(tokens="last_stage", **{f"weight_{name}": 0.0}))(views, 0.5)
     assert set(every.terms) - set(without.terms) == {name}
     weights = {"mip": 1.0, "mpd": 0.1, "itd": 0.1}
     left = sum(weights[n] * float(every.terms[n]) for n in without.terms)
@@ -295,9 +295,9 @@ def test_settings_tell_the_schedules_of_the_paper_and_of_the_released_code() -> 
         assert then["temperature/teacher_cls"] == pytest.approx(whole)
         assert then["temperature/teacher_patch"] == pytest.approx(delayed)
         assert now["temperature/student"] == 0.1
-    assert paper.settings(0)["ema_momentum"] == pytest.approx(0.996)
-    assert paper.settings(0.5)["ema_momentum"] == pytest.approx(0.998)
-    assert paper.settings(1)["ema_momentum"] == 1
+    assert paper.after_step(0)["ema_momentum"] == pytest.approx(0.996)
+    assert paper.after_step(0.5)["ema_momentum"] == pytest.approx(0.998)
+    assert paper.after_step(1)["ema_momentum"] == 1
 
 
 def test_centres_are_updated_once_a_step_from_the_teacher_on_unmasked_views() -> None:
