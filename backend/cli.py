@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Union
@@ -457,10 +458,17 @@ def _tell(caught: BaseException) -> int:
     error = told_plainly(caught)
     sys.stderr.write(f"\nbackend: {error}\n")
     if type(error) is BackendError:
-        details = Path(tempfile.gettempdir()) / "backend-traceback.txt"
-        details.write_text("".join(traceback.format_exception(caught)), encoding="utf-8")
-        sys.stderr.write(f"backend: details in {details}\n")
+        _keep_details(caught)
     return error.exit_code
+
+
+def _keep_details(caught: BaseException) -> None:
+    """Write the traceback to a new file; one of a fixed name may belong to somebody else."""
+    with suppress(OSError):
+        number, name = tempfile.mkstemp(prefix="backend-", suffix=".txt")
+        with os.fdopen(number, "w", encoding="utf-8") as stream:
+            stream.write("".join(traceback.format_exception(caught)))
+        sys.stderr.write(f"backend: details in {name}\n")
 
 
 def _log_to_screen() -> None:
