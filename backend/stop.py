@@ -13,6 +13,8 @@ from backend.errors import UserError
 
 _POLL_S = 0.2
 _KILL_AFTER_TERM_S = 5.0
+_LAST_WORDS_S = 30.0
+"""A run that has told how it ended still writes its report."""
 
 
 def run(folder: Path, *, grace_s: float) -> None:
@@ -34,6 +36,7 @@ def run(folder: Path, *, grace_s: float) -> None:
     (folder / "stop").touch()
     _say(f"Asked {folder} to stop after its step (step {status['step']}).")
     if _ended(folder, within_s=grace_s):
+        psutil.wait_procs(tree, timeout=_LAST_WORDS_S)
         _end_processes(tree)
         _say(f"{folder} is {read_status(folder)['state']}; continue with --resume.")
         return
