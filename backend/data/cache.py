@@ -760,8 +760,24 @@ def _open_array(path: Path) -> Any:
     return blosc2.open(str(path), dparams={"nthreads": 1}, **how)
 
 
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Name the file that blosc2 cannot read, which its own errors do not."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: the cached scan was damaged while in use.",
+            "Continue with --resume: it is made anew.",
+        ) from error
+
+
 def _read_box(path: Path, start: Index3, size: Index3, *, fill: int) -> NDArray[Any]:
-    array = _open_array(path)
+    with _naming_damage(path):
+        return _box(_open_array(path), start, size, fill=fill)
+
+
+def _box(array: Any, start: Index3, size: Index3, *, fill: int) -> NDArray[Any]:
     low = [min(max(a, 0), n) for a, n in zip(start, array.shape, strict=True)]
     high = [
         min(max(a + length, b), n)

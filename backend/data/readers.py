@@ -322,4 +322,10 @@ def _naming(files: Sequence[Path]) -> Iterator[None]:
         yield
     except ScanError as error:
         where = files[0] if len(files) == 1 else files[0].parent
-        raise ScanError(f"{where}: {error.message}.", error.hint) from error
+        raise ScanError(f"{where}: {error.message}.", error.hint or _cure(error)) from error
+
+
+def _cure(error: ScanError) -> str:
+    if error.message.startswith("unreadable"):
+        return "Copy it again from where it came, or leave it out."
+    return "Give another file, or leave this one out."
