@@ -13,7 +13,7 @@ from backend.data.index import refusals, write_index
 from backend.data.memory import save_memory
 from backend.data.scan import ScanResult, scan
 from backend.data.series import SeriesRow
-from backend.errors import Cancelled, ResourceError, UserError
+from backend.errors import Cancelled, UserError, told_plainly
 
 _EXAMPLES = 3
 _WIDTH = 100
@@ -51,9 +51,7 @@ def run(
         write_index(output, result.rows)
         save_memory(output, result.memory)
     except OSError as error:
-        raise ResourceError(
-            f"{output} cannot be written: {error.strerror or error}.", "Choose another --output."
-        ) from error
+        raise told_plainly(error, output) from error
     sys.stdout.write(summary(result, output=output, quick=quick))
     if not result.usable:
         where = ", ".join(str(p) for p in paths)

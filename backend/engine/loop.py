@@ -195,28 +195,29 @@ class Loop(Generic[BatchT]):
             Cancelled, Interrupted: if somebody asked to stop.
         """
         saved_at = time.monotonic()
-        bar = progress_bar(total=self.plan.total_steps, first=self.step, what=what, unit="step")
-        while self.step < self.plan.total_steps:
-            began = time.monotonic()
-            record = self._train_step(next(batches))
-            self.step += 1
-            self._recent.append(time.monotonic() - began)
-            for event in events:
-                if self.step % event.every == 0 or self.step == self.plan.total_steps:
-                    record |= event.action(self.step)
-            self._tell(record)
-            bar.set_postfix_str(f"loss {record['loss/total']:.4f}", refresh=False)
-            bar.update()
-            request = stop.pending()
-            last = self.step == self.plan.total_steps
-            if last or request is not None or self._checkpoint_due(saved_at):
-                self.save()
-                on_save()
-                saved_at = time.monotonic()
-            if request is not None and not last:
-                bar.close()
-                raise request
-        bar.close()
+        # Closed before an error is told: a bar that is drawn last would stand below the message.
+        with progress_bar(
+            total=self.plan.total_steps, first=self.step, what=what, unit="step"
+        ) as bar:
+            while self.step < self.plan.total_steps:
+                began = time.monotonic()
+                record = self._train_step(next(batches))
+                self.step += 1
+                self._recent.append(time.monotonic() - began)
+                for event in events:
+                    if self.step % event.every == 0 or self.step == self.plan.total_steps:
+                        record |= event.action(self.step)
+                self._tell(record)
+                bar.set_postfix_str(f"loss {record['loss/total']:.4f}", refresh=False)
+                bar.update()
+                request = stop.pending()
+                last = self.step == self.plan.total_steps
+                if last or request is not None or self._checkpoint_due(saved_at):
+                    self.save()
+                    on_save()
+                    saved_at = time.monotonic()
+                if request is not None and not last:
+                    raise request
 
     def _train_step(self, parts: Sequence[BatchT]) -> dict[str, float]:
         progress = self.step / self.plan.total_steps

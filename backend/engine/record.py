@@ -68,7 +68,7 @@ class RunFolder:
         """
         self.path = path
         self._kind: Kind = kind
-        _check_target(path, kind=kind, resume=resume)
+        check_target(path, kind=kind, resume=resume)
         try:
             for folder in (path, self.checkpoints, self.previews):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -80,9 +80,7 @@ class RunFolder:
                 f"Wait for it, or stop it with `backend stop --run {path}`.",
             ) from None
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}).", "Choose another --output."
-            ) from None
+            raise told_plainly(error, path) from None
         (path / "stop").unlink(missing_ok=True)
         now = _now()
         self._started_at = time.monotonic()
@@ -285,7 +283,12 @@ def _state_after(error: BackendError) -> State:
     return "interrupted" if isinstance(error, Interrupted) else "failed"
 
 
-def _check_target(path: Path, *, kind: Kind, resume: bool) -> None:
+def check_target(path: Path, *, kind: Kind, resume: bool) -> None:
+    """Refuse a folder that a run cannot begin in, or go on in; nothing is written.
+
+    Raises:
+        UserError: see `RunFolder`.
+    """
     if resume:
         if not (path / "checkpoints" / "last.pt").exists() and not (path / "config.json").exists():
             raise UserError(f"{path}: there is no run to resume.", "Start it without --resume.")
