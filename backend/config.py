@@ -364,6 +364,22 @@ def load_config(
     return build_config(kind, {**values, "preset": chosen})
 
 
+def with_settings(
+    config: ConfigT, *, file: Path | None = None, overrides: Sequence[str] = ()
+) -> ConfigT:
+    """A configuration with a file and then `key=value` texts over it.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    values = to_plain(config)
+    if file is not None:
+        values = merged(values, read_mapping(file))
+    for text in overrides:
+        values = merged(values, _parse_override(text))
+    return build_config(type(config), values)
+
+
 def preset_names(method: str) -> tuple[str, ...]:
     """Presets of a method, the default first.
 

@@ -16,18 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from backend.config import PretrainConfig, SmitConfig, SwinConfig, load_config
 from backend.errors import UserError, told_plainly
-from backend.models.segmentation import parameter_count
-from backend.models.swin import SwinEncoder, build_encoder, relative_index
 from backend.provenance import citations, encoder_arguments, preprocessing, software_versions
 from backend.weights import LoadReport, WeightsHeader, load_into, save_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backend.models.swin import SwinEncoder
 
 Source = Literal["smit", "monai"]
 Merging = Literal["merging", "mergingv2", "merging_before_1_5"]
@@ -120,6 +121,11 @@ def run(
         ResourceError: if the output cannot be written.
     """
     _check_output(file, output, overwrite=overwrite)
+    _check_input(file)
+    # Not above: what is refused until here needs no torch.
+    from backend.models.segmentation import parameter_count
+    from backend.models.swin import build_encoder
+
     found = find_encoder(read_tensors(file), file=file)
     _check_source(found.tensors, source=source, file=file)
     arguments = infer_architecture(found.tensors, source=source, file=file)
@@ -144,8 +150,9 @@ def read_tensors(file: Path) -> Mapping[str, Any]:
     Raises:
         UserError: if it is missing, damaged, or holds more than plain tensors and containers.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such weights file.", "Give a .pt, .pth or .safetensors file.")
+    _check_input(file)
+    import torch
+
     try:
         if file.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
@@ -172,6 +179,11 @@ def read_tensors(file: Path) -> Mapping[str, Any]:
             "Save the network's state_dict and convert that.",
         )
     return content
+
+
+def _check_input(file: Path) -> None:
+    if not file.is_file():
+        raise UserError(f"{file}: no such weights file.", "Give a .pt, .pth or .safetensors file.")
 
 
 def _told_pickle(file: Path, message: str) -> tuple[str, str]:
@@ -225,6 +237,8 @@ def find_encoder(content: Mapping[str, Any], *, file: Path) -> _Found:
 
 def _places(content: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Each mapping of the checkpoint that holds tensors, with its path; the outer one first."""
+    from torch import Tensor
+
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     if tensors:
         yield path, tensors
@@ -382,6 +396,8 @@ def converted_tensors(
     Raises:
         UserError: if values are not finite, or a position index is not in row order.
     """
+    import torch
+
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith(_INDEX_BUFFER):
@@ -398,6 +414,10 @@ def converted_tensors(
 
 def _check_index(name: str, index: Tensor, *, file: Path) -> None:
     """The tables can only be turned if their rows stand as both sources write them."""
+    import torch
+
+    from backend.models.swin import relative_index
+
     window = round(index.shape[0] ** (1 / 3))
     expected = relative_index((window, window, window), window)
     if index.shape != expected.shape or not torch.equal(index.to(expected), expected):
@@ -454,6 +474,8 @@ def _folded(
         linear: (2c, 8, c).
         order: the neighbours of the eight blocks.
     """
+    import torch
+
     scaled = linear * scale
     folded = torch.zeros_like(linear)
     for block, offset in enumerate(order):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,15 +25,20 @@ from backend.data.labelled import (
 )
 from backend.data.labels import Label
 from backend.data.stream import Position, random_start
-from backend.engine.record import RunFolder, read_json
+from backend.engine.record import RunFolder, check_target, read_json
 from backend.engine.signals import StopRequest
 from backend.errors import UserError
 from backend.files import write_json
 from backend.geometry import Index3, Volume, index3
 from backend.preparation import (
+    INIT_FILES,
     cache_root,
+    check_device,
+    encoder_header,
     preview_every,
     recipe_of,
+    require_same_encoder,
+    require_same_settings,
     stored,
     told_cache,
     write_report,
@@ -238,7 +243,10 @@ def run(request: FinetuneRequest) -> Path:
     Raises:
         UserError, ResourceError, Cancelled, Interrupted: see `backend.errors`.
     """
+    if not (request.folds and request.resume):
+        check_target(request.output, kind="finetune", resume=request.resume)
     request, config, labelled = resolve(request)
+    check_device(request.device)
     cases = tuple(c for c in labelled.cases if c.split != "test")
     if request.folds:
         return _cross_validate(request, config, labelled, cases)
@@ -259,10 +267,17 @@ def resolve(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig, 
         kept = read_json(request.output / "config.json")
         config = build_config(FinetuneConfig, kept["config"])
         asked_then = kept["request"]
-        _refuse_other_settings(request, config)
+        require_same_settings(
+            request.output,
+            config,
+            named={"method": request.method, "preset": request.preset},
+            file=request.config_file,
+            overrides=request.overrides,
+        )
+        _refuse_other_request(request, asked_then)
         request = replace(
             request,
-            data=Path(asked_then["data"]),
+            data=request.data or Path(asked_then["data"]),
             init=None,
             cases=tuple(asked_then["cases"]),
             fraction=asked_then["fraction"],
@@ -275,30 +290,23 @@ def resolve(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig, 
     return request, config, load_labelled_set(request.data, request.cases or None)
 
 
-def _refuse_other_settings(request: FinetuneRequest, config: FinetuneConfig) -> None:
-    if not (request.preset or request.config_file or request.overrides):
-        return
-    asked = load_config(
-        FinetuneConfig,
-        method=request.method or config.method.name,
-        preset=request.preset or config.preset,
-        file=request.config_file,
-        overrides=request.overrides,
-    )
-    different = first_difference(to_plain(config), to_plain(asked))
-    if different:
-        raise UserError(
-            f"{request.output}: was started with {different}.",
-            "Resume without that setting, or start a new run.",
-        )
+def _refuse_other_request(request: FinetuneRequest, then: Mapping[str, Any]) -> None:
+    """A resumed run keeps its split and start; other wishes would be left out in silence."""
+    now = _plain_request(request)
+    unset = {"cases": [], "fraction": 1.0, "init": None}
+    for name, nothing in unset.items():
+        if now[name] not in (nothing, then[name]):
+            raise UserError(
+                f"{request.output}: was started with {name}={then[name]}, not {now[name]}.",
+                f"Resume without --{name}, or start a new run.",
+            )
 
 
 def _asked(request: FinetuneRequest) -> FinetuneConfig:
-    header = None if request.init is None else _header_of(request.init)
+    header = None if request.init is None else encoder_header(request.init)
     method = request.method or (header.method if header else "smit")
     preset = request.preset or (header.preset if header and header.preset else None)
-    # An encoder knows the patient from the side it was shown.
-    inherited = (f"preprocess.orientation={header.preprocessing['orientation']}",) if header else ()
+    inherited = () if header is None else _inherited(header, preset_chosen=bool(request.preset))
     config = load_config(
         FinetuneConfig,
         method=method,
@@ -306,28 +314,19 @@ def _asked(request: FinetuneRequest) -> FinetuneConfig:
         file=request.config_file,
         overrides=(*inherited, *request.overrides),
     )
-    if header is not None:
-        _require_same_encoder(request.init, header, config)
+    if header is not None and request.init is not None:
+        require_same_encoder(request.init, header, config.method)
+    if config.freeze_encoder and request.init is None:
+        raise UserError("freeze_encoder needs a pretrained encoder.", "Give one with --init RUN.")
     return config
 
 
-def _header_of(init: Path) -> WeightsHeader:
-    from backend.weights import read_header, resolve_weights
-
-    return read_header(resolve_weights(init, prefer=_INIT_FILES))
-
-
-_INIT_FILES = ("encoder.safetensors", "best.safetensors", "model.safetensors")
-
-
-def _require_same_encoder(init: Path | None, header: WeightsHeader, config: FinetuneConfig) -> None:
-    ours = encoder_arguments(config.method)
-    different = first_difference(header.architecture["encoder"], ours)
-    if header.method != config.method.name or different:
-        raise UserError(
-            f"{init}: holds a {header.method} encoder with {different or 'another method'}.",
-            f"Choose the preset it was trained with (--preset {header.preset}).",
-        )
+def _inherited(header: WeightsHeader, *, preset_chosen: bool) -> tuple[str, ...]:
+    """Settings that follow from the weights: whoever names the file need not repeat them."""
+    # An encoder knows the patient from the side it was shown.
+    orientation = f"preprocess.orientation={header.preprocessing['orientation']}"
+    encoder = () if preset_chosen else header.architecture["encoder"].items()
+    return (orientation, *(f"method.encoder.{k}={json.dumps(v)}" for k, v in encoder))
 
 
 def _cross_validate(
@@ -343,7 +342,9 @@ def _cross_validate(
     ):
         training = take_fraction(training, fraction=request.fraction, seed=seed)
         folder = request.output / f"fold_{number}"
-        begun = request.resume and (folder / "status.json").exists()
+        begun = request.resume and (folder / "config.json").exists()
+        if begun:
+            _require_same_fold(folder, config)
         if not (begun and read_json(folder / "status.json").get("state") == "done"):
             fold = replace(request, output=folder, folds=0, resume=begun)
             _one_run(fold, config, labelled, Split(training, validation))
@@ -359,6 +360,17 @@ def _cross_validate(
     write_json(request.output / "cross_validation.json", summary)
     log.info("Cross-validation: %s", json.dumps(summary))
     return request.output
+
+
+def _require_same_fold(folder: Path, config: FinetuneConfig) -> None:
+    """Refuse to go on with a fold under other settings: its scores would not belong together."""
+    kept = build_config(FinetuneConfig, read_json(folder / "config.json")["config"])
+    different = first_difference(to_plain(kept), to_plain(config))
+    if different:
+        raise UserError(
+            f"{folder}: was started with {different}.",
+            "Resume with the settings it was started with, or start a new run.",
+        )
 
 
 def _one_run(
@@ -506,7 +518,7 @@ def _network(
     if request.init is not None:
         from backend.weights import load_into, load_weights, resolve_weights
 
-        file = resolve_weights(request.init, prefer=_INIT_FILES)
+        file = resolve_weights(request.init, prefer=INIT_FILES)
         tensors, header = load_weights(file)
         prefix = "encoder." if header.kind == "segmentation" else ""
         report = load_into(network.encoder, tensors, prefix=prefix, what=str(file))
@@ -514,10 +526,6 @@ def _network(
     elif not request.resume:
         log.info("Encoder from random weights")
     if config.freeze_encoder:
-        if request.init is None and not request.resume:
-            raise UserError(
-                "freeze_encoder needs a pretrained encoder.", "Give one with --init RUN."
-            )
         freeze(network.encoder)
     return network
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.config import FinetuneConfig, PreprocessConfig, PretrainConfig, TrainConfig, to_plain
+from backend.config import (
+    ConfigT,
+    FinetuneConfig,
+    MethodConfig,
+    PreprocessConfig,
+    PretrainConfig,
+    TrainConfig,
+    first_difference,
+    to_plain,
+    with_settings,
+)
 from backend.data.cache import Cache, default_cache_dir
 from backend.data.preprocess import Recipe
 from backend.engine.record import RunFolder
-from backend.provenance import software_versions
+from backend.errors import UserError
+from backend.provenance import encoder_arguments, software_versions
+from backend.weights import WeightsHeader, read_header, resolve_weights
 
 log = logging.getLogger("backend")
 
@@ -37,6 +49,78 @@ def stored(
         "request": dict(request),
         "versions": software_versions(),
     }
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not there before work is done for it.
+
+    Raises:
+        UserError: as `backend.engine.device.resolve_device`.
+    """
+    # Those two are always there: torch is not needed to know.
+    if name not in {"auto", "cpu"}:
+        from backend.engine.device import resolve_device
+
+        resolve_device(name)
+
+
+INIT_FILES = ("encoder.safetensors", "best.safetensors", "model.safetensors")
+"""What a run folder given as --init is searched for, in this order."""
+
+
+def encoder_header(init: Path) -> WeightsHeader:
+    """What the weights of --init say of themselves.
+
+    Raises:
+        UserError: if they are none of ours.
+    """
+    return read_header(resolve_weights(init, prefer=INIT_FILES))
+
+
+def require_same_encoder(init: Path, header: WeightsHeader, method: MethodConfig) -> None:
+    """Refuse weights of another encoder than the one that is to be trained.
+
+    Raises:
+        UserError: naming the first difference.
+    """
+    different = first_difference(header.architecture["encoder"], encoder_arguments(method))
+    if header.method != method.name or different:
+        cure = f" (--preset {header.preset})" if header.preset else ""
+        raise UserError(
+            f"{init}: holds a {header.method} encoder with {different or 'another method'}.",
+            f"Choose the preset and settings it was trained with{cure}.",
+        )
+
+
+def require_same_settings(
+    run: Path,
+    kept: ConfigT,
+    *,
+    named: Mapping[str, str | None],
+    file: Path | None,
+    overrides: Sequence[str],
+) -> None:
+    """Refuse to continue a run otherwise than it was started.
+
+    Args:
+        run: the run folder.
+        kept: what it was started with; what is not asked for now stays as it was.
+        named: `method` and `preset` as asked for now, or None.
+        file: settings asked for now.
+        overrides: `key=value` texts asked for now.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    then = {"method": kept.method.name, "preset": kept.preset}
+    now = {name: value or then[name] for name, value in named.items()}
+    asked = with_settings(kept, file=file, overrides=overrides)
+    different = first_difference(then, now) or first_difference(to_plain(kept), to_plain(asked))
+    if different:
+        raise UserError(
+            f"{run}: was started with {different}.",
+            "Resume without that setting, or start a new run.",
+        )
 
 
 def preview_every(train: TrainConfig, total_steps: int) -> int:

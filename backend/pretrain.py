@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,25 +12,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.config import (
-    PretrainConfig,
-    build_config,
-    first_difference,
-    load_config,
-    to_plain,
-)
+from backend.config import PretrainConfig, build_config, load_config
 from backend.data.cache import Cache, CachedVolume
 from backend.data.index import SeriesRow, found_series, usable, write_index
 from backend.data.preprocess import Recipe
 from backend.data.stream import Position, random_start
-from backend.engine.record import RunFolder, read_json
+from backend.engine.record import RunFolder, check_target, read_json
 from backend.engine.signals import StopRequest
 from backend.errors import UserError
 from backend.geometry import Index3
 from backend.preparation import (
+    INIT_FILES,
     cache_root,
+    check_device,
+    encoder_header,
     preview_every,
     recipe_of,
+    require_same_encoder,
+    require_same_settings,
     stored,
     told_cache,
     write_report,
@@ -185,7 +184,12 @@ def run(request: PretrainRequest) -> Path:
     Raises:
         UserError, ResourceError, Cancelled, Interrupted: see `backend.errors`.
     """
+    # All that can be refused is refused before the time of a scan is spent.
+    check_target(request.output, kind="pretrain", resume=request.resume)
     request, config = resolve(request)
+    if request.init is not None:
+        require_same_encoder(request.init, encoder_header(request.init), config.method)
+    check_device(request.device)
     rows = [] if request.resume else found_series(request.data)
     folder = RunFolder(request.output, kind="pretrain", argv=request.argv, resume=request.resume)
     stop = StopRequest(folder.stop_file)
@@ -217,25 +221,37 @@ def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
         return request, _asked(request, request.method)
     kept = read_json(request.output / "config.json")
     config = build_config(PretrainConfig, kept["config"])
-    asks = request.preset or request.config_file or request.overrides or request.method
-    if asks:
-        asked = _asked(
-            replace(request, preset=request.preset or config.preset),
-            request.method or config.method.name,
-        )
-        different = first_difference(to_plain(config), to_plain(asked))
-        if different:
-            raise UserError(
-                f"{request.output}: was started with {different}.",
-                "Resume without that setting, or start a new run with --init from this one.",
-            )
+    require_same_settings(
+        request.output,
+        config,
+        named={"method": request.method, "preset": request.preset},
+        file=request.config_file,
+        overrides=request.overrides,
+    )
     asked_then = kept["request"]
+    _refuse_other_sources(request, asked_then)
     return replace(
         request,
         data=tuple(Path(p) for p in asked_then["data"]),
         cache=request.cache or (Path(asked_then["cache"]) if asked_then["cache"] else None),
         init=None,
     ), config
+
+
+def _refuse_other_sources(request: PretrainRequest, then: Mapping[str, Any]) -> None:
+    """A resumed run goes on with its own index and weights; others would be left out in silence."""
+    now = _plain_request(request)
+    for name in ("data", "init"):
+        if now[name] and now[name] != then[name]:
+            raise UserError(
+                f"{request.output}: was started with --{name} {_told(then[name])}, "
+                f"not {_told(now[name])}.",
+                f"Resume without --{name}, or start a new run.",
+            )
+
+
+def _told(paths: str | Sequence[str] | None) -> str:
+    return (paths if isinstance(paths, str) else " ".join(paths or ())) or "none"
 
 
 def _asked(request: PretrainRequest, method: str) -> PretrainConfig:
@@ -434,9 +450,10 @@ def _initialise(method: Smit, source: Path) -> None:
     from backend.methods.teacher import follow
     from backend.weights import load_into, load_weights, resolve_weights
 
-    file = resolve_weights(source, prefer=("encoder.safetensors",))
-    tensors, _ = load_weights(file)
-    report = load_into(method.encoder, tensors, minimum_share=0.9, what=str(file))
+    file = resolve_weights(source, prefer=INIT_FILES)
+    tensors, header = load_weights(file)
+    prefix = "encoder." if header.kind == "segmentation" else ""
+    report = load_into(method.encoder, tensors, prefix=prefix, what=str(file))
     log.info("Started from %s\n%s", file, report.text())
     follow(method.teacher, method.student, momentum=0.0)
 
@@ -470,10 +487,3 @@ def _save_encoder(folder: RunFolder, method: Smit, header: Any) -> None:
     from backend.weights import save_weights
 
     save_weights(folder.checkpoints / "encoder.safetensors", method.encoder.state_dict(), header)
-
-
-def _write_report(run_folder: Path) -> None:
-    from backend.report import write_run_report
-
-    if (run_folder / "status.json").exists():
-        write_run_report(run_folder)

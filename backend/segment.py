@@ -7,14 +7,16 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -31,18 +33,16 @@ from backend.data.labels import Label
 from backend.data.readers import read_volume
 from backend.data.scan import scan as scan_folders
 from backend.data.series import SeriesRow
-from backend.engine.device import resolve_device
 from backend.errors import BackendError, ResourceError, ScanError, UserError
 from backend.files import written_whole
 from backend.geometry import Volume
-from backend.inference.predictor import (
-    Predictor,
-    header_labels,
-    load_predictor,
-    require_segmentation,
-)
+from backend.inference.structures import header_labels, require_segmentation
+from backend.preparation import check_device
 from backend.progress import progress
 from backend.weights import read_header, resolve_weights
+
+if TYPE_CHECKING:
+    from backend.inference.predictor import Predictor
 
 SCHEMA = 1
 """Version of the JSON beside every label file."""
@@ -139,6 +139,7 @@ def run(
     else:
         split_ending(Path(f"name{ending}"))
         targets = {scan.name: output / f"{scan.name}{ending}" for scan in scans}
+    check_device(device)
     _require_writable(scans, targets)
     digest = _digest(weights)
     records = {scan.name: _record(scan, digest, labels) for scan in scans}
@@ -146,7 +147,8 @@ def run(
     failed: dict[str, BackendError] = {}
     waiting = [scan for scan in scans if scan.name not in results]
     if waiting:
-        predictor = load_predictor(weights, device=str(resolve_device(device)))
+        # A scan that cannot be read is told before the seconds that the network takes to load.
+        predictor = cache(lambda: _predictor(weights, device))
         for scan in _shown(waiting):
             begin = time.monotonic()
             try:
@@ -163,7 +165,7 @@ def run(
                 "made_from": records[scan.name],
                 "method": header.method,
                 "preset": header.preset,
-                "device": str(predictor.device),
+                "device": str(predictor().device),
                 "version": __version__,
                 "seconds": round(time.monotonic() - begin, 2),
             }
@@ -277,11 +279,23 @@ def structure_volumes(volume: Volume, labels: Sequence[Label]) -> tuple[Structur
 
 
 def _labels_of(
-    predictor: Predictor, scan: Scan, labels: Sequence[Label], *, show_windows: bool
+    predictor: Callable[[], Predictor],
+    scan: Scan,
+    labels: Sequence[Label],
+    *,
+    show_windows: bool,
 ) -> Volume:
     volume = read_volume(scan.files)
+    predictor()
     with _window_bar(shown=show_windows) as windows:
-        return keep_labels(predictor.segment(volume, progress=windows), labels)
+        return keep_labels(predictor().segment(volume, progress=windows), labels)
+
+
+def _predictor(weights: Path, device: str) -> Predictor:
+    from backend.engine.device import resolve_device
+    from backend.inference.predictor import load_predictor
+
+    return load_predictor(weights, device=str(resolve_device(device)))
 
 
 def _write(
@@ -308,7 +322,10 @@ def _require_writable(scans: Sequence[Scan], targets: dict[str, Path]) -> None:
             raise UserError(
                 f"{target}: this is one of the scans.", "Choose another folder or name as output."
             )
-    probe = next(iter(targets.values())).with_name(".writable")
+    folder = next(iter(targets.values())).absolute().parent
+    # In the nearest folder there is: one that is made now would be left behind by a refusal.
+    folder = next(place for place in (folder, *folder.parents) if place.exists())
+    probe = folder / f".writable-{os.getpid()}"
     with written_whole(probe) as temporary:
         temporary.touch()
     probe.unlink()
@@ -458,7 +475,9 @@ def _raise_failures(failed: dict[str, BackendError], *, total: int) -> None:
         return
     if len(failed) == total == 1:
         raise next(iter(failed.values()))
-    reasons = "; ".join(f"{name}: {error.message}" for name, error in failed.items())
+    told = [f"{name}: {error.message}" for name, error in list(failed.items())[:_LISTED]]
+    more = f"; and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
+    reasons = "; ".join(told) + more
     only_memory = all(isinstance(error, ResourceError) for error in failed.values())
     kind = ResourceError if only_memory else UserError
     raise kind(

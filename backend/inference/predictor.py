@@ -15,17 +15,16 @@ from torch import Tensor, nn
 
 from backend.data.labels import Label
 from backend.data.preprocess import Recipe, preprocess
-from backend.errors import ResourceError, UserError
+from backend.errors import ResourceError, is_out_of_memory
 from backend.geometry import Index3, Volume, index3, vec3
 from backend.inference.regrid import labels_on_grid
 from backend.inference.sliding import Precision, Progress, Sliding, stream_logits
+from backend.inference.structures import header_labels, require_segmentation
 from backend.models.segmentation import build_segmentation
 from backend.weights import WeightsHeader, load_into, load_weights, resolve_weights
 
 _DEVICE_SHARE = 0.5
 """Logits are summed on the device if they take at most this share of its free memory."""
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,33 +153,6 @@ def load_predictor(path: Path, *, device: str) -> Predictor:
         return Predictor(network=network.eval().to(place), header=header, device=place)
 
 
-def require_segmentation(header: WeightsHeader, file: Path) -> None:
-    """Refuse weights that cannot label anything.
-
-    Raises:
-        UserError: if they are those of an encoder, or name no structure.
-    """
-    if header.kind != "segmentation" or not header.labels:
-        raise UserError(
-            f"{file}: weights of kind {header.kind!r} with {len(header.labels)} structures.",
-            "Fine-tune first: backend finetune --init FILE --data SET --output RUN",
-        )
-
-
-def header_labels(header: WeightsHeader) -> tuple[Label, ...]:
-    """The structures that a weights header names, in the order of the classes 1, 2, ..."""
-    return tuple(
-        Label(
-            value=int(entry["value"]),
-            name=str(entry["name"]),
-            color=_color(entry["color"]),
-            terminology=str(entry.get("terminology", "")),
-        )
-        for entry in header.labels
-        if int(entry["value"]) != 0
-    )
-
-
 def windowed_tensor(volume: Volume, hu_window: Sequence[float]) -> Float[Tensor, "1 z y x"]:
     """HU from `low` to `high` as float32 from 0 to 1; what lies outside is clipped."""
     low, high = hu_window
@@ -203,15 +175,9 @@ def told_as_resource_error(batch_size: int, device: torch.device) -> Iterator[No
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not memory and not any(text in str(error).lower() for text in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         cure = f"Lower the batch size (now {batch_size})" if batch_size > 1 else "Close others"
         if device.type != "cpu":
             cure += " or use --device cpu"
         raise ResourceError(f"Out of memory on {device} while segmenting.", f"{cure}.") from error
-
-
-def _color(values: Sequence[int]) -> tuple[int, int, int]:
-    red, green, blue = values
-    return int(red), int(green), int(blue)
