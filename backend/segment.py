@@ -39,7 +39,7 @@ from backend.geometry import Volume
 from backend.inference.structures import header_labels, require_segmentation
 from backend.preparation import check_device
 from backend.progress import progress
-from backend.weights import read_header, resolve_weights
+from backend.weights import MODEL_FILES, read_header, resolve_weights
 
 if TYPE_CHECKING:
     from backend.inference.predictor import Predictor
@@ -128,7 +128,7 @@ def run(
         UserError: for anything wrong with the options; at the end, if scans failed.
         ResourceError: if memory or disk do not suffice.
     """
-    weights = resolve_weights(model, prefer=("model.safetensors", "best.safetensors"))
+    weights = resolve_weights(model, prefer=MODEL_FILES)
     header = read_header(weights)
     require_segmentation(header, weights)
     labels = chosen_labels(header_labels(header), structures)

@@ -197,10 +197,14 @@ def load_into(
     return report
 
 
+MODEL_FILES = ("best.safetensors", "model.safetensors")
+"""What a fine-tuning run is searched for: what validation chose, else the last weights."""
+
+
 def resolve_weights(
     path: Path,
     *,
-    prefer: tuple[str, ...] = ("best.safetensors", "model.safetensors", "encoder.safetensors"),
+    prefer: tuple[str, ...] = (*MODEL_FILES, "encoder.safetensors"),
 ) -> Path:
     """The weights file meant by `path`: the file itself, or the first of `prefer` in a run folder.
 

@@ -23,8 +23,7 @@ from backend.config import FinetuneConfig, PretrainConfig, load_config
 from backend.data.readers import read_volume
 from backend.errors import UserError
 from backend.geometry import reorient
-from backend.models.segmentation import build_encoder
-from backend.models.swin import PatchMerging, SwinEncoder
+from backend.models.swin import PatchMerging, SwinEncoder, build_encoder
 from backend.provenance import encoder_arguments
 from backend.weights import load_into, load_weights
 

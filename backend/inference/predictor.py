@@ -21,7 +21,13 @@ from backend.inference.regrid import labels_on_grid
 from backend.inference.sliding import Precision, Progress, Sliding, stream_logits
 from backend.inference.structures import header_labels, require_segmentation
 from backend.models.segmentation import build_segmentation
-from backend.weights import WeightsHeader, load_into, load_weights, resolve_weights
+from backend.weights import (
+    MODEL_FILES,
+    WeightsHeader,
+    load_into,
+    load_weights,
+    resolve_weights,
+)
 
 _DEVICE_SHARE = 0.5
 """Logits are summed on the device if they take at most this share of its free memory."""
@@ -143,7 +149,7 @@ def load_predictor(path: Path, *, device: str) -> Predictor:
     Raises:
         UserError: if there are no such weights, or they do not fill the network completely.
     """
-    file = resolve_weights(path, prefer=("best.safetensors", "model.safetensors"))
+    file = resolve_weights(path, prefer=MODEL_FILES)
     tensors, header = load_weights(file)
     require_segmentation(header, file)
     network = build_segmentation(header.architecture)
