@@ -18,7 +18,7 @@ from backend.config import (
     to_plain,
     with_settings,
 )
-from backend.data.cache import Cache, default_cache_dir
+from backend.data.cache import Cache, default_cache_dir, told_bytes
 from backend.data.preprocess import Recipe
 from backend.engine.record import RunFolder
 from backend.errors import UserError
@@ -133,10 +133,13 @@ def cache_root(cache: Path | None, beside: Path) -> Path:
     return default_cache_dir(beside) if cache is None else cache
 
 
-def told_cache(cache: Cache, *, missing: int, total: int, folder: RunFolder) -> None:
-    """Say where the cache lies and what is left to do, before it is done."""
-    log.info("Cache %s: %d of %d scans to preprocess", cache.folder, missing, total)
-    folder.update(message=f"Preprocessing {missing} of {total} scans into {cache.root}")
+def told_cache(
+    cache: Cache, *, missing: int, total: int, folder: RunFolder, estimated_bytes: int = 0
+) -> None:
+    """Say where the cache lies, what is left to do and what it needs, before it is done."""
+    need = f", about {told_bytes(estimated_bytes)} at most" if estimated_bytes else ""
+    log.info("Cache %s: %d of %d scans to preprocess%s", cache.folder, missing, total, need)
+    folder.update(message=f"Preprocessing {missing} of {total} scans into {cache.root}{need}")
 
 
 def write_report(run: Path) -> None:

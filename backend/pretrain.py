@@ -343,7 +343,14 @@ def _cached(
     rows: Sequence[SeriesRow], cache: Cache, *, folder: RunFolder
 ) -> dict[str, CachedVolume]:
     """Preprocess what is missing and open everything; what cannot be read is told by name."""
-    told_cache(cache, missing=len(cache.missing(rows)), total=len(rows), folder=folder)
+    missing = cache.missing(rows)
+    told_cache(
+        cache,
+        missing=len(missing),
+        total=len(rows),
+        folder=folder,
+        estimated_bytes=cache.estimate_bytes(missing),
+    )
     report = cache.build(rows)
     for series, reason in report.failed.items():
         log.warning("Left out %s: %s", series, reason)
