@@ -1,0 +1,104 @@
+"""Help and refusals come at once: neither torch nor MONAI is loaded for them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from cli_runner import FINETUNE, PRETRAIN, Ended, backend
+
+HEAVY = ("torch", "monai")
+COMMANDS = (
+    *("demo", "scan", "pretrain", "finetune", "segment", "evaluate", "methods"),
+    *("describe", "convert", "stop", "report", "cache", "doctor"),
+)
+
+
+def imported(done: Ended) -> set[str]:
+    """The packages that a command run with `-X importtime` has loaded."""
+    found = re.findall(r"^import time:.*\| +([\w.]+)$", done.err, re.MULTILINE)
+    return {name.partition(".")[0] for name in found}
+
+
+def run(*words: object, cwd: Path) -> Ended:
+    done = backend(*words, python=("-X", "importtime"), cwd=cwd)
+    packages = imported(done)
+    # Proof that the listing is read rightly.
+    assert {"backend", "json"} <= packages
+    assert packages.isdisjoint(HEAVY), sorted(packages)
+    return done
+
+
+def test_the_listing_shows_torch_where_it_is_loaded(tmp_path: Path) -> None:
+    done = backend(
+        *("describe", "--method", "smit", "--preset", "tiny"),
+        python=("-X", "importtime"),
+        cwd=tmp_path,
+    )
+    assert done.code == 0
+    assert "torch" in imported(done)
+
+
+def test_help_names_every_command_and_the_version_is_a_number(tmp_path: Path) -> None:
+    shown = run("--help", cwd=tmp_path)
+    assert shown.code == 0
+    assert all(command in shown.out for command in COMMANDS)
+    assert re.fullmatch(r"backend \d+\.\d+\S*\n", run("--version", cwd=tmp_path).out)
+    assert "smit" in run("methods", cwd=tmp_path).out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_is_light(command: str, tmp_path: Path) -> None:
+    shown = run(command, "--help", cwd=tmp_path)
+    assert shown.code == 0
+    assert "usage" in shown.out
+    assert f"backend {command}" in shown.out
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a pickle, an empty folder and a folder that is in use."""
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x04N.")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").write_text("mine")
+    return tmp_path
+
+
+TRAIN = ("--data", "empty", "--output", "run")
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "unknown preset": ((*PRETRAIN, *TRAIN, "--preset", "tinny"), "'tiny'"),
+    "unknown method": (("finetune", *TRAIN, "--method", "smti"), "'smit'"),
+    "unknown key": ((*PRETRAIN, *TRAIN, "--set", "train.sead=1"), "'seed'"),
+    "missing path to scan": (("scan", "nowhere", "--output", "i.csv"), "nowhere"),
+    "missing path to pretrain": ((*PRETRAIN, *TRAIN, "--data", "nowhere"), "nowhere"),
+    "missing path to fine-tune": ((*FINETUNE, *TRAIN, "--data", "nowhere"), "nowhere"),
+    "missing model": (("segment", "--model", "no", "--input", ".", "--output", "o"), "no"),
+    "missing weights to convert": (("convert", "no.pt", "--from", "smit", "--output", "x"), "x"),
+    "missing prediction": (("evaluate", "--prediction", "no", "--reference", "."), "no"),
+    "missing run": (("stop", "--run", "nowhere"), "nowhere"),
+    "existing output of pretraining": ((*PRETRAIN, *TRAIN, "--output", "used"), "used"),
+    "existing output of fine-tuning": ((*FINETUNE, *TRAIN, "--output", "used"), "used"),
+    "pickle to pretrain from": ((*PRETRAIN, *TRAIN, "--init", "weights.pt"), "weights.pt"),
+    "pickle to fine-tune from": ((*FINETUNE, *TRAIN, "--init", "weights.pt"), "weights.pt"),
+    "pickle to segment with": (
+        ("segment", "--model", "weights.pt", "--input", ".", "--output", "o"),
+        "weights.pt",
+    ),
+    "empty folder to scan": (("scan", "empty", "--output", "i.csv"), "empty"),
+    "empty folder to pretrain on": ((*PRETRAIN, *TRAIN), "empty"),
+    "empty folder to fine-tune on": ((*FINETUNE, *TRAIN), "empty"),
+    "empty folder as model": (
+        ("segment", "--model", "empty", "--input", ".", "--output", "o"),
+        "empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refusal_that_needs_no_tensors_is_light(kind: str, place: Path) -> None:
+    words, told = REFUSED[kind]
+    done = run(*words, cwd=place)
+    assert done.code == 2
+    assert told in done.told
