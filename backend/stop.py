@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -36,7 +37,7 @@ def run(folder: Path, *, grace_s: float) -> None:
     (folder / "stop").touch()
     _say(f"Asked {folder} to stop after its step (step {status['step']}).")
     if _ended(folder, within_s=grace_s):
-        psutil.wait_procs(tree, timeout=_LAST_WORDS_S)
+        _wait(tree, within_s=_LAST_WORDS_S)
         _end_processes(tree)
         _say(f"{folder} is {read_status(folder)['state']}; continue with --resume.")
         return
@@ -76,13 +77,24 @@ def _process_tree(pid: int) -> list[psutil.Process]:
 def _end_processes(tree: list[psutil.Process]) -> None:
     """Terminate what is left of a tree, then kill it. psutil tells reused numbers apart."""
     for signal in (psutil.Process.terminate, psutil.Process.kill):
-        alive = [p for p in tree if p.is_running()]
-        for process in alive:
-            try:
+        for process in filter(_works, tree):
+            with suppress(psutil.NoSuchProcess):
                 signal(process)
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(alive, timeout=_KILL_AFTER_TERM_S)
+        _wait(tree, within_s=_KILL_AFTER_TERM_S)
+
+
+def _wait(tree: list[psutil.Process], *, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while any(map(_works, tree)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _works(process: psutil.Process) -> bool:
+    """Whether a process still does anything; a dead one may wait for its parent to take note."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _say(text: str) -> None:
