@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -98,6 +99,15 @@ def backend(
         check=False,
     )
     return Ended(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def backend_each(
+    lines: Mapping[str, Sequence[object]], *, first: Callable[[], None] | None = None
+) -> dict[str, Ended]:
+    """Run several commands, two at a time; the results under their names."""
+    with ThreadPoolExecutor(2) as pool:
+        done = {name: pool.submit(backend, *words, first=first) for name, words in lines.items()}
+        return {name: result.result() for name, result in done.items()}
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from cli_runner import (
     Material,
     Runs,
     backend,
+    backend_each,
     limited,
     make_material,
     make_runs,
@@ -176,21 +177,6 @@ def test_pretraining_on_broken_files_is_refused_before_anything_is_written(
     assert snapshot(broken) == before
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_segmenting_a_broken_file_names_it_and_writes_nothing(
-    fault: str, broken: Path, tmp_path: Path, runs: Runs
-) -> None:
-    scan = broken / f"{fault}.nii.gz"
-    before = snapshot(broken)
-    done = backend(
-        *("segment", "--model", runs.finetune, "--input", scan, "--device", "cpu"),
-        *("--output", tmp_path / "labels.nii.gz"),
-    )
-    assert_told(done, scan, FAULTS[fault][1])
-    assert snapshot(tmp_path) == {}
-    assert snapshot(broken) == before
-
-
 def labelled_case(folder: Path, *, name: str, seed: int = 21) -> Path:
     """A good case folder, to be spoilt."""
     ct, label = phantom(seed)
@@ -200,71 +186,86 @@ def labelled_case(folder: Path, *, name: str, seed: int = 21) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize(
-    ("fault", "part"),
-    [*((fault, "ct") for fault in FAULTS), ("truncated", "label"), ("not_a_number", "label")],
-)
-def test_fine_tuning_on_a_broken_case_names_it_and_tells_so_in_the_run_folder(
-    fault: str, part: str, tmp_path: Path, place: Path
-) -> None:
-    labelled_case(tmp_path / "set", name="good")
-    spoilt = labelled_case(tmp_path / "set", name="spoilt", seed=22)
-    (spoilt / f"{part}.nii.gz").unlink()
-    FAULTS[fault][0](spoilt / f"{part}.nii.gz")
-    before = snapshot(tmp_path / "set")
-    done = backend(
-        *(*FINETUNE, "--data", tmp_path / "set", "--output", place),
-        *("--cache", tmp_path / "cache", "--max-steps", 1),
-    )
-    assert_told(done, "spoilt", f"{part}.nii.gz")
-    state = status(place)
-    assert state["state"] == "failed"
-    assert state["error"]["type"] in {"UserError", "ScanError"}
-    assert "spoilt" in state["error"]["message"]
-    assert (place / "report.html").exists()
-    assert not (tmp_path / "cache").exists()
-    assert snapshot(tmp_path / "set") == before
-    assert_no_leftovers(tmp_path)
+def spoilt_set(folder: Path, *, fault: Path, part: str) -> Path:
+    """A labelled set of two cases, of which one has a broken file."""
+    labelled_case(folder, name="good")
+    shutil.copy(fault, labelled_case(folder, name="spoilt", seed=22) / f"{part}.nii.gz")
+    return folder
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_evaluating_a_broken_prediction_names_it_and_writes_nothing(
-    fault: str, broken: Path, tmp_path: Path, material: Material, place: Path
+def test_a_broken_file_is_named_by_every_command_that_reads_it(
+    fault: str, broken: Path, tmp_path: Path, material: Material, runs: Runs
 ) -> None:
-    prediction = broken / f"{fault}.nii.gz"
-    done = backend(
-        *("evaluate", "--prediction", prediction, "--output", place),
-        *("--reference", material.labelled / "case_1" / "label.nii.gz"),
+    file = broken / f"{fault}.nii.gz"
+    sets = {
+        part: spoilt_set(tmp_path / f"spoilt_{part}", fault=file, part=part)
+        for part in ("ct", "label")
+    }
+    before = {folder: snapshot(folder) for folder in (broken, *sets.values())}
+    out = tmp_path / "out"
+    done = backend_each(
+        {
+            "segment": (
+                *("segment", "--model", runs.finetune, "--input", file, "--device", "cpu"),
+                *("--output", out / "segment" / "labels.nii.gz"),
+            ),
+            "evaluate": (
+                *("evaluate", "--prediction", file, "--output", out / "evaluate"),
+                *("--reference", material.labelled / "case_1" / "label.nii.gz"),
+            ),
+            **{
+                part: (
+                    *(*FINETUNE, "--data", folder, "--output", out / part, "--max-steps", 1),
+                    *("--cache", tmp_path / "cache"),
+                )
+                for part, folder in sets.items()
+            },
+        }
     )
-    assert_told(done, prediction.name)
-    assert snapshot(tmp_path) == {}
+    assert_told(done["segment"], file, FAULTS[fault][1])
+    assert_told(done["evaluate"], file)
+    for part in sets:
+        assert_told(done[part], "spoilt", f"{part}.nii.gz")
+        state = status(out / part)
+        assert state["state"] == "failed"
+        assert state["error"]["type"] in {"UserError", "ScanError"}
+        assert "spoilt" in state["error"]["message"]
+        assert state["error"]["hint"]
+        assert (out / part / "report.html").exists()
+    assert {path.name for path in out.iterdir()} == {*sets}
+    assert not (tmp_path / "cache").exists()
+    assert {folder: snapshot(folder) for folder in before} == before
+    assert_no_leftovers(tmp_path)
 
 
 @pytest.mark.parametrize("kind", NOWHERE)
-@pytest.mark.parametrize("command", ["scan", "pretrain", "finetune", "segment", "evaluate"])
-def test_where_no_scan_is_to_be_had_the_path_is_named(
-    command: str, kind: str, tmp_path: Path, material: Material, runs: Runs, place: Path
+def test_where_no_scan_is_to_be_had_every_command_names_the_path(
+    kind: str, tmp_path: Path, material: Material, runs: Runs
 ) -> None:
     path = nowhere(kind, tmp_path)
     before = snapshot(tmp_path)
     index = tmp_path / "index.csv"
-    words: dict[str, tuple[object, ...]] = {
-        "scan": ("scan", path, "--output", index),
-        "pretrain": (*PRETRAIN, "--data", path, "--output", place, "--max-steps", 1),
-        "finetune": (*FINETUNE, "--data", path, "--output", place, "--max-steps", 1),
-        "segment": (
-            *("segment", "--model", runs.finetune, "--input", path),
-            *("--output", tmp_path / "labels.nii.gz"),
-        ),
-        "evaluate": (
-            *("evaluate", "--prediction", path, "--output", place),
-            *("--reference", material.labelled / "case_1" / "label.nii.gz"),
-        ),
-    }
-    done = backend(*words[command])
-    assert_told(done, path)
+    done = backend_each(
+        {
+            "scan": ("scan", path, "--output", index),
+            "pretrain": (*PRETRAIN, "--data", path, "--output", tmp_path / "run"),
+            "finetune": (*FINETUNE, "--data", path, "--output", tmp_path / "run"),
+            "segment": (
+                *("segment", "--model", runs.finetune, "--input", path),
+                *("--output", tmp_path / "labels.nii.gz"),
+            ),
+            "evaluate": (
+                *("evaluate", "--prediction", path, "--output", tmp_path / "evaluation"),
+                *("--reference", material.labelled / "case_1" / "label.nii.gz"),
+            ),
+            "convert": ("convert", path, "--from", "smit", "--output", tmp_path / "x.safetensors"),
+        }
+    )
+    for result in done.values():
+        assert_told(result, path)
     kept = snapshot(tmp_path)
-    if command == "scan" and kind != "missing path":
+    if kind != "missing path":
         # What a scan found is told in the index, even if it is nothing.
         assert read_index(index) == []
         kept = {name: v for name, v in kept.items() if not name.startswith("index.")}
@@ -295,20 +296,22 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-@pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_a_wrong_settings_file_is_told_with_key_value_and_cure(
-    command: str, kind: str, tmp_path: Path, material: Material
+    kind: str, tmp_path: Path, material: Material
 ) -> None:
     content, words = SETTINGS[kind]
     file = tmp_path / "settings.yaml"
     file.write_text(content)
     before = snapshot(tmp_path)
-    line, data = {
-        "pretrain": (PRETRAIN, material.unlabelled),
-        "finetune": (FINETUNE, material.labelled),
-    }[command]
-    done = backend(*line, "--data", data, "--output", tmp_path / "run", "--config", file)
-    assert_told(done, *words)
+    rest = ("--output", tmp_path / "run", "--config", file)
+    done = backend_each(
+        {
+            "pretrain": (*PRETRAIN, "--data", material.unlabelled, *rest),
+            "finetune": (*FINETUNE, "--data", material.labelled, *rest),
+        }
+    )
+    for result in done.values():
+        assert_told(result, *words)
     assert snapshot(tmp_path) == before
 
 
@@ -414,39 +417,49 @@ def outside_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def every_command(
+    target: Path, material: Material, runs: Runs, outside_weights: Path
+) -> dict[str, tuple[object, ...]]:
+    lines = {command: outputs(command, target, material, runs) for command in COMMANDS}
+    return {
+        command: tuple(outside_weights if word == "FILE" else word for word in words)
+        for command, words in lines.items()
+    }
+
+
 @pytest.mark.parametrize("kind", ["below a file", "where no folder can be made"])
-def test_an_output_that_cannot_be_written_is_named(
-    kind: str, command: str, tmp_path: Path, material: Material, runs: Runs, outside_weights: Path
+def test_an_output_that_cannot_be_written_is_named_by_every_command(
+    kind: str, tmp_path: Path, material: Material, runs: Runs, outside_weights: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     before = snapshot(tmp_path)
     # Not even root can make a folder in /proc.
     target = tmp_path / "file" / "run" if kind == "below a file" else Path("/proc/sslsegmentation")
-    line = outputs(command, target, material, runs)
-    done = backend(*(outside_weights if word == "FILE" else word for word in line))
-    assert_told(done, tmp_path / "file" if kind == "below a file" else "/proc")
+    done = backend_each(every_command(target, material, runs, outside_weights))
+    assert done.keys() == {*COMMANDS}
+    for result in done.values():
+        assert_told(result, tmp_path / "file" if kind == "below a file" else "/proc")
     assert snapshot(tmp_path) == before
+
+
+# The first file that is larger than this is one that the command writes late.
+ROOM = {"pretrain": 200_000, "finetune": 20_000}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_disk_that_takes_no_more_ends_with_code_4_and_leaves_no_half_file(
     command: str, tmp_path: Path, material: Material, runs: Runs, outside_weights: Path
 ) -> None:
-    line = outputs(command, tmp_path / "out", material, runs)
-    # The first file of the command's own that is larger than this finds no room.
-    limit = 200_000 if command == "pretrain" else 200 if command != "finetune" else 20_000
-    done = backend(
-        *(outside_weights if word == "FILE" else word for word in line),
-        first=limited(resource.RLIMIT_FSIZE, limit),
-    )
-    assert_told(done, tmp_path / "out", code=4)
+    out = tmp_path / "out"
+    line = every_command(out, material, runs, outside_weights)[command]
+    done = backend(*line, first=limited(resource.RLIMIT_FSIZE, ROOM.get(command, 200)))
+    assert_told(done, out, code=4)
     assert_no_leftovers(tmp_path)
-    if command in {"pretrain", "finetune"}:
-        assert status(tmp_path / "out")["error"]["type"] == "ResourceError"
+    if command in ROOM:
+        assert status(out)["error"]["type"] == "ResourceError"
         return
     for name in ("labels.nii.gz", "x.safetensors", "index.csv", "evaluation.json"):
-        assert not (tmp_path / "out" / name).exists()
+        assert not (out / name).exists()
 
 
 @pytest.fixture
@@ -484,11 +497,12 @@ def test_an_output_that_exists_is_never_overwritten(
     for name in ("labels.nii.gz", "x.safetensors"):
         (target / name).write_text("precious")
     before = snapshot(tmp_path)
-    for command in ("pretrain", "finetune", "segment", "convert"):
-        line = outputs(command, target, material, runs)
-        done = backend(*(outside_weights if word == "FILE" else word for word in line))
-        assert_told(done, target)
-        assert snapshot(tmp_path) == before
+    lines = every_command(target, material, runs, outside_weights)
+    for command in ("scan", "evaluate"):  # These renew what they wrote before.
+        lines.pop(command)
+    for result in backend_each(lines).values():
+        assert_told(result, target)
+    assert snapshot(tmp_path) == before
 
 
 # Weights
@@ -513,56 +527,45 @@ def booby_trap(file: Path, marker: Path) -> Path:
     return file
 
 
+def every_reader(file: Path, folder: Path, material: Material) -> dict[str, tuple[object, ...]]:
+    """All commands that take weights."""
+    run = ("--output", folder / "run", "--cache", material.cache, "--init", file)
+    return {
+        "pretrain": (*PRETRAIN, "--data", material.unlabelled, *run),
+        "finetune": (*FINETUNE, "--data", material.labelled, *run),
+        "segment": (
+            *("segment", "--model", file, "--input", material.oblique),
+            *("--output", folder / "labels.nii.gz"),
+        ),
+        "convert": ("convert", file, "--from", "smit", "--output", folder / "x.safetensors"),
+    }
+
+
 @pytest.mark.parametrize("ending", [".pt", ".safetensors", ".ckpt"])
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "segment", "convert"])
-def test_a_pickle_is_refused_unread(
-    command: str, ending: str, tmp_path: Path, material: Material
+def test_a_pickle_is_refused_unread_by_every_command(
+    ending: str, tmp_path: Path, material: Material
 ) -> None:
     marker = tmp_path / "was_here"
     file = booby_trap(tmp_path / f"weights{ending}", marker)
     before = snapshot(tmp_path)
-    place = tmp_path / "run"
-    cached = ("--cache", material.cache, "--max-steps", 1)
-    words: dict[str, tuple[object, ...]] = {
-        "pretrain": (*PRETRAIN, "--data", material.unlabelled, "--output", place, *cached),
-        "finetune": (*FINETUNE, "--data", material.labelled, "--output", place, *cached),
-        "segment": ("segment", "--model", file, "--input", material.oblique, "--output", place),
-        "convert": ("convert", file, "--from", "smit", "--output", tmp_path / "x.safetensors"),
-    }
-    init = ("--init", file) if command in {"pretrain", "finetune"} else ()
-    done = backend(*words[command], *init)
-    assert_told(done, file)
-    assert not marker.exists()
+    for result in backend_each(every_reader(file, tmp_path, material)).values():
+        assert_told(result, file)
+        assert not marker.exists()
     assert snapshot(tmp_path) == before
 
 
-def spoilt_weights(kind: str, folder: Path, runs: Runs) -> Path:
-    """A weights file that nobody can use."""
-    file = folder / "weights.safetensors"
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "missing"])
+def test_damaged_weights_are_refused_by_every_command_before_anything_is_written(
+    kind: str, tmp_path: Path, material: Material, runs: Runs
+) -> None:
+    file = tmp_path / "weights.safetensors"
     good = (runs.finetune / "checkpoints" / "model.safetensors").read_bytes()
     content = {"truncated": good[:-1000], "text": b"no weights", "empty": b""}
     if kind in content:
         file.write_bytes(content[kind])
-    return file
-
-
-@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "missing"])
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "segment", "convert"])
-def test_damaged_weights_are_refused_before_anything_is_written(
-    command: str, kind: str, tmp_path: Path, material: Material, runs: Runs
-) -> None:
-    file = spoilt_weights(kind, tmp_path, runs)
     before = snapshot(tmp_path)
-    place = tmp_path / "run"
-    cached = ("--cache", material.cache, "--max-steps", 1, "--init", file)
-    words: dict[str, tuple[object, ...]] = {
-        "pretrain": (*PRETRAIN, "--data", material.unlabelled, "--output", place, *cached),
-        "finetune": (*FINETUNE, "--data", material.labelled, "--output", place, *cached),
-        "segment": ("segment", "--model", file, "--input", material.oblique, "--output", place),
-        "convert": ("convert", file, "--from", "smit", "--output", tmp_path / "x.safetensors"),
-    }
-    done = backend(*words[command])
-    assert_told(done, file)
+    for result in backend_each(every_reader(file, tmp_path, material)).values():
+        assert_told(result, file)
     assert snapshot(tmp_path) == before
 
 
@@ -590,14 +593,16 @@ def test_weights_of_another_network_are_refused(
 
 
 @pytest.mark.parametrize("device", ["cuda:7", "gpu"])
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "segment"])
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
-    command: str, device: str, tmp_path: Path, material: Material, runs: Runs
+    device: str, tmp_path: Path, material: Material, runs: Runs
 ) -> None:
-    line = outputs(command, tmp_path / "out", material, runs)
-    kept = [word for word in line if word not in {"--device", "cpu"}]
-    done = backend(*kept, "--device", device)
-    assert_told(done, device, "cpu")
+    lines = {}
+    for command in ("pretrain", "finetune", "segment"):
+        line = outputs(command, tmp_path / "out", material, runs)
+        kept = [word for word in line if word not in {"--device", "cpu"}]
+        lines[command] = (*kept, "--device", device)
+    for result in backend_each(lines).values():
+        assert_told(result, device, "cpu")
     assert snapshot(tmp_path) == {}
 
 
@@ -607,8 +612,8 @@ def test_too_little_memory_ends_with_code_4_and_says_what_to_lower(
     done = backend(
         *(*PRETRAIN, "--data", material.unlabelled, "--output", tmp_path / "run"),
         *("--cache", material.cache, "--max-steps", 1),
-        *("--set", "views.region=1024", "--set", "views.crop=1024"),
-        first=limited(resource.RLIMIT_AS, 6000 * MIB),
+        *("--set", "views.region=512", "--set", "views.crop=512"),
+        first=limited(resource.RLIMIT_AS, 3500 * MIB),
     )
     assert_told(done, "emory", "train.batch_size", code=4)
     assert status(tmp_path / "run")["state"] == "failed"

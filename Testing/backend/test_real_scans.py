@@ -32,8 +32,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
 FIGURES = REPOSITORY / "Testing" / "benchmarks" / "real_scans.json"
 
-PRETRAIN_STEPS = 1200
-FINETUNE_STEPS = 800
+PRETRAIN_STEPS = 900
+FINETUNE_STEPS = 600
 LEARNT = ("pt_4", "pt_17", "pt_31")
 OTHERS = ("pt_59", "pt_60", "pt_61", "pt_66", "pt_82")
 ARMS = {"pretrained": True, "scratch": False}
@@ -172,7 +172,7 @@ def test_fine_tuning_fits_three_cases_and_is_told_beside_the_scratch_arm(
                 *("--output", result),
             )
             organs = json.loads((result / "evaluation.json").read_text("utf-8"))["organs"]
-            dice.setdefault(part, {})[arm] = {o["organ"]: o["dice"]["mean"] for o in organs}
+            dice.setdefault(part, {})[arm] = {o["name"]: o["dice"]["mean"] for o in organs}
     tell("fine_tuning", {"steps": FINETUNE_STEPS, "trained_on": LEARNT, "dice": dice})
     fitted = dice["learnt"]["pretrained"]
     for organ in ("brainstem", "mandible", "parotid_right", "parotid_left"):
