@@ -27,7 +27,7 @@ from backend.report import write_demo_report
 log = logging.getLogger("backend")
 
 PRETRAIN_STEPS = 150
-FINETUNE_STEPS = 350
+FINETUNE_STEPS = 400
 _TEST_SHARE = 1 / 3
 _TEST_AT_MOST = 5
 

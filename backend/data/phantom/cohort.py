@@ -185,7 +185,14 @@ def _phantom(job: _Job, *, orientation: str = "LPS", oblique: bool = False) -> l
     turn: Vec3 = (7.0, -4.0, 9.0) if oblique else (0.0, 0.0, 0.0)
     return list(
         make_phantom(
-            job.seed, size=size, spacing_mm=spacing_mm, orientation=orientation, turn_deg=turn
+            job.seed,
+            size=size,
+            spacing_mm=spacing_mm,
+            orientation=orientation,
+            turn_deg=turn,
+            # As in a department: what somebody labels, and wants labelled, is of one protocol;
+            # the archive holds all phases.
+            phase=None if job.part == "unlabelled" else "portal",
         )
     )
 
