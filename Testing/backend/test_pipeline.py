@@ -16,6 +16,7 @@ from cli_runner import (
     Material,
     Runs,
     backend,
+    backend_each,
     make_material,
     make_runs,
     records,
@@ -40,12 +41,37 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return make_runs(tmp_path_factory)
 
 
-def finetune(material: Material, run: Path, *options: object, data: Path | None = None) -> None:
-    done = backend(
-        *(*FINETUNE, "--data", data or material.labelled, "--output", run),
-        *("--cache", material.cache, "--max-steps", 2, *options),
+@pytest.fixture(scope="module")
+def variants(
+    tmp_path_factory: pytest.TempPathFactory, material: Material, runs: Runs
+) -> dict[str, Path]:
+    """Fine-tunings that differ from that of `runs` in one thing each."""
+    folder = tmp_path_factory.mktemp("variants")
+    options: dict[str, tuple[object, ...]] = {
+        "frozen": ("--init", runs.pretrain, "--freeze-encoder"),
+        "scratch": ("--init", "none"),
+        "nnunet": ("--fraction", 0.5, "--data", material.nnunet),
+        "folds": ("--folds", 2),
+    }
+    lines: dict[str, tuple[object, ...]] = {
+        name: (*labelled_line(material), "--output", folder / name, *words)
+        for name, words in options.items()
+    }
+    lines["plain"] = (
+        *("finetune", "--data", material.labelled, "--init", runs.pretrain, "--device", "cpu"),
+        *("--output", folder / "plain", "--cache", material.cache, "--max-steps", 1),
+        *("--set", "preprocess.spacing_mm=[6, 6, 6]", "--set", "crop=32"),
     )
-    assert done.code == 0, done.err
+    for done in backend_each(lines).values():
+        assert done.code == 0, done.err
+    return {name: folder / name for name in lines}
+
+
+def labelled_line(material: Material) -> tuple[object, ...]:
+    return (
+        *(*FINETUNE, "--data", material.labelled, "--cache", material.cache),
+        *("--max-steps", 2, "--set", "validate_every_epochs=1000"),
+    )
 
 
 def split(run: Path) -> dict[str, list[str]]:
@@ -92,10 +118,9 @@ def test_both_trainings_tell_where_they_are_and_what_comes_next(runs: Runs) -> N
 
 
 def test_fine_tuning_starts_from_the_encoder_that_was_pretrained_and_is_marked_so(
-    tmp_path: Path, material: Material, runs: Runs
+    variants: dict[str, Path], runs: Runs
 ) -> None:
-    frozen = tmp_path / "frozen"
-    finetune(material, frozen, "--init", runs.pretrain, "--freeze-encoder")
+    frozen = variants["frozen"]
     pretrained = load_file(runs.pretrain / "checkpoints" / "encoder.safetensors")
     kept = load_file(frozen / "checkpoints" / "model.safetensors")
     learnt = load_file(runs.finetune / "checkpoints" / "model.safetensors")
@@ -111,29 +136,21 @@ def test_fine_tuning_starts_from_the_encoder_that_was_pretrained_and_is_marked_s
 
 
 def test_fine_tuning_needs_no_pretraining_and_takes_the_architecture_of_one(
-    tmp_path: Path, material: Material, runs: Runs
+    variants: dict[str, Path],
 ) -> None:
-    finetune(material, tmp_path / "scratch", "--init", "none")
-    assert "Encoder from random weights" in (tmp_path / "scratch" / "log.txt").read_text()
-    # Nothing of the encoder is named: it stands in the weights.
-    plain = backend(
-        *("finetune", "--data", material.labelled, "--init", runs.pretrain, "--device", "cpu"),
-        *("--output", tmp_path / "plain", "--cache", material.cache, "--max-steps", 1),
-        *("--set", "preprocess.spacing_mm=[6, 6, 6]", "--set", "crop=32"),
-    )
-    assert plain.code == 0, plain.err
-    config = json.loads((tmp_path / "plain" / "config.json").read_text())["config"]
+    assert "Encoder from random weights" in (variants["scratch"] / "log.txt").read_text()
+    # Its command names nothing of the encoder: that stands in the weights.
+    config = json.loads((variants["plain"] / "config.json").read_text())["config"]
     assert config["method"]["encoder"]["embed_dim"] == 4
 
 
 def test_the_split_follows_from_the_seed_and_an_nnunet_folder_gives_the_same(
-    tmp_path: Path, material: Material, runs: Runs
+    variants: dict[str, Path], runs: Runs
 ) -> None:
     first = split(runs.finetune)
     assert sorted(first["training"] + first["validation"]) == ["case_1", "case_2", "case_3"]
     assert len(first["validation"]) == 1
-    part = tmp_path / "part"
-    finetune(material, part, "--fraction", 0.5, data=material.nnunet)
+    part = variants["nnunet"]
     second = split(part)
     assert second["validation"] == first["validation"]
     assert len(second["training"]) == 1
@@ -143,13 +160,11 @@ def test_the_split_follows_from_the_seed_and_an_nnunet_folder_gives_the_same(
     assert labels == expected
 
 
-def test_cross_validation_judges_every_case_once(tmp_path: Path, material: Material) -> None:
-    run = tmp_path / "folds"
-    words = (
-        *(*FINETUNE, "--data", material.labelled, "--output", run, "--cache", material.cache),
-        *("--max-steps", 1, "--folds", 2),
-    )
-    assert backend(*words).code == 0
+def test_cross_validation_judges_every_case_once_and_resumes_only_as_it_was_started(
+    variants: dict[str, Path], material: Material
+) -> None:
+    run = variants["folds"]
+    words = (*labelled_line(material), "--output", run, "--folds", 2)
     summary = json.loads((run / "cross_validation.json").read_text())
     judged = [case for fold in summary["folds"] for case in fold["cases"]]
     assert sorted(judged) == ["case_1", "case_2", "case_3"]
@@ -175,11 +190,14 @@ def segmented(
         "oblique": (material.oblique, folder / "oblique.nii.gz"),
         "folder": (material.nnunet / "imagesTr", folder / "many"),
     }
-    for source, output in outputs.values():
-        done = backend(
+    lines = {
+        name: (
             *("segment", "--model", runs.finetune, "--input", source, "--output", output),
             *("--device", "cpu"),
         )
+        for name, (source, output) in outputs.items()
+    }
+    for done in backend_each(lines).values():
         assert done.code == 0, done.err
     return {name: output for name, (_, output) in outputs.items()}
 
