@@ -24,7 +24,7 @@ from backend.data.labelled import ENDINGS, stem
 from backend.data.labels import Label, default_color, read_labels
 from backend.data.readers import read_label
 from backend.data.volume_file import segment_values
-from backend.errors import ScanError, UserError
+from backend.errors import ScanError, UserError, told_plainly
 from backend.files import written_whole
 from backend.geometry import Volume, reorient
 from backend.metrics import MISSING_RULE, Score, Status, Summary, overlap, score, summary
@@ -141,6 +141,8 @@ def run(
         UserError: if a path, a partner or a name is missing, or grids differ.
         ResourceError: if the output cannot be written.
     """
+    if output is not None:
+        _require_folder(output)
     result = evaluate(
         prediction,
         reference,
@@ -155,6 +157,14 @@ def run(
     if output is not None:
         sys.stdout.write(f"Written: {output / 'evaluation.csv'}, {output / 'evaluation.json'}\n")
     return result
+
+
+def _require_folder(output: Path) -> None:
+    """Refuse an output that cannot be written before the work is done."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise told_plainly(error, output) from error
 
 
 def evaluate(

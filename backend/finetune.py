@@ -436,7 +436,7 @@ def _train(
     )
     check_set(LabelledSet(cases=tuple(cases), labels=tuple(labels), layout=""))
     stop.check()
-    volumes = _cached(request, config, cases, folder=folder)
+    volumes = _cached(request, config, cases, folder=folder, stop=stop)
     stop.check()
 
     folder.update(message="Preparing the network")
@@ -498,11 +498,13 @@ def _cached(
     cases: Sequence[LabelledCase],
     *,
     folder: RunFolder,
+    stop: StopRequest,
 ) -> dict[str, CachedVolume]:
     beside = request.output if request.data is None else request.data
     cache = Cache(cache_root(request.cache, beside), recipe_of(config.preprocess))
-    told_cache(cache, missing=len(cases), total=len(cases), folder=folder)
-    report = cache.build_pairs(cases)
+    missing = cache.missing_pairs(cases)
+    told_cache(cache, missing=len(missing), total=len(cases), folder=folder)
+    report = cache.build_pairs(cases, between=stop.check)
     if report.failed:
         name, reason = next(iter(report.failed.items()))
         raise UserError(f"Case {name}: {reason}", "Mend it or leave it out with --cases.")

@@ -195,12 +195,16 @@ def run(request: PretrainRequest) -> Path:
     stop = StopRequest(folder.stop_file)
     try:
         with folder, stop.listening(), folder.outcome():
-            if request.resume:
-                folder.update(message="Reading the index")
-                rows = found_series([folder.path / "index.csv"])
-            else:
-                write_index(folder.path / "index.csv", rows)
+            # The settings come first: with them, whatever happens next can be resumed.
+            if not request.resume:
                 folder.write_config(stored("pretrain", config, _plain_request(request)))
+            index = folder.path / "index.csv"
+            if index.exists():
+                folder.update(message="Reading the index")
+                rows = found_series([index])
+            else:
+                rows = rows or found_series(request.data)
+                write_index(index, rows)
             _train(request, config, usable(rows), folder=folder, stop=stop)
     finally:
         write_report(request.output)
@@ -284,7 +288,7 @@ def _train(
     recipe = recipe_of(config.preprocess)
     beside = request.data[0] if request.data else request.output
     cache = Cache(cache_root(request.cache, beside), recipe)
-    volumes = _cached(rows, cache, folder=folder)
+    volumes = _cached(rows, cache, folder=folder, stop=stop)
     stop.check()
 
     folder.update(message="Preparing the network")
@@ -340,7 +344,7 @@ def _train(
 
 
 def _cached(
-    rows: Sequence[SeriesRow], cache: Cache, *, folder: RunFolder
+    rows: Sequence[SeriesRow], cache: Cache, *, folder: RunFolder, stop: StopRequest
 ) -> dict[str, CachedVolume]:
     """Preprocess what is missing and open everything; what cannot be read is told by name."""
     missing = cache.missing(rows)
@@ -351,7 +355,7 @@ def _cached(
         folder=folder,
         estimated_bytes=cache.estimate_bytes(missing),
     )
-    report = cache.build(rows)
+    report = cache.build(rows, between=stop.check)
     for series, reason in report.failed.items():
         log.warning("Left out %s: %s", series, reason)
     return {row.id: cache.open(row.id) for row in rows if row.id not in report.failed}

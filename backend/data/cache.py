@@ -23,9 +23,9 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -216,12 +216,20 @@ class Cache:
             if row.size is not None and row.spacing_mm is not None
         )
 
-    def build(self, rows: Sequence[Series], *, workers: int | None = None) -> BuildReport:
+    def build(
+        self,
+        rows: Sequence[Series],
+        *,
+        workers: int | None = None,
+        between: Callable[[], None] = lambda: None,
+    ) -> BuildReport:
         """Write what is missing, several scans at a time.
 
         Args:
             rows: scans to be had.
             workers: processes; None takes what processors and memory allow.
+            between: called after each scan; what it raises ends the work, and what is written
+                stays.
 
         Returns:
             What was built, reused and refused; refused scans are no error as long as one is left.
@@ -235,10 +243,19 @@ class Cache:
         absent = [jobs[i] for i in self._missing(jobs)]
         wanted = {job.id for job in absent}
         self._require_disk(self.estimate_bytes([row for row in rows if row.id in wanted]))
-        return self._build(jobs, absent, workers or _worker_count([sizes[n] for n in wanted]))
+        workers = workers or _worker_count([sizes[n] for n in wanted])
+        return self._build(jobs, absent, workers, between)
+
+    def missing_pairs(self, cases: Sequence[LabelledCase]) -> list[LabelledCase]:
+        """As `missing`, for images with their label maps."""
+        return [cases[i] for i in self._missing([self._pair_job(case) for case in cases])]
 
     def build_pairs(
-        self, cases: Sequence[LabelledCase], *, workers: int | None = None
+        self,
+        cases: Sequence[LabelledCase],
+        *,
+        workers: int | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> BuildReport:
         """As `build`, for images with their label maps.
 
@@ -254,7 +271,8 @@ class Cache:
         absent = [jobs[i] for i in self._missing(jobs)]
         grids = [grid for job in absent if (grid := _header_grid(labels[job.id])) is not None]
         self._require_disk(sum(self._entry_bytes(grid.size, grid.spacing_mm) for grid in grids))
-        return self._build(jobs, absent, workers or _worker_count([grid.size for grid in grids]))
+        workers = workers or _worker_count([grid.size for grid in grids])
+        return self._build(jobs, absent, workers, between)
 
     def open(self, name: str) -> CachedVolume:
         """The entry of a scan that was built before, by the `id` of its row or case.
@@ -346,7 +364,13 @@ class Cache:
                 "Free space (backend cache --prune) or choose another folder with --cache DIR.",
             )
 
-    def _build(self, jobs: Sequence[_Job], absent: Sequence[_Job], workers: int) -> BuildReport:
+    def _build(
+        self,
+        jobs: Sequence[_Job],
+        absent: Sequence[_Job],
+        workers: int,
+        between: Callable[[], None],
+    ) -> BuildReport:
         count = Counter(job.stem.casefold() for job in jobs)
         if repeated := [j.id for j in jobs if count[j.stem.casefold()] > 1]:
             raise UserError(f"The name {repeated[0]} stands for two scans.", "Rename one of them.")
@@ -358,9 +382,11 @@ class Cache:
         # Each worker gets its share of the processors, or they would only wait for each other.
         shared = [replace(job, threads=max(1, usable_cores() // workers)) for job in absent]
         run = map_in_processes(_build_entry, shared, on_crash=_crashed, workers=workers)
-        outcomes = {
-            o.id: o for o in progress(run, total=len(absent), what="Preprocessing", unit="scan")
-        }
+        outcomes = {}
+        with closing(run):
+            for o in progress(run, total=len(absent), what="Preprocessing", unit="scan"):
+                outcomes[o.id] = o
+                between()
         ordered = [outcomes[job.id] for job in absent]
         failed = {o.id: o.reason for o in ordered if o.reason}
         if len(failed) == len(jobs):

@@ -145,7 +145,7 @@ def check_set(labelled: LabelledSet, *, workers: int = 2) -> dict[str, dict[int,
         Voxels per label value, per case.
 
     Raises:
-        UserError: listing the cases that are refused.
+        UserError: naming the first case that is refused; the log tells all.
     """
 
     def checked(case: LabelledCase) -> dict[int, int] | ScanError:
@@ -164,9 +164,11 @@ def check_set(labelled: LabelledSet, *, workers: int = 2) -> dict[str, dict[int,
         results = dict(zip((case.id for case in labelled.cases), done, strict=True))
     refused = [r for r in results.values() if isinstance(r, ScanError)]
     if refused:
-        message = "\n".join(error.message for error in refused[:_TOLD_AT_MOST])
-        more = len(refused) - _TOLD_AT_MOST
-        raise UserError(message + (f"\n… and {more} more." if more > 0 else ""), refused[0].hint)
+        for error in refused:
+            _log.warning("%s", error)
+        more = len(refused) - 1
+        others = f" {more} more {'case is' if more == 1 else 'cases are'} refused." if more else ""
+        raise UserError(refused[0].message + others, refused[0].hint)
     stats = {name: r for name, r in results.items() if not isinstance(r, ScanError)}
     used = {value for voxels in stats.values() for value in voxels}
     if absent := [label.name for label in labelled.labels if label.value not in used]:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def map_in_processes(
     on_crash: Callable[[In], Out],
     workers: int,
     batch: int = 1,
-) -> Iterator[Out]:
+) -> Generator[Out, None, None]:
     """Yield `function(item)` in the order of `items`, which several processes work on.
 
     Processes rather than threads: parsing headers is Python and holds the interpreter's lock.

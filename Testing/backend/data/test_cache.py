@@ -22,7 +22,7 @@ from backend.data.cache import Cache, default_cache_dir, list_cache, prune, told
 from backend.data.labelled import LabelledCase
 from backend.data.preprocess import Recipe, preprocess, preprocess_pair
 from backend.data.readers import read_label, read_volume
-from backend.errors import ResourceError, UserError
+from backend.errors import Cancelled, ResourceError, UserError
 from backend.geometry import Index3, Vec3
 
 RECIPE = Recipe(spacing_mm=(3.0, 2.0, 2.0), body_margin_mm=2.0)
@@ -528,3 +528,20 @@ def test_the_cache_never_imports_torch() -> None:
     code = "import sys, backend.cachetool, backend.data.labelled; sys.exit('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
     assert run.returncode == 0
+
+
+def test_building_stops_between_scans_on_request_and_keeps_what_is_written(
+    tmp_path: Path,
+) -> None:
+    rows = [scan(tmp_path, f"scan_{i}", seed=i) for i in range(3)]
+    cache = Cache(tmp_path / "cache", RECIPE)
+    seen: list[int] = []
+
+    def stop_after_two() -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            raise Cancelled("Stopped on request.")
+
+    with pytest.raises(Cancelled):
+        cache.build(rows, between=stop_after_two)
+    assert len(cache.missing(rows)) == 1

@@ -288,12 +288,18 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_cases_name(tmp_path: Pat
         check_case(case, LABELS)
 
 
-def test_a_set_is_refused_with_the_names_of_all_its_bad_cases(tmp_path: Path) -> None:
+def test_a_set_is_refused_with_its_first_bad_case_and_the_log_names_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = case_folders(tmp_path)
     write(root / "a" / "label.nii.gz", label_voxels())
     write(root / "b" / "label.nii.gz", label_voxels(3))
-    with pytest.raises(UserError, match=r"(?s)Case a: nothing is labelled.*Case b: label values"):
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(UserError, match=r"Case a: nothing is labelled.*1 more case is refused"),
+    ):
         check_set(load_labelled_set(root))
+    assert "Case b: label values" in caplog.text
 
 
 def test_a_structure_that_no_case_has_is_told(
