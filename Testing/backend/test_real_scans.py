@@ -51,6 +51,7 @@ def completed(*arguments: str | Path) -> None:
 def tell(name: str, figures: Any) -> None:
     """Keep the figures of a proof beside those of the others."""
     known = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
+    FIGURES.parent.mkdir(exist_ok=True)
     FIGURES.write_text(json.dumps({**known, name: figures}, indent=1) + "\n", encoding="utf-8")
 
 
