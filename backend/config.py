@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
@@ -439,12 +440,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is not there, not readable or holds something else.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file.", "Give a YAML or JSON file.")
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path}: is no valid YAML or JSON ({first}).", "Mend the file.") from None
     if not isinstance(values, dict):
         raise UserError(
@@ -471,7 +474,8 @@ def _parse_override(text: str) -> dict[str, Any]:
         )
     try:
         parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # What YAML stumbles over (2020-13-45, 0x_) is a text, and refused as one if need be.
         parsed = value
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
@@ -488,7 +492,8 @@ def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
         return f"Unknown setting {path!r}.", _did_you_mean(location[-1], known)
     if first["type"] == "missing":
         return f"Setting {path!r} is missing.", "Give it in the file or with --set."
-    value = json.dumps(first["input"], default=str)
+    # Shortened: an input may be huge, or hold itself.
+    value = reprlib.repr(first["input"])
     text = first["msg"].removeprefix("Value error, ")
     if not path or is_dataclass(first["input"]) or first["type"] == "value_error":
         return f"{path + ': ' if path else ''}{text}.", "Change one of the two."

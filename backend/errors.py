@@ -110,6 +110,8 @@ def _told_os_error(error: OSError, path: object) -> BackendError:
             f"{path}: cannot be written or read ({error.strerror}).",
             "Check its rights or choose another folder.",
         )
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"{path}: the name is too long.", "Choose a shorter one.")
     if isinstance(error, NotADirectoryError | FileExistsError):
         return UserError(
             f"{path}: a file stands where a folder should be.", "Choose another folder."

@@ -172,6 +172,10 @@ class Crops:
         return index3(starts)
 
 
+_CLASSES_AT_MOST = 255
+"""Crops hold the class of a voxel in one byte."""
+
+
 def class_table(labels: Sequence[Label]) -> NDArray[np.uint8]:
     """Class of each label value: 0 for background, 1, 2, … in the order of `labels`."""
     table = np.zeros(max(label.value for label in labels) + 1, dtype=np.uint8)
@@ -287,7 +291,13 @@ def resolve(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig, 
         config = _asked(request)
     if request.data is None:
         raise UserError("No data was given.", "Add --data with a labelled set.")
-    return request, config, load_labelled_set(request.data, request.cases or None)
+    labelled = load_labelled_set(request.data, request.cases or None)
+    if len(labelled.labels) > _CLASSES_AT_MOST:
+        raise UserError(
+            f"{request.data}: names {len(labelled.labels)} structures.",
+            f"A network learns {_CLASSES_AT_MOST} at most: leave some out of the labels file.",
+        )
+    return request, config, labelled
 
 
 def _refuse_other_request(request: FinetuneRequest, then: Mapping[str, Any]) -> None:

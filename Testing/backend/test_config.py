@@ -123,9 +123,9 @@ def test_unknown_key_is_told_with_its_path_and_the_nearest_name(
     [
         ("train.batch_size=0", "train.batch_size", "0"),
         ("train.learning_rate=-1", "train.learning_rate", "-1"),
-        ("train.learning_rate=.nan", "train.learning_rate", "NaN"),
-        ("train.learning_rate=.inf", "train.learning_rate", "Infinity"),
-        ("preprocess.hu_window=[.nan, 250]", "preprocess.hu_window.0", "NaN"),
+        ("train.learning_rate=.nan", "train.learning_rate", "nan"),
+        ("train.learning_rate=.inf", "train.learning_rate", "inf"),
+        ("preprocess.hu_window=[.nan, 250]", "preprocess.hu_window.0", "nan"),
         ("method.mask_ratio=1", "method.mask_ratio", "1"),
         ("method.encoder.drop_path=1.0", "method.encoder.drop_path", "1.0"),
         ("preprocess.spacing_mm=[1, 0, 1]", "preprocess.spacing_mm.1", "0"),

@@ -49,12 +49,16 @@ def read_volume(files: Sequence[Path]) -> Volume:
             series in any order.
 
     Raises:
-        ScanError: if the files are no readable CT volume on a regular grid.
+        ScanError: if the files are no readable CT volume on a regular grid, or its values cannot
+            be HU.
     """
     if not files:
         raise ScanError("No file was given to read.")
     with _naming(files):
-        return read_judged(files)[0]
+        volume, reason = read_judged(files)
+        if reason:
+            raise ScanError(reason)
+        return volume
 
 
 def read_judged(files: Sequence[Path]) -> tuple[Volume, str]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from backend.data.grouping import refused, series_rows
 from backend.data.headers import FileFacts, read_facts
@@ -137,8 +137,10 @@ def _find(paths: Sequence[Path]) -> _Found:
     for root in sorted({p.resolve() for p in paths}):
         if root.is_dir():
             _walk(root, found, visited=visited, hidden=False)
-        else:
+        elif root.is_file() or not root.exists():
             found.files.append(root)
+        else:
+            raise UserError(f"{root}: is neither a file nor a folder.", "Give a file or a folder.")
     return _Found(sorted(set(found.files)), found.hidden, found.closed)
 
 
@@ -154,13 +156,29 @@ def _walk(root: Path, found: _Found, *, visited: set[tuple[int, int]], hidden: b
             with os.scandir(folder) as entries:
                 for entry in entries:
                     secret = concealed or entry.name.startswith(".") or entry.name == "__MACOSX"
-                    if entry.is_dir():
+                    kind = _kind(entry)
+                    if kind == "folder":
                         stack.append((entry.path, secret))
-                    elif entry.is_file() or entry.is_symlink():
+                    elif kind == "file":
                         (found.hidden if secret else found.files).append(Path(entry.path))
         except OSError as error:
             reason = f"unreadable: the folder cannot be opened, {error.strerror or error}"
             found.closed.append(FileFacts(path=folder, bytes=0, mtime_ns=0, problem=reason))
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "other"]:
+    """What an entry is; links that lead nowhere count as files, so that they are told."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() or _dangles(entry) else "other"
+    except OSError:
+        # A link that leads to itself: it alone is told, not its whole folder.
+        return "file"
+
+
+def _dangles(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not Path(entry.path).exists()
 
 
 def _read_headers(paths: Sequence[Path], *, workers: int) -> list[FileFacts]:

@@ -20,7 +20,7 @@ from dicom_files import (
     set_pixels,
 )
 
-from backend.data.readers import read_label, read_volume
+from backend.data.readers import read_judged, read_label, read_volume
 from backend.errors import ScanError
 
 PIXDIM_Z = slice(88, 92)
@@ -83,7 +83,8 @@ def test_each_slice_has_its_own_rescale_and_values_are_rounded_and_clipped(tmp_p
     slices[0].RescaleSlope, slices[0].RescaleIntercept = 0.5, -1030.2
     set_pixels(slices[1], np.array([[0, 1], [2, 3]]))
     slices[1].RescaleSlope, slices[1].RescaleIntercept = 1000, -1000
-    voxels = read_volume(save(slices, tmp_path)).voxels
+    # 60000 / 2 is no HU, which is judged apart from how values are scaled.
+    voxels = read_judged(save(slices, tmp_path))[0].voxels
     np.testing.assert_array_equal(voxels[0], [[-1024, -980], [-530, 28970]])
     np.testing.assert_array_equal(voxels[1], [[-1000, 0], [1000, 2000]])
 
@@ -297,3 +298,10 @@ def test_a_slicer_segmentation_of_one_layer_is_a_label_map_and_of_two_is_refused
     assert sorted(set(plain.voxels.ravel().tolist())) == [0, 1, 2]
     with pytest.raises(ScanError, match="several layers"):
         read_label(write_segmentation(tmp_path / "b.seg.nrrd", second_layer=1))
+
+
+def test_values_that_cannot_be_hu_are_refused_when_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    offset = rng.integers(0, 3000, (20, 24, 24)).astype(np.uint16)
+    with pytest.raises(ScanError, match="not HU"):
+        read_volume([write_image(tmp_path / "offset.nii.gz", offset)])

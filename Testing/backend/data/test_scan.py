@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 from dicom_files import SECRET_ID, SECRET_NAME, enhanced_ct, hu_values, save, series_of
 from pydicom.dataset import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage, SecondaryCaptureImageStorage
@@ -429,3 +431,15 @@ def test_without_usable_ct_the_reasons_are_counted(tmp_path: Path) -> None:
         usable_series([tmp_path / "empty"], workers=1)
     with pytest.raises(UserError, match="does not exist"):
         usable_series([tmp_path / "nowhere"])
+
+
+def test_a_link_to_itself_and_a_pipe_do_not_hide_the_rest_of_their_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = SimpleITK.GetImageFromArray(rng.normal(0, 300, (20, 24, 24)).astype(np.int16))
+    for number in range(30):
+        SimpleITK.WriteImage(image + number, str(tmp_path / f"ct_{number:02d}.nii.gz"))
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe.dcm").symlink_to("pipe")
+    found = scan([tmp_path], quick=True)
+    assert sum(row.verdict == "usable" for row in found.rows) == 30
