@@ -268,7 +268,7 @@ def resolve(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig, 
         UserError: if weights, data or settings do not fit, or a resumed run had other settings.
     """
     if request.resume and not request.folds:
-        kept = read_json(request.output / "config.json")
+        kept = read_json(request.output / "config.json", needs=("config", "request"))
         config = build_config(FinetuneConfig, kept["config"])
         asked_then = kept["request"]
         require_same_settings(
@@ -419,7 +419,7 @@ def _kept_split(folder: RunFolder, labelled: LabelledSet, split: Split, *, resum
     if not resume or not path.exists():
         write_json(path, {part: [c.id for c in getattr(split, part)] for part in Split._fields})
         return split
-    names = read_json(path)
+    names = read_json(path, needs=Split._fields)
     cases = {case.id: case for case in labelled.cases}
     gone = [name for part in Split._fields for name in names[part] if name not in cases]
     if gone:

@@ -223,7 +223,7 @@ def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
         if not request.data:
             raise UserError("No data was given.", "Add --data with an index.csv or a folder.")
         return request, _asked(request, request.method)
-    kept = read_json(request.output / "config.json")
+    kept = read_json(request.output / "config.json", needs=("config", "request"))
     config = build_config(PretrainConfig, kept["config"])
     require_same_settings(
         request.output,

@@ -151,13 +151,14 @@ class Loop(Generic[BatchT]):
         try:
             self.trainable.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError):
+            self.step = int(state["step"])
+            self.best = state["best"]
+            self._seconds_before = float(state["seconds"])
+        except (RuntimeError, ValueError, KeyError, TypeError):
             raise UserError(
-                f"{self.last}: belongs to another network.", "Start a new run in another folder."
+                f"{self.last}: belongs to another network, or is damaged.",
+                "Start a new run in another folder.",
             ) from None
-        self.step = int(state["step"])
-        self.best = state["best"]
-        self._seconds_before = float(state["seconds"])
         self.run.cut_metrics(self.step)
         log.info("Resumed at step %d", self.step)
 

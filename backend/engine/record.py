@@ -34,8 +34,15 @@ State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted
 log = logging.getLogger("backend")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+_STATUS_KEYS = ("kind", "state", "pid", "process_started", "host", "updated", "step")
+
+
+def read_json(path: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
     """Read a JSON object.
+
+    Args:
+        path: the file.
+        needs: keys it must have.
 
     Raises:
         UserError: if it is not there or damaged.
@@ -46,9 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}).", "Is this a run folder?"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: is damaged.", "Start the run again.") from None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not set(needs) <= value.keys():
         raise UserError(f"{path}: is damaged.", "Start the run again.")
     return value
 
@@ -232,11 +239,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Records of a run; a torn line, as a crash leaves it, is passed over."""
     path = run / "metrics.jsonl"
     records = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records
 
 
@@ -246,7 +256,7 @@ def read_status(run: Path) -> dict[str, Any]:
     Raises:
         UserError: if this is no run folder.
     """
-    status = read_json(run / "status.json")
+    status = read_json(run / "status.json", needs=_STATUS_KEYS)
     if status.get("state") in {"running", "queued"} and not process_alive(status):
         status = {**status, "state": "interrupted", "message": _LAST_WORDS["interrupted"]}
     return status
@@ -292,7 +302,7 @@ def check_target(path: Path, *, kind: Kind, resume: bool) -> None:
     if resume:
         if not (path / "checkpoints" / "last.pt").exists() and not (path / "config.json").exists():
             raise UserError(f"{path}: there is no run to resume.", "Start it without --resume.")
-        found = read_json(path / "status.json").get("kind")
+        found = read_json(path / "status.json", needs=_STATUS_KEYS)["kind"]
         if found != kind:
             raise UserError(
                 f"{path}: is a {found} run, not a {kind} run.", f"Use `backend {found} --resume`."
