@@ -206,7 +206,7 @@ class Finetune:
         )
         if not self.folds:
             _say(
-                f"Model:  {run / 'checkpoints'}\n"
+                f"{_best_of(run)}"
                 f"Report: {run / 'report.html'}\n"
                 f"Next:   backend segment --model {run} --input SCAN --output LABELS.nii.gz"
             )
@@ -483,6 +483,19 @@ def _log_to_screen() -> None:
 def _lengths(max_steps: int | None, epochs: int | None) -> tuple[str, ...]:
     given = {"train.max_steps": max_steps, "train.epochs": epochs}
     return tuple(f"{key}={value}" for key, value in given.items() if value is not None)
+
+
+def _best_of(run: Path) -> str:
+    """Which weights `segment` will take, and how good they were in validation."""
+    from backend.engine.record import read_status
+
+    best = read_status(run).get("best")
+    if not best:
+        return f"Model:  {run / 'checkpoints' / 'model.safetensors'} (not validated)\n"
+    return (
+        f"Model:  {run / 'checkpoints' / 'best.safetensors'}\n"
+        f"Best:   mean Dice {best['val/dice_mean']:.3f} on validation scans, step {best['step']}\n"
+    )
 
 
 def _say(text: str) -> None:

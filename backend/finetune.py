@@ -462,6 +462,14 @@ def _train(
     # Measured on a CPU: convolutions are a third quicker with channels last.
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     task = FinetuneTask(network.train(), config, device)
+    log.info(
+        "%s %s: %d scans to learn from, %d to validate, %d structures",
+        config.method.name,
+        config.preset,
+        len(split.training),
+        len(split.validation),
+        len(labels),
+    )
     loop = prepared_loop(
         task,
         config.train,

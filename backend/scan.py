@@ -76,6 +76,7 @@ def summary(result: ScanResult, *, output: Path, quick: bool) -> str:
     lines.append(f"Index: {output}")
     if usable:
         lines.append(f"Next:  backend pretrain --method smit --data {output} --output runs/first")
+        lines.append("       (without a GPU add --preset tiny)")
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ import psutil
 
 from backend.engine.record import process_alive, read_status
 from backend.errors import UserError
+from backend.files import write_json
 
 _POLL_S = 0.2
 _KILL_AFTER_TERM_S = 5.0
@@ -47,7 +48,13 @@ def run(folder: Path, *, grace_s: float) -> None:
             "Stop it there, or wait.",
         )
     _end_processes(tree)
-    _say(f"{folder} did not stop within {grace_s:.0f} s; its processes were ended.")
+    # The run's own process can no longer say what became of it.
+    write_json(folder / "status.json", read_status(folder))
+    saved = (folder / "checkpoints" / "last.pt").exists()
+    _say(
+        f"{folder} did not stop within {grace_s:.0f} s; its processes were ended. "
+        + ("--resume goes on from its last checkpoint." if saved else "It had no checkpoint yet.")
+    )
 
 
 def _is_here(status: dict[str, object]) -> bool:

@@ -19,6 +19,9 @@ from backend.engine.record import RunFolder
 
 log = logging.getLogger("backend")
 
+_LARGE = 20_000_000
+"""Parameters from which on a step takes a processor many seconds."""
+
 BatchT = TypeVar("BatchT")
 SampleT = TypeVar("SampleT")
 
@@ -94,6 +97,8 @@ def prepared_loop(
             train.warmup_epochs,
             train.epochs,
         )
+    if device.type == "cpu" and sum(p.numel() for p in task.module.parameters()) > _LARGE:
+        log.warning("This network is made for a GPU and slow here; --preset tiny is not.")
     bf16 = use_bf16(train.precision, device)
     optimizer = adamw(
         task.module.named_parameters(),

@@ -189,8 +189,10 @@ class RunFolder:
             error = told_plainly(caught)
             if error is not caught:
                 log.error("%s", "".join(traceback.format_exception(caught)))
-            log.error("%s", error)
-            self._finish(_state_after(error), error)
+            state = _state_after(error)
+            # A stop that was asked for is no mistake.
+            log.log(logging.ERROR if state == "failed" else logging.INFO, "%s", error)
+            self._finish(state, error)
             raise error from caught
         self._finish("done", None)
 
