@@ -24,7 +24,7 @@ from backend.data.labelled import ENDINGS, stem
 from backend.data.labels import Label, default_color, read_labels
 from backend.data.readers import read_label
 from backend.data.volume_file import segment_values
-from backend.errors import ScanError, UserError, told_plainly
+from backend.errors import ScanError, UserError
 from backend.files import written_whole
 from backend.geometry import Volume, reorient
 from backend.metrics import MISSING_RULE, Score, Status, Summary, overlap, score, summary
@@ -160,11 +160,14 @@ def run(
 
 
 def _require_folder(output: Path) -> None:
-    """Refuse an output that cannot be written before the work is done."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise told_plainly(error, output) from error
+    """Refuse an output that cannot be written before the work is done; nothing is made yet."""
+    nearest = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise UserError(
+            f"{output}: a file stands where a folder should be.", "Choose another folder."
+        )
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{output}: cannot be written.", "Choose another folder.")
 
 
 def evaluate(
