@@ -259,7 +259,7 @@ def test_the_orientation_in_the_header_gives_the_axes_that_the_source_calls_ras(
 ) -> None:
     convert.run(small(), source="smit", output=tmp_path / "x.safetensors")
     _, header = load_weights(tmp_path / "x.safetensors")
-    values = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
+    values = (np.arange(2 * 3 * 4, dtype=np.int16) * 50 - 600).reshape(2, 3, 4)
     # Axes grow towards Posterior, Left and Superior.
     affine = np.array([[0, -2.0, 0, 9], [-3.0, 0, 0, 8], [0, 0, 4.0, 7], [0, 0, 0, 1]])
     scan = nibabel.Nifti1Image(values, affine)
