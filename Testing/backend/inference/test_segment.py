@@ -221,8 +221,8 @@ def test_scans_are_named_by_the_shortest_kind_that_tells_them_apart(
 
 
 def test_a_dicom_series_is_named_by_its_id() -> None:
-    files = (Path("/root/NAME^OF/1.dcm"), Path("/root/NAME^OF/2.dcm"))
-    assert scan_names([("ab12", files), ("cd34", (Path("/root/x.nrrd"),))], root=Path("/root")) == [
+    files = (Path("/data/NAME^OF/1.dcm"), Path("/data/NAME^OF/2.dcm"))
+    assert scan_names([("ab12", files), ("cd34", (Path("/data/x.nrrd"),))], root=Path("/data")) == [
         "ab12",
         "x",
     ]
