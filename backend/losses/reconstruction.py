@@ -21,3 +21,18 @@ def masked_l1(
     weight = mask.unsqueeze(1).float()
     error = (prediction.float() - target.float()).abs()
     return (error * weight).sum() / (weight.sum() + _EPSILON)
+
+
+def masked_mse(
+    prediction: Float[Tensor, "b n voxels"],
+    target: Float[Tensor, "b n voxels"],
+    mask: Bool[Tensor, "b n"],
+) -> Float[Tensor, ""]:
+    """Mean squared error over the voxels of masked patches (GL-MAE, eq. 2), fp32.
+
+    Views of one grid stand in one batch and hide the same number of patches each, so that this
+    one quotient is the mean over views of each view's mean. At least one patch is masked.
+    """
+    weight = mask.float()
+    error = (prediction.float() - target.float()).square().mean(dim=-1)
+    return (error * weight).sum() / weight.sum()

@@ -20,10 +20,12 @@ class CellMask(NamedTuple):
     Attributes:
         grid: true where hidden, (b, gz, gy, gx).
         hidden: flat indices of the hidden cells, ascending, (b, k); k is the same for all samples.
+        visible: those of the others, ascending.
     """
 
     grid: Bool[Tensor, "b gz gy gx"]
     hidden: Int64[Tensor, "b k"]
+    visible: Int64[Tensor, "b v"]
 
 
 def hidden_count(cells: int, ratio: float) -> int:
@@ -34,7 +36,8 @@ def hidden_count(cells: int, ratio: float) -> int:
 def random_cells(keys: Int64[Tensor, " b"], grid: tuple[int, int, int], ratio: float) -> CellMask:
     """Hide a uniformly random subset of the cells, of fixed size, for each key on its own.
 
-    This is SMIT's mask (sec. 2, p = 0.7 in the implementation details).
+    This is SMIT's mask (sec. 2, p = 0.7 in the implementation details) and GL-MAE's (sec. 3.1,
+    75 %: 250 of 1000 cells and 54 of 216 stay visible).
 
     Args:
         keys: one for each sample.
@@ -45,7 +48,9 @@ def random_cells(keys: Int64[Tensor, " b"], grid: tuple[int, int, int], ratio: f
     count = hidden_count(cells, ratio)
     # The cells with the lowest of independent scores are a uniformly random subset.
     scores = uniform(keys, cells, stream=_STREAM)
-    hidden = torch.argsort(scores, dim=1, stable=True)[:, :count].sort(dim=1).values
+    order = torch.argsort(scores, dim=1, stable=True)
+    hidden = order[:, :count].sort(dim=1).values
+    visible = order[:, count:].sort(dim=1).values
     flat = torch.zeros(len(keys), cells, dtype=torch.bool, device=keys.device)
     flat.scatter_(1, hidden, True)
-    return CellMask(flat.view(-1, *grid), hidden)
+    return CellMask(flat.view(-1, *grid), hidden, visible)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.losses.reconstruction import masked_l1
+from backend.losses.reconstruction import masked_l1, masked_mse
 
 
 def _case() -> tuple[Tensor, Tensor, Tensor]:
@@ -50,3 +50,22 @@ def test_nothing_hidden_is_no_loss_and_half_precision_is_summed_in_full() -> Non
     prediction, target, mask = _case()
     assert float(masked_l1(prediction, target, torch.zeros_like(mask))) == 0
     assert masked_l1(prediction.bfloat16(), target.bfloat16(), mask).dtype == torch.float32
+
+
+def test_masked_mse_is_the_mean_over_views_of_the_mean_over_hidden_patches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction = torch.randn(3, 5, 4, generator=generator)
+    target = torch.rand(3, 5, 4, generator=generator)
+    hidden = [(0, 3), (1, 2), (3, 4)]
+    mask = torch.zeros(3, 5, dtype=torch.bool)
+    wanted = 0.0
+    for view, patches in enumerate(hidden):
+        for patch in patches:
+            mask[view, patch] = True
+            for voxel in range(4):
+                error = float(prediction[view, patch, voxel]) - float(target[view, patch, voxel])
+                wanted += error**2 / 4 / 2 / 3
+    assert float(masked_mse(prediction, target, mask)) == pytest.approx(wanted, rel=1e-6)
+    seen = torch.where(mask.unsqueeze(-1), prediction, prediction + 100)
+    assert torch.equal(masked_mse(seen, target, mask), masked_mse(prediction, target, mask))
+    assert masked_mse(prediction.bfloat16(), target, mask).dtype == torch.float32

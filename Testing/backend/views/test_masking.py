@@ -27,6 +27,14 @@ def test_every_sample_hides_152_of_216_cells_and_indices_tell_the_same_as_the_gr
         assert hidden.tolist() == grid.flatten().nonzero()[:, 0].tolist()
 
 
+@pytest.mark.parametrize(("edge", "kept"), [(10, 250), (6, 54)])
+def test_three_quarters_hidden_leave_250_of_1000_and_54_of_216_cells(edge: int, kept: int) -> None:
+    mask = random_cells(torch.arange(3), (edge, edge, edge), 0.75)
+    assert mask.visible.shape == (3, kept)
+    for grid, visible in zip(mask.grid, mask.visible, strict=True):
+        assert visible.tolist() == (~grid).flatten().nonzero()[:, 0].tolist()
+
+
 def test_each_cell_is_hidden_equally_often() -> None:
     samples, cells = 4000, 27
     mask = random_cells(torch.arange(samples), (3, 3, 3), 0.7)

@@ -1,0 +1,113 @@
+"""UNETR: a vision transformer with a convolutional decoder back to voxels.
+
+Hatamizadeh et al., doi:10.1109/WACV51458.2022.00181, sec. 3.1; the network that GL-MAE is
+fine-tuned with (Zhuang et al., arXiv 2306.08913, sec. 4).
+"""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from backend.models.swin import Grid
+from backend.models.vit import VitEncoder
+
+with warnings.catch_warnings():
+    # MONAI's import warns about its own dependencies; nothing a user could act on.
+    warnings.simplefilter("ignore")
+    from monai.networks.blocks.dynunet_block import UnetOutBlock
+    from monai.networks.blocks.unetr_block import (
+        UnetrBasicBlock,
+        UnetrPrUpBlock,
+        UnetrUpBlock,
+    )
+
+
+class UnetrSegmenter(nn.Module):
+    """A vision transformer's tokens, brought to a pyramid by transposed convolutions.
+
+    A patch of 16 voxels is four steps of 2. The tokens after a quarter, half and three quarters
+    of the blocks (3, 6 and 9 of 12, counted from 1 as in the paper; MONAI's own UNETR takes the
+    blocks after those) are the skips at strides 2, 4 and 8, the final ones the bottleneck; the
+    raw image gives the finest skip. Other patches have a step for each factor 2 in the same way.
+    The blocks are MONAI's, convolutional and residual.
+
+    Args:
+        encoder: gives tokens and hidden states; its patch is a power of 2, at least 2.
+        classes: outputs, background included.
+        width: channels at full resolution, doubled at each step down (the feature size: 48 for
+            ViT-B, 12 for ViT-T).
+        norm: "instance" or "batch".
+
+    Raises:
+        ValueError: if the patch is no power of 2 or has more steps than the encoder has blocks.
+    """
+
+    def __init__(self, encoder: VitEncoder, *, classes: int, width: int, norm: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        steps = encoder.patch.bit_length() - 1
+        if encoder.patch != 2**steps or not 1 <= steps <= encoder.depth:
+            raise ValueError(
+                f"patch {encoder.patch} must be a power of 2 from 2 to {2**encoder.depth}"
+            )
+        self.hidden_after = tuple(encoder.depth * step // steps for step in range(1, steps))
+        widths = [width * 2**step for step in range(steps)]
+        self.image_block = UnetrBasicBlock(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=width,
+            kernel_size=3,
+            stride=1,
+            norm_name=norm,
+            res_block=True,
+        )
+        # The first up-sampling of a skip block is not counted in num_layer.
+        self.skip_blocks = nn.ModuleList(
+            UnetrPrUpBlock(
+                spatial_dims=3,
+                in_channels=encoder.width,
+                out_channels=widths[step],
+                num_layer=steps - 1 - step,
+                kernel_size=3,
+                stride=1,
+                upsample_kernel_size=2,
+                norm_name=norm,
+                conv_block=True,
+                res_block=True,
+            )
+            for step in range(1, steps)
+        )
+        self.up_blocks = nn.ModuleList(
+            UnetrUpBlock(
+                spatial_dims=3,
+                in_channels=inputs,
+                out_channels=outputs,
+                kernel_size=3,
+                upsample_kernel_size=2,
+                norm_name=norm,
+                res_block=True,
+            )
+            for inputs, outputs in pairwise([encoder.width, *reversed(widths)])
+        )
+        self.out = UnetOutBlock(spatial_dims=3, in_channels=width, out_channels=classes)
+
+    def forward(self, volume: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "b classes z y x"]:
+        """Logits at the input's resolution; edges are multiples of the encoder's patch."""
+        features = self.encoder(volume, hidden_after=self.hidden_after)
+        skips = [self.image_block(volume)]
+        for block, tokens in zip(self.skip_blocks, features.hidden, strict=True):
+            skips.append(block(as_map(tokens, features.grid)))
+        x = as_map(features.tokens, features.grid)
+        for block, skip in zip(self.up_blocks, reversed(skips), strict=True):
+            x = block(x, skip)
+        logits: Tensor = self.out(x)
+        return logits
+
+
+def as_map(tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b c gz gy gx"]:
+    """Tokens at their places in the grid."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
