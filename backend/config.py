@@ -16,23 +16,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from backend.errors import UserError
+from backend.settings.baselines import BaselineConfig
+from backend.settings.common import (
+    STRICT,
+    Count,
+    Edges,
+    Fraction,
+    NotNegative,
+    OpenFraction,
+    Positive,
+    Triple,
+    triple,
+)
+from backend.settings.encoders import Norm
+from backend.settings.cpc3d import Cpc3dConfig
+from backend.settings.glmae import GlmaeConfig
+from backend.settings.models_genesis import ModelsGenesisConfig
+from backend.settings.pcrl import PcrlConfig
+from backend.settings.pcrlv2 import Pcrlv2Config
+from backend.settings.pgl import PglConfig
+from backend.settings.rubik import RubikConfig
+from backend.settings.rubik_pp import RubikPpConfig
+from backend.settings.simclr import SimclrConfig
+from backend.settings.smit import SmitConfig
+from backend.settings.spark import SparkConfig
+from backend.settings.trio import TrioConfig
+from backend.settings.views import ViewsConfig
 
 SCHEMA: Literal[1] = 1
 """Version of the configuration's layout, written into every run folder."""
-
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Triple = tuple[Positive, Positive, Positive]
-
 
 # One letter for each of the three patient axes, in any order.
 _ORIENTATION = "^([LR]([AP][IS]|[IS][AP])|[AP]([LR][IS]|[IS][LR])|[IS]([LR][AP]|[AP][LR]))$"
@@ -42,12 +58,14 @@ _ORIENTATION = "^([LR]([AP][IS]|[IS][AP])|[AP]([LR][IS]|[IS][LR])|[IS]([LR][AP]|
 class PreprocessConfig:
     """How a scan becomes the volume that the network sees."""
 
-    spacing_mm: Triple
-    """Voxel size after resampling, (z, y, x)."""
+    spacing_mm: Triple | None
+    """Voxel size after resampling, (z, y, x); null leaves each scan's own (pretraining only)."""
     orientation: Annotated[str, Field(pattern=_ORIENTATION)] = "LPS"
     """Patient sides towards which x, y, z grow; the scan's own axes are kept, only ordered."""
     hu_window: tuple[float, float] = (-175.0, 250.0)
     """Hounsfield units that become 0 and 1; values beyond are clipped."""
+    intensity: Literal["window", "zscore"] = "window"
+    """window: 0 to 1 over hu_window. zscore: clipped to it, then mean 0 and deviation 1 per scan."""
     body_margin_mm: NotNegative = 8.0
     """Air kept around the body when the volume is cropped to it."""
     body_threshold_hu: int = -350
@@ -60,145 +78,24 @@ class PreprocessConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SwinConfig:
-    """The Swin transformer encoder (SMIT, sec. 2; Liu et al. 2021)."""
+MethodConfig = (
+    SmitConfig
+    | GlmaeConfig
+    | PglConfig
+    | SimclrConfig
+    | TrioConfig
+    | ModelsGenesisConfig
+    | PcrlConfig
+    | Pcrlv2Config
+    | RubikConfig
+    | RubikPpConfig
+    | Cpc3dConfig
+    | SparkConfig
+)
+"""Settings of any pretext method; which one, its `name` tells."""
 
-    embed_dim: Count = 48
-    """Channels of the first stage; doubled by each merge."""
-    depths: tuple[Count, ...] = (2, 2, 4, 2)
-    """Blocks per stage."""
-    heads: tuple[Count, ...] = (4, 4, 4, 4)
-    """Attention heads per stage."""
-    window: Count = 4
-    """Edge of an attention window in tokens."""
-    patch: Count = 2
-    """Edge of a token in voxels."""
-    mlp_ratio: Positive = 4.0
-    """Hidden width of a block's MLP over its width."""
-    qkv_bias: bool = False
-    """Bias in the projection to queries, keys and values."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Stochastic depth of the last block; rises linearly from 0 at the first."""
-    final_merge: bool = True
-    """Whether the last stage is followed by a merge too (released code: yes)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> SwinConfig:
-        if len(self.depths) < 2:
-            raise ValueError(f"depths {list(self.depths)} must name two stages or more")
-        if len(self.depths) != len(self.heads):
-            raise ValueError(
-                f"depths {list(self.depths)} and heads {list(self.heads)} differ in length"
-            )
-        for stage, heads in enumerate(self.heads):
-            if (self.embed_dim * 2**stage) % heads:
-                raise ValueError(
-                    f"stage {stage} has {self.embed_dim * 2**stage} channels, "
-                    f"which {heads} heads do not divide"
-                )
-        return self
-
-    @property
-    def merges(self) -> int:
-        """How often the grid is halved after the patch embedding."""
-        return len(self.depths) - (0 if self.final_merge else 1)
-
-    @property
-    def token_stride(self) -> int:
-        """Voxels per token of the last stage."""
-        return int(self.patch * 2 ** (len(self.depths) - 1))
-
-    @property
-    def stride(self) -> int:
-        """Voxels per cell of the bottleneck."""
-        return int(self.patch * 2**self.merges)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class HeadConfig:
-    """The projection head of DINO that SMIT puts on patch and class tokens."""
-
-    hidden: Count = 2048
-    """Width of the two hidden layers."""
-    bottleneck: Count = 256
-    """Width that is normalised to length 1 before the prototypes."""
-    prototypes: Count = 8192
-    """Number of prototypes, the K of the softmax."""
-    shared: bool = False
-    """One head for patch and class tokens instead of two."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SmitConfig:
-    """Self-distilled masked image transformer (SMIT, Jiang et al., MICCAI 2022)."""
-
-    name: Literal["smit"] = "smit"
-    encoder: SwinConfig = SwinConfig()
-    head: HeadConfig = HeadConfig()
-    tokens: Literal["before_last_stage", "last_stage"] = "before_last_stage"
-    """Which tokens are distilled: the input of the last stage (released code) or its output."""
-    class_token: Literal["mean", "attention"] = "mean"
-    """Mean of the tokens, or two class-attention blocks (the authors' later choice)."""
-    mask_ratio: OpenFraction = 0.7
-    """Share of cells hidden from the student."""
-    mask_cell: Count = 16
-    """Edge of a masked cell in voxels."""
-    weight_mip: NotNegative = 1.0
-    """Weight of masked image prediction."""
-    weight_mpd: NotNegative = 0.1
-    """Weight of masked patch token distillation (lambda_MPD)."""
-    weight_itd: NotNegative = 0.1
-    """Weight of image token distillation (lambda_ITD)."""
-    student_temperature: Positive = 0.1
-    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
-    """Teacher temperature at the start and after its warm-up."""
-    teacher_temperature_warmup_epochs: NotNegative = 30
-    """Epochs over which the teacher temperature rises linearly."""
-    patch_temperature_delay_epochs: NotNegative = 0
-    """Epochs by which the patch tokens' warm-up starts later (released code: 30)."""
-    centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Share of the old centre kept at each step."""
-    ema_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
-    """Teacher momentum at the first and the last step; cosine between."""
-    freeze_prototypes_epochs: NotNegative = 1
-    """Epochs during which the prototypes do not learn."""
-
-    @model_validator(mode="after")
-    def _check(self) -> SmitConfig:
-        if not (self.weight_mip or self.weight_mpd or self.weight_itd):
-            raise ValueError("weight_mip, weight_mpd and weight_itd are all 0: nothing to learn")
-        if not self.weight_mip and self.tokens == "before_last_stage":
-            raise ValueError(
-                "without masked image prediction (weight_mip=0) the last stage learns nothing; "
-                "set tokens=last_stage as well"
-            )
-        return self
-
-
-MethodConfig = SmitConfig
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ViewsConfig:
-    """The views of one scan that a pretext method compares."""
-
-    region: Count = 128
-    """Edge of the part of the scan that both views are cut from."""
-    crop: Count = 96
-    """Edge of a view."""
-    flip_probability: Fraction = 0.0
-    """Chance to mirror a view along each axis."""
-    intensity_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """A view's values are multiplied by a factor in 1 +- this."""
-    intensity_shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """A number in +- this is added to a view's values (after windowing to 0..1)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ViewsConfig:
-        if self.crop > self.region:
-            raise ValueError(f"crop {self.crop} is larger than region {self.region}")
-        return self
+NetworkConfig = MethodConfig | BaselineConfig
+"""What can be fine-tuned: a pretext method's network, or one that is only ever trained from scratch."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -227,10 +124,23 @@ class TrainConfig:
     """Optimizer steps in all; all schedules end there."""
     warmup_epochs: NotNegative = 30
     """Epochs over which the learning rate rises; as a share of `epochs` if max_steps is given."""
+    optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     learning_rate: Positive = 2e-4
+    """The highest of the run."""
+    learning_rate_end: NotNegative = 0.0
+    """The learning rate of the last step (schedule cosine)."""
+    schedule: Literal["cosine", "poly", "step", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; poly: (1 - progress)^0.9."""
+    step_epochs: Count = 40
+    """Epochs after which the learning rate is halved, again and again (schedule step)."""
     weight_decay: NotNegative = 0.05
     """Not applied to norms, biases, tokens and position tables."""
+    weight_decay_end: NotNegative | None = None
+    """Weight decay at the end of the run, reached along a cosine; null: it stays."""
     betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.999)
+    """Of AdamW and Adam."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD and LARS."""
     clip_norm: Positive | None = 3.0
     """Largest norm of the gradient; null leaves it as it is."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -257,7 +167,7 @@ class PretrainConfig:
 
     schema_version: Literal[1] = SCHEMA
     preset: str = ""
-    method: MethodConfig = MethodConfig()
+    method: Annotated[MethodConfig, Field(discriminator="name")]
     preprocess: PreprocessConfig
     views: ViewsConfig = ViewsConfig()
     data: DataConfig = DataConfig()
@@ -265,23 +175,30 @@ class PretrainConfig:
 
     @model_validator(mode="after")
     def _check(self) -> PretrainConfig:
-        _check_crop(self.views.crop, self.method, name="views.crop")
-        if self.method.mask_cell != self.method.encoder.token_stride:
-            raise ValueError(
-                f"method.mask_cell {self.method.mask_cell} must be what a distilled token stands "
-                f"for, {self.method.encoder.token_stride} voxels"
-            )
+        for name in ("main", "local"):
+            view = getattr(self.views, name)
+            if view is not None:
+                _check_crop(view.size, self.method, name=f"views.{name}.size")
+        if self.views.isotropic_first and self.preprocess.spacing_mm is None:
+            raise ValueError("views.isotropic_first needs a spacing: set preprocess.spacing_mm")
+        self.method.check_views(self.views)
         return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DecoderConfig:
-    """The decoder of the segmentation network (UNETR-like, methods of SMIT's fine-tuning)."""
+    """The decoder of the segmentation network.
 
+    Which one follows from the encoder: UNETR-like on Swin (SMIT's fine-tuning) and ViT (GL-MAE),
+    ASPP with three steps up on ResNet (PGL). A U-Net brings its own.
+    """
+
+    kind: Literal["default", "unet"] = "default"
+    """unet: a plain U-Net decoder on a ResNet in place of ASPP."""
     width: Count | None = None
-    """Channels at full resolution; left out: the encoder's embed_dim."""
-    norm: Literal["instance", "batch"] = "instance"
-    """Normalisation; the released code used batch, we instance (batches hold one scan)."""
+    """Channels at full resolution; left out: the encoder's first width."""
+    norm: Norm = "instance"
+    """Normalisation; SMIT's released code used batch, we instance (batches hold one scan)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -298,6 +215,14 @@ class AugmentConfig:
     """A number in +- this is added to the values."""
     flip_probability: Fraction = 0.0
     """Chance to mirror along each axis. Off: left and right organs differ."""
+    noise_probability: Fraction = 0.0
+    """Chance of Gaussian noise with a variance up to 0.1 (this and the next three: PGL, sec. 4.1)."""
+    blur_probability: Fraction = 0.0
+    """Chance of a Gaussian blur of 0.5 to 1 voxel."""
+    brightness_probability: Fraction = 0.0
+    """Chance of a factor of 0.75 to 1.25 within the range of values."""
+    gamma_probability: Fraction = 0.0
+    """Chance of an exponent of 0.7 to 1.5."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -306,14 +231,16 @@ class FinetuneConfig:
 
     schema_version: Literal[1] = SCHEMA
     preset: str = ""
-    method: MethodConfig = MethodConfig()
+    method: Annotated[NetworkConfig, Field(discriminator="name")]
     preprocess: PreprocessConfig
     decoder: DecoderConfig = DecoderConfig()
     augment: AugmentConfig = AugmentConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    crop: Count = 96
-    """Edge of a training crop and of the sliding window."""
+    loss: Literal["dice_ce", "dice_bce"] = "dice_ce"
+    """Dice with cross-entropy over all classes, or with binary cross-entropy per structure."""
+    crop: Edges = 96
+    """Edges of a training crop and of the sliding window."""
     crops_per_scan: Count = 4
     """Crops taken from each scan of a batch."""
     foreground: Fraction = 0.5
@@ -326,20 +253,46 @@ class FinetuneConfig:
 
     @model_validator(mode="after")
     def _check(self) -> FinetuneConfig:
+        if self.preprocess.spacing_mm is None:
+            raise ValueError("preprocess.spacing_mm must be given: a model labels one spacing")
         _check_crop(self.crop, self.method, name="crop")
         return self
 
+    @property
+    def crop_size(self) -> Grid:
+        """Edges of a crop (z, y, x)."""
+        return triple(self.crop)
 
-def _check_crop(crop: int, method: MethodConfig, *, name: str) -> None:
-    encoder = method.encoder
-    if crop % encoder.stride:
-        raise ValueError(f"{name} {crop} is no multiple of the encoder's stride {encoder.stride}")
+
+def _check_crop(crop: Edges, method: NetworkConfig, *, name: str) -> None:
+    stride = method.encoder.stride
+    if any(n % s for n, s in zip(triple(crop), stride, strict=True)):
+        told = stride[0] if len(set(stride)) == 1 else list(stride)
+        raise ValueError(f"{name} {crop} is no multiple of the encoder's stride {told}")
 
 
 ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
 
-PRESETS: dict[str, tuple[str, ...]] = {"smit": ("released", "paper", "tiny")}
+PRESETS: dict[str, tuple[str, ...]] = {
+    "smit": ("released", "paper", "tiny"),
+    "glmae": ("vit_t", "vit_b", "tiny"),
+    "pgl": ("paper", "iso", "tiny"),
+    **{
+        method: ("paper", "tiny")
+        for method in (
+            *("mip", "simmim", "fullrec", "ml_mip", "ibot", "dino", "mae3d"),
+            *("byol", "simsiam", "mocov3", "pgl_no_flip", "pgl_no_csalign", "pgl_no_align"),
+            *("simclr", "swinunetr_trio", "models_genesis", "pcrl", "pcrlv2"),
+            *("rubik", "rubik_pp", "cpc3d", "pgl_mip", "spark"),
+        )
+    },
+}
 """Presets of each method; the first is taken where none is named."""
+
+BASELINES: dict[str, tuple[str, ...]] = {
+    name: ("paper", "tiny") for name in ("segresnet", "unetr", "swinunetr", "dynunet")
+}
+"""Presets of the networks that are only trained from scratch."""
 
 
 def load_config(
@@ -387,19 +340,32 @@ def preset_names(method: str) -> tuple[str, ...]:
     Raises:
         UserError: if there is no such method.
     """
-    if method not in PRESETS:
-        raise UserError(f"There is no method {method!r}.", _did_you_mean(method, PRESETS))
-    return PRESETS[method]
+    known = PRESETS | BASELINES
+    if method not in known:
+        raise UserError(f"There is no method {method!r}.", _did_you_mean(method, known))
+    return known[method]
 
 
 def _preset_values(kind: type, *, method: str, preset: str) -> dict[str, Any]:
     known = preset_names(method)
     if preset not in known:
         raise UserError(f"Method {method} has no preset {preset!r}.", _did_you_mean(preset, known))
+    values = read_preset(method, preset)
+    sections = {PretrainConfig: values.pop("pretrain", None), FinetuneConfig: values.pop("finetune")}
+    section = sections[kind]
+    if section is None:
+        raise UserError(
+            f"{method} is only trained on labels.", f"Use it so: backend finetune --method {method}"
+        )
+    return merged(values, section)
+
+
+def read_preset(method: str, preset: str) -> dict[str, Any]:
+    """A preset as it stands in its file, over the one that it names as its `base`."""
     text = files("backend").joinpath("presets", method, f"{preset}.yaml").read_text("utf-8")
-    values = yaml.safe_load(text)
-    sections = {PretrainConfig: values.pop("pretrain"), FinetuneConfig: values.pop("finetune")}
-    return merged(values, sections[kind])
+    values: dict[str, Any] = yaml.safe_load(text)
+    base = values.pop("base", None)
+    return values if base is None else merged(read_preset(*base.split("/")), values)
 
 
 def build_config(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
@@ -485,10 +451,12 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    parts = [str(part) for part in first["loc"]]
+    # Where settings differ by method, the error names the method behind "method".
+    location = [p for i, p in enumerate(parts) if not (i == 1 and parts[0] == "method")]
     path = ".".join(location)
     if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        known = _keys_at(kind, location[:-1])
+        known = _keys_at(kind, parts[:-1])
         return f"Unknown setting {path!r}.", _did_you_mean(location[-1], known)
     if first["type"] == "missing":
         return f"Setting {path!r} is missing.", "Give it in the file or with --set."
@@ -501,12 +469,25 @@ def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
 
 
 def _keys_at(kind: Any, location: Sequence[str]) -> list[str]:
-    for part in location:
-        hint = get_type_hints(kind).get(part)
-        kind = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
-        if kind is None:
+    for place, part in enumerate(location):
+        if place == 1 and location[0] == "method":
+            continue  # names which of the union it is
+        classes = [t for t in _members(get_type_hints(kind).get(part)) if is_dataclass(t)]
+        if len(classes) > 1:
+            classes = [t for t in classes if location[place + 1] in _names_of(t)]
+        if not classes:
             return []
+        kind = classes[0]
     return [field.name for field in fields(kind)]
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types that a hint allows, unions within unions taken apart."""
+    return [hint] if not get_args(hint) else [t for arg in get_args(hint) for t in _members(arg)]
+
+
+def _names_of(kind: Any) -> list[str]:
+    return list(_members(get_type_hints(kind)["name"]))
 
 
 def _did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

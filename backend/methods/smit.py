@@ -8,7 +8,6 @@ average and sees the views unmasked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -17,10 +16,10 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from backend.config import SmitConfig
 from backend.losses.distillation import Centre, cross_entropy, entropy, teacher_distribution
 from backend.losses.reconstruction import masked_l1
 from backend.losses.terms import Losses
+from backend.methods.method import Method, Reconstruction
 from backend.methods.teacher import follow, teacher_of
 from backend.models.heads import ClassAttention, PixelHead, PrototypeHead
 from backend.models.swin import (
@@ -31,25 +30,12 @@ from backend.models.swin import (
     upsample_cells,
 )
 from backend.schedules import cosine, linear_warmup
-from backend.views.crops import View
+from backend.settings.smit import SmitConfig
+from backend.views.crops import View, ViewSet
 from backend.views.masking import CellMask, random_cells
 from backend.views.randomness import uniform
 
 _DROP_PATH_STREAM = 201
-
-
-class Reconstruction(NamedTuple):
-    """Pictures of what the student makes of a view.
-
-    Attributes:
-        image: the view, (b, 1, z, y, x) in [0, 1].
-        hidden: true where a voxel was hidden, (b, z, y, x).
-        prediction: what the student says, (b, 1, z, y, x).
-    """
-
-    image: Tensor
-    hidden: Tensor
-    prediction: Tensor
 
 
 class SmitBranch(nn.Module):
@@ -87,7 +73,7 @@ class SmitBranch(nn.Module):
         return tokens.mean(dim=1)
 
 
-class Smit(nn.Module):
+class Smit(Method):
     """The pretext task of SMIT.
 
     Args:
@@ -96,9 +82,8 @@ class Smit(nn.Module):
     """
 
     def __init__(self, config: SmitConfig, *, epochs: float) -> None:
-        super().__init__()
+        super().__init__(epochs=epochs)
         self.config = config
-        self.epochs = epochs
         self.student = SmitBranch(config)
         self.teacher = teacher_of(self.student)
         encoder = self.student.encoder
@@ -107,16 +92,21 @@ class Smit(nn.Module):
         self.patch_centre = Centre(prototypes, momentum=config.centre_momentum)
         self.class_centre = Centre(prototypes, momentum=config.centre_momentum)
 
-    def train(self, mode: bool = True) -> Smit:
-        """As for any module, but the teacher stays in evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
     @property
     def encoder(self) -> SwinEncoder:
         """What is kept after pretraining: the student's encoder."""
         return self.student.encoder
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Encoder and heads of the student."""
+        branch = self.student
+        return {
+            "encoder": branch.encoder,
+            "patch_head": branch.patch_head,
+            "class_head": branch.class_head,
+            "pixel_head": self.pixel_head,
+        }
 
     def settings(self, progress: float) -> dict[str, float]:
         """What changes over the run, by the name it has in the record."""
@@ -132,17 +122,17 @@ class Smit(nn.Module):
             ),
         }
 
-    def forward(self, views: Sequence[View], progress: float) -> Losses:
+    def forward(self, views: ViewSet, progress: float) -> Losses:
         """Losses of a batch of two views of each sample.
 
         Args:
-            views: u and v, each with b samples in the same order.
+            views: u and v are the main ones.
             progress: how far the run is, in [0, 1].
         """
         c = self.config
         settings = self.settings(progress)
-        image = torch.cat([view.image for view in views])  # (2b, 1, z, y, x): u, then v
-        keys = torch.cat([view.keys for view in views])
+        image = torch.cat([view.image for view in views.main])  # (2b, 1, z, y, x): u, then v
+        keys = torch.cat([view.keys for view in views.main])
         mask = self._mask(image, keys)
         features = self.student.encoder(image, mask.grid, self._branch_scale(keys))
         terms: dict[str, Tensor] = {}

@@ -1,0 +1,97 @@
+"""Settings of the views that a pretext method compares."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from backend.settings.common import STRICT, Count, Edges, Fraction, NotNegative, Positive, triple
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ViewConfig:
+    """How views of one kind are cut from a scan and changed."""
+
+    count: Count = 2
+    """Views of each scan."""
+    size: Edges = 96
+    """Edges of a view, as the network sees it."""
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    """What is cut before it is resized to `size`, drawn for each view: where views.region is set
+    this many times `size`, else this share of the scan's extent along each axis."""
+    flip_probability: Fraction = 0.0
+    """Chance to mirror a view along each axis."""
+    intensity_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """A view's values are multiplied by a factor in 1 +- this."""
+    intensity_shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """A number in +- this is added to a view's values (after windowing to 0..1)."""
+    noise_probability: Fraction = 0.0
+    noise_variance: tuple[NotNegative, NotNegative] = (0.0, 0.1)
+    """Variance of Gaussian noise that is added."""
+    blur_probability: Fraction = 0.0
+    blur_sigma: tuple[Positive, Annotated[float, Field(gt=0, le=2)]] = (0.5, 1.0)
+    """Standard deviation of a Gaussian blur, in voxels of the view."""
+    brightness_probability: Fraction = 0.0
+    brightness: tuple[Positive, Positive] = (0.75, 1.25)
+    """Factor on the values, which stay within the range they had."""
+    gamma_probability: Fraction = 0.0
+    gamma: tuple[Positive, Positive] = (0.7, 1.5)
+    """Exponent on the values, scaled to 0..1 and back."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ViewConfig:
+        for name in ("scale", "noise_variance", "blur_sigma", "brightness", "gamma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must not fall, as [{low:g}, {high:g}] does")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ViewsConfig:
+    """The views of one scan that a pretext method compares."""
+
+    region: Edges | None = 128
+    """Edges of the part of the scan that its views are cut from; null: the whole scan."""
+    main: ViewConfig = ViewConfig()
+    """The views that every method has; "global" where there are local ones too."""
+    local: ViewConfig | None = None
+    """Smaller views beside them, for methods that compare both."""
+    minimum_overlap: Fraction = 0.0
+    """Least share of the smaller cut that two main views have in common."""
+    isotropic_first: bool = False
+    """With region null: cut cubes, their edge a share of the scan's shortest extent, instead of
+    boxes of the scan's own proportions. Needs a spacing (preprocess.spacing_mm)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ViewsConfig:
+        for name, view in (("main", self.main), ("local", self.local)):
+            if view is not None:
+                self._check_fits(name, view)
+        if self.isotropic_first and self.region is not None:
+            raise ValueError("isotropic_first needs region=null")
+        return self
+
+    def _check_fits(self, name: str, view: ViewConfig) -> None:
+        if self.region is None:
+            if view.scale[1] > 1:
+                raise ValueError(f"{name}.scale {view.scale[1]:g} is more than the whole scan")
+            return
+        region = triple(self.region)
+        for edge, room in zip(triple(view.size), region, strict=True):
+            if edge * view.scale[1] > room:
+                largest = f"{edge} voxels times {view.scale[1]:g}"
+                raise ValueError(f"{name}: a cut of {largest} is larger than region {room}")
+
+
+class AnyViews:
+    """What the settings of a method inherit if it takes any views."""
+
+    def check_views(self, views: ViewsConfig) -> None:
+        """Refuse views that the method cannot learn from.
+
+        Raises:
+            ValueError: with what is wrong and what would do.
+        """
