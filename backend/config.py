@@ -16,8 +16,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+from yaml.constructor import ConstructorError
+from yaml.error import MarkedYAMLError
 
 from backend.errors import UserError
 
@@ -26,12 +36,25 @@ SCHEMA: Literal[1] = 1
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Triple = tuple[Positive, Positive, Positive]
+
+def _no_switch(value: Any) -> Any:
+    """Python counts `true` as 1; nobody who writes it means a number."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_number", "Input should be a number")
+    return value
+
+
+_NUMBER = BeforeValidator(_no_switch)
+Real = Annotated[float, _NUMBER]
+Whole = Annotated[int, _NUMBER]
+Fraction = Annotated[float, Field(ge=0, le=1), _NUMBER]
+HalfOpenFraction = Annotated[float, Field(ge=0, lt=1), _NUMBER]
+OpenFraction = Annotated[float, Field(gt=0, lt=1), _NUMBER]
+Positive = Annotated[float, Field(gt=0), _NUMBER]
+NotNegative = Annotated[float, Field(ge=0), _NUMBER]
+Count = Annotated[int, Field(ge=1), _NUMBER]
+# Finer than any CT and coarser than any: beyond is a wrong unit.
+Spacing = Annotated[float, Field(ge=0.05, le=100), _NUMBER]
 
 
 # One letter for each of the three patient axes, in any order.
@@ -42,15 +65,15 @@ _ORIENTATION = "^([LR]([AP][IS]|[IS][AP])|[AP]([LR][IS]|[IS][LR])|[IS]([LR][AP]|
 class PreprocessConfig:
     """How a scan becomes the volume that the network sees."""
 
-    spacing_mm: Triple
+    spacing_mm: tuple[Spacing, Spacing, Spacing]
     """Voxel size after resampling, (z, y, x)."""
     orientation: Annotated[str, Field(pattern=_ORIENTATION)] = "LPS"
     """Patient sides towards which x, y, z grow; the scan's own axes are kept, only ordered."""
-    hu_window: tuple[float, float] = (-175.0, 250.0)
+    hu_window: tuple[Real, Real] = (-175.0, 250.0)
     """Hounsfield units that become 0 and 1; values beyond are clipped."""
     body_margin_mm: NotNegative = 8.0
     """Air kept around the body when the volume is cropped to it."""
-    body_threshold_hu: int = -350
+    body_threshold_hu: Whole = -350
     """The body is the largest connected part above this."""
 
     @model_validator(mode="after")
@@ -74,11 +97,11 @@ class SwinConfig:
     """Edge of an attention window in tokens."""
     patch: Count = 2
     """Edge of a token in voxels."""
-    mlp_ratio: Positive = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=64), _NUMBER] = 4.0
     """Hidden width of a block's MLP over its width."""
     qkv_bias: bool = False
     """Bias in the projection to queries, keys and values."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    drop_path: HalfOpenFraction = 0.3
     """Stochastic depth of the last block; rises linearly from 0 at the first."""
     final_merge: bool = True
     """Whether the last stage is followed by a merge too (released code: yes)."""
@@ -157,7 +180,7 @@ class SmitConfig:
     """Epochs over which the teacher temperature rises linearly."""
     patch_temperature_delay_epochs: NotNegative = 0
     """Epochs by which the patch tokens' warm-up starts later (released code: 30)."""
-    centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    centre_momentum: HalfOpenFraction = 0.9
     """Share of the old centre kept at each step."""
     ema_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
     """Teacher momentum at the first and the last step; cosine between."""
@@ -189,9 +212,9 @@ class ViewsConfig:
     """Edge of a view."""
     flip_probability: Fraction = 0.0
     """Chance to mirror a view along each axis."""
-    intensity_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    intensity_scale: HalfOpenFraction = 0.0
     """A view's values are multiplied by a factor in 1 +- this."""
-    intensity_shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    intensity_shift: HalfOpenFraction = 0.0
     """A number in +- this is added to a view's values (after windowing to 0..1)."""
 
     @model_validator(mode="after")
@@ -205,9 +228,9 @@ class ViewsConfig:
 class DataConfig:
     """How crops are read from the cache."""
 
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=256), _NUMBER] = 2
     """Threads that read ahead; 0 reads in the training loop itself."""
-    held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    held_out: Annotated[float, Field(ge=0, le=0.5), _NUMBER] = 0.05
     """Share of scans (at most 8, none of fewer than 10) that pretraining is only judged by."""
 
 
@@ -215,7 +238,7 @@ class DataConfig:
 class TrainConfig:
     """The optimisation, the same for pretraining and fine-tuning."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31), _NUMBER] = 0
     """All that is random follows from it."""
     batch_size: Count = 8
     """Scans per optimizer step, over all devices together."""
@@ -291,10 +314,10 @@ class AugmentConfig:
     rotate90_probability: Fraction = 0.2
     """Chance of a quarter, half or three-quarter turn in the axial plane."""
     scale_probability: Fraction = 0.1
-    scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    scale: HalfOpenFraction = 0.1
     """Values are multiplied by a factor in 1 +- this."""
     shift_probability: Fraction = 0.1
-    shift: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    shift: HalfOpenFraction = 0.1
     """A number in +- this is added to the values."""
     flip_probability: Fraction = 0.0
     """Chance to mirror along each axis. Off: left and right organs differ."""
@@ -320,7 +343,7 @@ class FinetuneConfig:
     """Share of crops centred on a labelled structure, all structures equally often."""
     freeze_encoder: bool = False
     """Leave the encoder as it was pretrained and train the decoder alone."""
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    validation_fraction: HalfOpenFraction = 0.2
     """Share of the labelled scans that judge the model and are never trained on."""
     validate_every_epochs: Count = 30
 
@@ -357,12 +380,8 @@ def load_config(
             value that is out of range (with its path).
     """
     chosen = preset or preset_names(method)[0]
-    values = _preset_values(kind, method=method, preset=chosen)
-    if file is not None:
-        values = merged(values, read_mapping(file))
-    for text in overrides:
-        values = merged(values, _parse_override(text))
-    return build_config(kind, {**values, "preset": chosen})
+    values = {**_preset_values(kind, method=method, preset=chosen), "preset": chosen}
+    return build_config(kind, _over(values, file=file, overrides=overrides))
 
 
 def with_settings(
@@ -373,12 +392,36 @@ def with_settings(
     Raises:
         UserError: as `load_config`.
     """
-    values = to_plain(config)
-    if file is not None:
-        values = merged(values, read_mapping(file))
-    for text in overrides:
-        values = merged(values, _parse_override(text))
-    return build_config(type(config), values)
+    return build_config(type(config), _over(to_plain(config), file=file, overrides=overrides))
+
+
+def _over(
+    values: Mapping[str, Any], *, file: Path | None, overrides: Sequence[str]
+) -> Mapping[str, Any]:
+    """A file and then `key=value` texts over values; none of them may set what is an option."""
+    layers = [] if file is None else [(str(file), read_mapping(file))]
+    layers += [(f"--set {text}", _parse_override(text)) for text in overrides]
+    for source, layer in layers:
+        _refuse_options(layer, values, source=source)
+        values = merged(values, layer)
+    return values
+
+
+_OPTIONS = {
+    **{name: f"--{name}" for name in ("method", "preset", "data", "output", "init", "device")},
+    **{name: f"--{name}" for name in ("cases", "fraction", "folds", "resume", "cache", "config")},
+    "max_steps": "--max-steps N, or set train.max_steps",
+    "epochs": "--epochs N, or set train.epochs",
+}
+"""Names that look like settings, and the options of the command line that they are."""
+
+
+def _refuse_options(layer: Mapping[str, Any], below: Mapping[str, Any], *, source: str) -> None:
+    """Refuse an option among the settings; what only says what is chosen already does no harm."""
+    for name, value in layer.items():
+        section = isinstance(value, Mapping)
+        if name in _OPTIONS and not section and (name not in below or below[name] != value):
+            raise UserError(f"{source}: {name} is no setting.", f"Use the option {_OPTIONS[name]}.")
 
 
 def preset_names(method: str) -> tuple[str, ...]:
@@ -443,17 +486,51 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is no regular file.", "Give a YAML or JSON file.")
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = _plain_yaml(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: is no valid YAML or JSON ({first}).", "Mend the file.") from None
+        raise UserError(
+            f"{path}: is no valid YAML or JSON ({_yaml_fault(error)}).", "Mend the file."
+        ) from None
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: holds no settings.", "Write lines such as 'train: {batch_size: 4}'."
         )
     return values
+
+
+class _RepeatedKeyError(ConstructorError):
+    """A mapping has a key twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone, and each key once: of two values one would be dropped in silence."""
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen and isinstance(key, yaml.ScalarNode):
+            raise _RepeatedKeyError(None, None, f"{key.value!r} stands twice", key.start_mark)
+        seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def _plain_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _yaml_fault(error: Exception) -> str:
+    """What is wrong with a text, and on which line."""
+    if not isinstance(error, MarkedYAMLError):
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    told = error.problem or error.context or "not understood"
+    return f"line {error.problem_mark.line + 1}: {told}" if error.problem_mark else told
 
 
 def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -473,7 +550,11 @@ def _parse_override(text: str) -> dict[str, Any]:
             f"--set {text!r} is not understood.", "Write it like --set train.batch_size=4."
         )
     try:
-        parsed: Any = yaml.safe_load(value)
+        parsed: Any = _plain_yaml(value)
+    except _RepeatedKeyError as error:
+        raise UserError(
+            f"--set {text!r} is not understood ({_yaml_fault(error)}).", "Write each key once."
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError):
         # What YAML stumbles over (2020-13-45, 0x_) is a text, and refused as one if need be.
         parsed = value
