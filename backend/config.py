@@ -581,6 +581,23 @@ def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
     return f"Setting {path} = {value}: {text}.", "Change it in the file or with --set."
 
 
+def first_fault(error: ValidationError, *, tagged: bool = False) -> str:
+    """The first fault: where it is, the value and what is wrong with it, on one line.
+
+    Args:
+        error: of pydantic.
+        tagged: whether places begin with the kind of header that was chosen.
+    """
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(map(str, fault["loc"][1:] if tagged else fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{place}: {message}" if place else message
+    if fault["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place or 'it'} = {reprlib.repr(fault['input'])}: {message}"
+
+
 def _keys_at(kind: Any, location: Sequence[str]) -> list[str]:
     for part in location:
         hint = get_type_hints(kind).get(part)

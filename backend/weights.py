@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from backend.config import PRESETS, STRICT, PreprocessConfig, SwinConfig
+from backend.config import PRESETS, STRICT, PreprocessConfig, SwinConfig, first_fault
 from backend.errors import UserError
 from backend.files import written_whole
 
@@ -418,7 +418,7 @@ def _checked_table(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
         metadata = _METADATA.validate_python(content.pop("__metadata__", {}), strict=True)
         table = _TABLE.validate_python(content)
     except ValidationError as error:
-        raise UserError(f"{path}: damaged table: {_first(error)}.", _COPY) from None
+        raise UserError(f"{path}: damaged table: {first_fault(error)}.", _COPY) from None
     place = 0
     for name, entry in sorted(table.items(), key=lambda item: item[1].data_offsets):
         if entry.data_offsets[0] != place:
@@ -475,7 +475,9 @@ def _parse_header(path: Path, text: str) -> WeightsHeader:
         _HEADER.validate_json(text, strict=True)
         _require_all(values)
     except ValidationError as error:
-        raise UserError(f"{path}: damaged header: {_first(error, tagged=True)}.", _CURE) from None
+        raise UserError(
+            f"{path}: damaged header: {first_fault(error, tagged=True)}.", _CURE
+        ) from None
     except (KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged header: {error}.", _CURE) from None
     known = {f.name for f in fields(WeightsHeader)}
@@ -527,23 +529,6 @@ def _refuse_other_network(path: Path, header: WeightsHeader, table: Mapping[str,
 
 def _stages(blocks: set[tuple[str, ...]]) -> int:
     return len({stage for stage, *_ in blocks})
-
-
-def _first(error: ValidationError, *, tagged: bool = False) -> str:
-    """The first fault: where it is, the value and what is wrong with it, on one line.
-
-    Args:
-        error: of pydantic.
-        tagged: whether places begin with the kind of header that was chosen.
-    """
-    fault = error.errors(include_url=False)[0]
-    place = ".".join(map(str, fault["loc"][1:] if tagged else fault["loc"]))
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return f"{place}: {message}" if place else message
-    if fault["type"] == "missing":
-        return f"{place} is missing"
-    return f"{place or 'it'} = {reprlib.repr(fault['input'])}: {message}"
 
 
 def _differences(report: LoadReport) -> str:
