@@ -165,8 +165,8 @@ def test_a_signal_while_the_data_is_looked_through_ends_with_one_line_and_leaves
 ) -> None:
     scans, run = tmp_path / "scans", tmp_path / "run"
     scans.mkdir()
-    # So many that no machine is through with them before the signal comes.
-    for k in range(200):
+    # So few that no worker is started, and yet more than is read before the signal comes.
+    for k in range(2):
         os.link(material.unlabelled / "plain.nrrd", scans / f"{k}.nrrd")
     with started(*PRETRAIN, "--data", scans, "--output", run, *ENDLESS) as process:
         assert process.stderr is not None
