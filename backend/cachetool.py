@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -30,16 +31,36 @@ def run(
         everything: all entries.
 
     Raises:
-        UserError: if the folder does not exist, nothing is chosen or there is no such recipe.
+        UserError: if the folder does not exist, nothing or too much is chosen, or there is no such
+            recipe.
         ResourceError: if files cannot be removed.
     """
     root = cache or default_cache_dir(Path.cwd())
     if cache is not None and not root.is_dir():
         raise UserError(f"There is no cache folder {root}.", "Give the one that --cache named.")
+    chosen = older_than_days is not None or recipe is not None or everything
+    if chosen and not remove:
+        raise UserError("What to delete is chosen, but not that it be deleted.", "Add --prune.")
     if remove:
+        _check_choice(older_than_days, recipe=recipe, everything=everything)
         report = prune(root, older_than_days=older_than_days, recipe=recipe, everything=everything)
         sys.stdout.write(f"Removed {report.entries} entries, {told_bytes(report.bytes)} freed.\n")
     sys.stdout.write(table(root, list_cache(root)))
+
+
+def _check_choice(older_than_days: float | None, *, recipe: str | None, everything: bool) -> None:
+    """Refuse to delete where it is not clear what."""
+    if older_than_days is None and recipe is None and not everything:
+        raise UserError(
+            "Nothing is chosen to prune.",
+            "Add --older-than-days DAYS, --recipe NAME (see `backend cache --list`), or --all.",
+        )
+    if everything and (older_than_days is not None or recipe is not None):
+        raise UserError(
+            "--all deletes every entry, the other options only some.", "Give the one or the other."
+        )
+    if older_than_days is not None and not 0 <= older_than_days < math.inf:
+        raise UserError(f"--older-than-days {older_than_days:g} is no age.", "Give 0 or more days.")
 
 
 def table(root: Path, uses: list[RecipeUse]) -> str:

@@ -10,7 +10,8 @@ import os
 import sys
 import tempfile
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Union
@@ -29,23 +30,32 @@ from tyro.conf import (
 import backend
 from backend.errors import BackendError, told_plainly
 
+# What happens where an option is left out stands in its own words, not as "(default: None)".
+Switch = Annotated[bool, arg(help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
+OptionalName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+OptionalCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Names = Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="auto|cpu|cuda[:i]|mps")]
-Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")]
+Settings = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(name="set", metavar="KEY=VALUE", help_behavior_hint=""),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """Go the whole way on phantoms, or on given CT, and write a report with pictures."""
 
-    output: Path | None = None
+    output: OptionalPath = None
     """Folder to write; must not exist. Left out: demo, or demo-2, demo-3, ... if it does."""
-    data: Path | None = None
+    data: OptionalPath = None
     """Labelled scans (see `finetune --data`) to use instead of phantoms."""
-    unlabelled: Path | None = None
+    unlabelled: OptionalPath = None
     """Further scans to pretrain on, with --data. Left out: the scans of --data alone."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
-    seed: int = 0
+    seed: Annotated[int, arg(metavar="N")] = 0
     """Other seeds give other phantoms and other weights to start from."""
 
     def run(self) -> None:
@@ -65,15 +75,15 @@ class Demo:
 class Scan:
     """Find every usable CT series below any number of paths and say why others are not."""
 
-    paths: Positional[tuple[Path, ...]]
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="PATH ...", help_behavior_hint="")]
     """Folders or files: DICOM in any layout, NIfTI, NRRD, MetaImage."""
     output: Path
     """The index to write, e.g. index.csv."""
-    min_slices: int = 16
+    min_slices: Annotated[int, arg(metavar="N")] = 16
     """Series with fewer slices are refused."""
-    quick: bool = False
+    quick: Switch = False
     """Read headers only; voxels are not decoded."""
-    workers: int | None = None
+    workers: OptionalCount = None
     """Parallel readers. Left out: one per core."""
 
     def run(self) -> None:
@@ -95,26 +105,26 @@ class Pretrain:
 
     output: Path
     """The run folder; must not exist, unless with --resume."""
-    method: str | None = None
-    """Pretext method, see `backend methods`."""
-    data: tuple[Path, ...] = ()
-    """An index.csv of `backend scan`, or folders and files, which are scanned first."""
-    preset: str | None = None
+    method: OptionalName = None
+    """Pretext method, see `backend methods`; needed unless with --resume."""
+    data: Annotated[tuple[Path, ...], arg(metavar="PATH ...", help_behavior_hint="")] = ()
+    """An index.csv, or folders and files, which are scanned first; needed unless with --resume."""
+    preset: OptionalName = None
     """Settings of the method. Left out: its first preset."""
-    max_steps: int | None = None
-    """Length in optimizer steps; all schedules end there."""
-    epochs: int | None = None
-    """Length in passes over the data."""
+    max_steps: OptionalCount = None
+    """Length in optimizer steps; all schedules end there. Left out: --epochs."""
+    epochs: OptionalCount = None
+    """Length in passes over the data. Left out: as the preset says."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
-    resume: bool = False
+    resume: Switch = False
     """Continue the run in --output from its last checkpoint."""
-    init: Path | None = None
-    """Start from the encoder of this run or weights file."""
-    cache: Path | None = None
+    init: Annotated[Path | None, arg(metavar="RUN|FILE", help_behavior_hint="")] = None
+    """Start from the encoder of this run or weights file. Left out: random weights."""
+    cache: OptionalPath = None
     """Folder of preprocessed scans. Left out: the project's, else the user's."""
-    config: Path | None = None
-    """YAML or JSON with settings over the preset."""
+    config: OptionalPath = None
+    """YAML or JSON file with settings over those of the preset."""
     overrides: Settings = ()
     """One setting over preset and file, e.g. --set train.batch_size=4; may be repeated."""
 
@@ -122,21 +132,24 @@ class Pretrain:
         """Pretrain."""
         from backend import pretrain
 
-        run = pretrain.run(
-            pretrain.PretrainRequest(
-                output=self.output,
-                data=self.data,
-                method=self.method,
-                preset=self.preset,
-                config_file=self.config,
-                overrides=(*self.overrides, *_lengths(self.max_steps, self.epochs)),
-                device=self.device,
-                resume=self.resume,
-                init=self.init,
-                cache=self.cache,
-                argv=tuple(sys.argv),
-            )
+        request = pretrain.PretrainRequest(
+            output=self.output,
+            data=self.data,
+            method=self.method,
+            preset=self.preset,
+            config_file=self.config,
+            overrides=(*self.overrides, *_lengths(self.max_steps, self.epochs)),
+            device=self.device,
+            resume=self.resume,
+            init=self.init,
+            cache=self.cache,
+            argv=tuple(sys.argv),
         )
+        if self.resume and _is_done(self.output, "pretrain"):
+            pretrain.resolve(request)
+            _say(_told_done(self.output, longer=f"--init {self.output}"))
+            return
+        run = pretrain.run(request)
         _say(
             f"Encoder: {run / 'checkpoints' / 'encoder.safetensors'}\n"
             f"Report:  {run / 'report.html'}\n"
@@ -150,34 +163,34 @@ class Finetune:
 
     output: Path
     """The run folder; must not exist, unless with --resume."""
-    data: Path | None = None
-    """Labelled set: nnU-Net raw, MSD, images/ + labels/, case folders, or a CSV."""
-    init: Annotated[str | None, arg(metavar="RUN|FILE|none")] = None
-    """Pretraining run or weights to start from; none says that random weights are wanted."""
-    method: str | None = None
+    data: OptionalPath = None
+    """Labelled set: nnU-Net raw, MSD, images/ + labels/, case folders or CSV. See README.md."""
+    init: Annotated[str | None, arg(metavar="RUN|FILE|none", help_behavior_hint="")] = None
+    """Pretraining run or weights to start from; none starts from random weights, with --preset."""
+    method: OptionalName = None
     """Method whose network is taken. Left out: that of --init, else smit."""
-    preset: str | None = None
-    """Settings of the method. Left out: those of --init, else the first."""
-    cases: tuple[str, ...] = ()
+    preset: OptionalName = None
+    """Settings of the method. Left out: those of --init."""
+    cases: Names = ()
     """Names or patterns of the cases to take, e.g. 'pt_1*'. Left out: all."""
-    freeze_encoder: bool = False
+    freeze_encoder: Switch = False
     """Leave the pretrained encoder as it is and train the decoder alone."""
-    fraction: float = 1.0
+    fraction: Annotated[float, arg(metavar="SHARE")] = 1.0
     """Share of the training cases to use, chosen by the seed."""
-    folds: int = 0
-    """Cross-validate in so many parts, one run each."""
-    max_steps: int | None = None
-    """Length in optimizer steps; all schedules end there."""
-    epochs: int | None = None
-    """Length in passes over the data."""
+    folds: Annotated[int, arg(metavar="N")] = 0
+    """Cross-validate in so many parts, one run each; 0 makes one run with one split."""
+    max_steps: OptionalCount = None
+    """Length in optimizer steps; all schedules end there. Left out: --epochs."""
+    epochs: OptionalCount = None
+    """Length in passes over the data. Left out: as the preset says."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
-    resume: bool = False
+    resume: Switch = False
     """Continue the run in --output from its last checkpoint."""
-    cache: Path | None = None
+    cache: OptionalPath = None
     """Folder of preprocessed scans. Left out: the project's, else the user's."""
-    config: Path | None = None
-    """YAML or JSON with settings over the preset."""
+    config: OptionalPath = None
+    """YAML or JSON file with settings over those of the preset."""
     overrides: Settings = ()
     """One setting over preset and file, e.g. --set train.batch_size=4; may be repeated."""
 
@@ -186,24 +199,27 @@ class Finetune:
         from backend import finetune
 
         frozen = ("freeze_encoder=true",) if self.freeze_encoder else ()
-        run = finetune.run(
-            finetune.FinetuneRequest(
-                output=self.output,
-                data=self.data,
-                init=None if self.init in {None, "none"} else Path(str(self.init)),
-                method=self.method,
-                preset=self.preset,
-                cases=self.cases,
-                fraction=self.fraction,
-                folds=self.folds,
-                config_file=self.config,
-                overrides=(*self.overrides, *frozen, *_lengths(self.max_steps, self.epochs)),
-                device=self.device,
-                resume=self.resume,
-                cache=self.cache,
-                argv=tuple(sys.argv),
-            )
+        request = finetune.FinetuneRequest(
+            output=self.output,
+            data=self.data,
+            init=None if self.init in {None, "none"} else Path(str(self.init)),
+            method=self.method,
+            preset=self.preset,
+            cases=self.cases,
+            fraction=self.fraction,
+            folds=self.folds,
+            config_file=self.config,
+            overrides=(*self.overrides, *frozen, *_lengths(self.max_steps, self.epochs)),
+            device=self.device,
+            resume=self.resume,
+            cache=self.cache,
+            argv=tuple(sys.argv),
         )
+        if self.resume and not self.folds and _is_done(self.output, "finetune"):
+            finetune.resumed(request)
+            _say(_told_done(self.output, longer="the same --data and --init"))
+            return
+        run = finetune.run(request)
         if not self.folds:
             _say(
                 f"{_best_of(run)}"
@@ -222,13 +238,13 @@ class Segment:
     """A volume file, a folder with one DICOM series, or a folder of scans."""
     output: Path
     """Label file (.nii.gz, .nrrd, .seg.nrrd, .mha) for one scan, a folder for many."""
-    structures: tuple[str, ...] = ()
+    structures: Names = ()
     """Names of the structures to write. Left out: all."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
-    ending: str = ".nii.gz"
+    ending: Annotated[str, arg(metavar=".nii.gz|.nrrd|.seg.nrrd|.mha")] = ".nii.gz"
     """Format of the label files when --output is a folder."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace output files that exist."""
 
     def run(self) -> None:
@@ -254,13 +270,13 @@ class Evaluate:
     """A label file or a folder of them."""
     reference: Path
     """A label file, a folder of them, or a labelled set."""
-    output: Path | None = None
+    output: OptionalPath = None
     """Folder for evaluation.csv and evaluation.json. Left out: the table on screen alone."""
-    labels: Path | None = None
+    labels: OptionalPath = None
     """labels.json with names. Left out: found beside the reference."""
-    tolerance_mm: float = 2.0
-    """Tolerance of the surface Dice."""
-    allow_unmatched: bool = False
+    tolerance_mm: Annotated[float, arg(metavar="MM")] = 2.0
+    """Surfaces that lie no further apart than this count as equal in the surface Dice."""
+    allow_unmatched: Switch = False
     """Go on where a file on one side has no partner; they are listed."""
 
     def run(self) -> None:
@@ -281,8 +297,8 @@ class Evaluate:
 class Methods:
     """List the pretext methods: what each does, for clinicians and for engineers."""
 
-    json: bool = False
-    """Print JSON."""
+    json: Switch = False
+    """Print JSON for programs."""
 
     def run(self) -> None:
         """List."""
@@ -295,12 +311,12 @@ class Methods:
 class Describe:
     """Tell what a method with its settings is: parameters, cost, deviations from the paper."""
 
-    method: str
+    method: Annotated[str, arg(metavar="NAME")]
     """Pretext method, see `backend methods`."""
-    preset: str | None = None
+    preset: OptionalName = None
     """Settings of the method. Left out: its first preset."""
-    json: bool = False
-    """Print JSON."""
+    json: Switch = False
+    """Print JSON for programs."""
     overrides: Settings = ()
     """One setting over the preset, e.g. --set train.batch_size=4; may be repeated."""
 
@@ -325,7 +341,7 @@ class Convert:
     """The .safetensors file to write."""
     merging: Literal["merging", "mergingv2", "merging_before_1_5"] = "merging"
     """How MONAI's network merged patches, which its weights do not tell."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the output if it exists."""
 
     def run(self) -> None:
@@ -347,8 +363,8 @@ class Stop:
 
     run_folder: Annotated[Path, arg(name="run")]
     """The run folder."""
-    grace: float = 60.0
-    """Seconds the run may take to stop by itself."""
+    grace: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    """How long the run may take to stop by itself."""
 
     def run(self) -> None:
         """Stop."""
@@ -375,17 +391,17 @@ class Report:
 class CacheCommand:
     """Show or empty the cache of preprocessed scans."""
 
-    list: bool = False
+    list: Switch = False
     """Show what it holds (done in any case)."""
-    prune: bool = False
-    """Delete what the options below choose."""
-    older_than_days: float | None = None
-    """Entries that were not used for so long."""
-    recipe: str | None = None
-    """Entries of this recipe, as listed."""
-    all: bool = False
-    """Every entry."""
-    cache: Path | None = None
+    prune: Switch = False
+    """Delete what --older-than-days, --recipe or --all choose."""
+    older_than_days: Annotated[float | None, arg(metavar="DAYS", help_behavior_hint="")] = None
+    """With --prune: entries that were not used for so long."""
+    recipe: OptionalName = None
+    """With --prune: entries of this recipe, as listed."""
+    all: Switch = False
+    """With --prune: every entry."""
+    cache: OptionalPath = None
     """The cache. Left out: the user's."""
 
     def run(self) -> None:
@@ -405,8 +421,8 @@ class CacheCommand:
 class Doctor:
     """Tell whether this machine is ready: Python, packages, devices, memory, disk."""
 
-    json: bool = False
-    """Print JSON."""
+    json: Switch = False
+    """Print JSON for programs."""
 
     def run(self) -> None:
         """Look."""
@@ -443,12 +459,13 @@ def main() -> None:
     command: Command = tyro.cli(
         Command,
         prog="backend",
-        description="From a folder of CT and a handful of labels to a segmentation model.",
+        description="From a folder of CT and a handful of labels to a segmentation model. "
+        "`backend COMMAND --help` tells the options of a command, `backend --version` the version.",
         config=(OmitSubcommandPrefixes, OmitArgPrefixes, FlagCreatePairsOff),
     )
-    _log_to_screen()
     try:
-        command.run()
+        with _log_on_screen():
+            command.run()
     except (Exception, KeyboardInterrupt) as caught:
         sys.exit(_tell(caught))
 
@@ -471,18 +488,48 @@ def _keep_details(caught: BaseException) -> None:
         sys.stderr.write(f"backend: details in {name}\n")
 
 
-def _log_to_screen() -> None:
+@contextmanager
+def _log_on_screen() -> Iterator[None]:
+    """Errors are told once, at the end; all else as it happens."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda record: record.levelno < logging.ERROR)
     log = logging.getLogger("backend")
     log.setLevel(logging.INFO)
     log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _lengths(max_steps: int | None, epochs: int | None) -> tuple[str, ...]:
     given = {"train.max_steps": max_steps, "train.epochs": epochs}
     return tuple(f"{key}={value}" for key, value in given.items() if value is not None)
+
+
+def _is_done(run: Path, kind: Literal["pretrain", "finetune"]) -> bool:
+    """Whether a run that is to be resumed has nothing left to do."""
+    from backend.engine.record import check_target, read_status
+
+    check_target(run, kind=kind, resume=True)
+    return bool(read_status(run)["state"] == "done")
+
+
+def _told_done(run: Path, *, longer: str) -> str:
+    """That a run is done, where its report is, and how to train for longer.
+
+    Its learning rate has come to its end with its last step: what is added behind would not be
+    what a longer run does.
+    """
+    from backend.engine.record import read_status
+
+    status = read_status(run)
+    return (
+        f"Already done: {run}, step {status.get('step')} of {status.get('total_steps')}.\n"
+        f"Report: {run / 'report.html'}\n"
+        f"Longer: backend {status['kind']} --output NEW --max-steps N with {longer}"
+    )
 
 
 def _best_of(run: Path) -> str:

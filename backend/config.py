@@ -18,22 +18,29 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from yaml.constructor import ConstructorError
+from yaml.error import MarkedYAMLError
 
 from backend.errors import UserError
 from backend.settings.baselines import BaselineConfig
 from backend.settings.common import (
+    NUMBER,
     STRICT,
     Count,
     Edges,
     Fraction,
+    Grid,
+    HalfOpenFraction,
     NotNegative,
     OpenFraction,
     Positive,
-    Triple,
+    Real,
+    Spacing,
+    Whole,
     triple,
 )
-from backend.settings.encoders import Norm
 from backend.settings.cpc3d import Cpc3dConfig
+from backend.settings.encoders import Norm
 from backend.settings.glmae import GlmaeConfig
 from backend.settings.models_genesis import ModelsGenesisConfig
 from backend.settings.pcrl import PcrlConfig
@@ -58,17 +65,17 @@ _ORIENTATION = "^([LR]([AP][IS]|[IS][AP])|[AP]([LR][IS]|[IS][LR])|[IS]([LR][AP]|
 class PreprocessConfig:
     """How a scan becomes the volume that the network sees."""
 
-    spacing_mm: Triple | None
+    spacing_mm: tuple[Spacing, Spacing, Spacing] | None
     """Voxel size after resampling, (z, y, x); null leaves each scan's own (pretraining only)."""
     orientation: Annotated[str, Field(pattern=_ORIENTATION)] = "LPS"
     """Patient sides towards which x, y, z grow; the scan's own axes are kept, only ordered."""
-    hu_window: tuple[float, float] = (-175.0, 250.0)
+    hu_window: tuple[Real, Real] = (-175.0, 250.0)
     """Hounsfield units that become 0 and 1; values beyond are clipped."""
     intensity: Literal["window", "zscore"] = "window"
     """window: 0 to 1 over hu_window. zscore: clipped to it, then mean 0 and deviation 1 per scan."""
     body_margin_mm: NotNegative = 8.0
     """Air kept around the body when the volume is cropped to it."""
-    body_threshold_hu: int = -350
+    body_threshold_hu: Whole = -350
     """The body is the largest connected part above this."""
 
     @model_validator(mode="after")
@@ -102,9 +109,9 @@ NetworkConfig = MethodConfig | BaselineConfig
 class DataConfig:
     """How crops are read from the cache."""
 
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=256), NUMBER] = 2
     """Threads that read ahead; 0 reads in the training loop itself."""
-    held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    held_out: Annotated[float, Field(ge=0, le=0.5), NUMBER] = 0.05
     """Share of scans (at most 8, none of fewer than 10) that pretraining is only judged by."""
 
 
@@ -112,7 +119,7 @@ class DataConfig:
 class TrainConfig:
     """The optimisation, the same for pretraining and fine-tuning."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31), NUMBER] = 0
     """All that is random follows from it."""
     batch_size: Count = 8
     """Scans per optimizer step, over all devices together."""
@@ -139,7 +146,7 @@ class TrainConfig:
     """Weight decay at the end of the run, reached along a cosine; null: it stays."""
     betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.999)
     """Of AdamW and Adam."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: HalfOpenFraction = 0.9
     """Of SGD and LARS."""
     clip_norm: Positive | None = 3.0
     """Largest norm of the gradient; null leaves it as it is."""
@@ -208,10 +215,10 @@ class AugmentConfig:
     rotate90_probability: Fraction = 0.2
     """Chance of a quarter, half or three-quarter turn in the axial plane."""
     scale_probability: Fraction = 0.1
-    scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    scale: HalfOpenFraction = 0.1
     """Values are multiplied by a factor in 1 +- this."""
     shift_probability: Fraction = 0.1
-    shift: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    shift: HalfOpenFraction = 0.1
     """A number in +- this is added to the values."""
     flip_probability: Fraction = 0.0
     """Chance to mirror along each axis. Off: left and right organs differ."""
@@ -247,7 +254,7 @@ class FinetuneConfig:
     """Share of crops centred on a labelled structure, all structures equally often."""
     freeze_encoder: bool = False
     """Leave the encoder as it was pretrained and train the decoder alone."""
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    validation_fraction: HalfOpenFraction = 0.2
     """Share of the labelled scans that judge the model and are never trained on."""
     validate_every_epochs: Count = 30
 
@@ -277,21 +284,21 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "smit": ("released", "paper", "tiny"),
     "glmae": ("vit_t", "vit_b", "tiny"),
     "pgl": ("paper", "iso", "tiny"),
-    **{
-        method: ("paper", "tiny")
-        for method in (
+    **dict.fromkeys(
+        (
             *("mip", "simmim", "fullrec", "ml_mip", "ibot", "dino", "mae3d"),
             *("byol", "simsiam", "mocov3", "pgl_no_flip", "pgl_no_csalign", "pgl_no_align"),
             *("simclr", "swinunetr_trio", "models_genesis", "pcrl", "pcrlv2"),
             *("rubik", "rubik_pp", "cpc3d", "pgl_mip", "spark"),
-        )
-    },
+        ),
+        ("paper", "tiny"),
+    ),
 }
 """Presets of each method; the first is taken where none is named."""
 
-BASELINES: dict[str, tuple[str, ...]] = {
-    name: ("paper", "tiny") for name in ("segresnet", "unetr", "swinunetr", "dynunet")
-}
+BASELINES: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("segresnet", "unetr", "swinunetr", "dynunet"), ("paper", "tiny")
+)
 """Presets of the networks that are only trained from scratch."""
 
 
@@ -310,12 +317,8 @@ def load_config(
             value that is out of range (with its path).
     """
     chosen = preset or preset_names(method)[0]
-    values = _preset_values(kind, method=method, preset=chosen)
-    if file is not None:
-        values = merged(values, read_mapping(file))
-    for text in overrides:
-        values = merged(values, _parse_override(text))
-    return build_config(kind, {**values, "preset": chosen})
+    values = {**_preset_values(kind, method=method, preset=chosen), "preset": chosen}
+    return build_config(kind, _over(values, file=file, overrides=overrides))
 
 
 def with_settings(
@@ -326,12 +329,36 @@ def with_settings(
     Raises:
         UserError: as `load_config`.
     """
-    values = to_plain(config)
-    if file is not None:
-        values = merged(values, read_mapping(file))
-    for text in overrides:
-        values = merged(values, _parse_override(text))
-    return build_config(type(config), values)
+    return build_config(type(config), _over(to_plain(config), file=file, overrides=overrides))
+
+
+def _over(
+    values: Mapping[str, Any], *, file: Path | None, overrides: Sequence[str]
+) -> Mapping[str, Any]:
+    """A file and then `key=value` texts over values; none of them may set what is an option."""
+    layers = [] if file is None else [(str(file), read_mapping(file))]
+    layers += [(f"--set {text}", _parse_override(text)) for text in overrides]
+    for source, layer in layers:
+        _refuse_options(layer, values, source=source)
+        values = merged(values, layer)
+    return values
+
+
+_OPTIONS = {
+    **{name: f"--{name}" for name in ("method", "preset", "data", "output", "init", "device")},
+    **{name: f"--{name}" for name in ("cases", "fraction", "folds", "resume", "cache", "config")},
+    "max_steps": "--max-steps N, or set train.max_steps",
+    "epochs": "--epochs N, or set train.epochs",
+}
+"""Names that look like settings, and the options of the command line that they are."""
+
+
+def _refuse_options(layer: Mapping[str, Any], below: Mapping[str, Any], *, source: str) -> None:
+    """Refuse an option among the settings; what only says what is chosen already does no harm."""
+    for name, value in layer.items():
+        section = isinstance(value, Mapping)
+        if name in _OPTIONS and not section and (name not in below or below[name] != value):
+            raise UserError(f"{source}: {name} is no setting.", f"Use the option {_OPTIONS[name]}.")
 
 
 def preset_names(method: str) -> tuple[str, ...]:
@@ -351,7 +378,10 @@ def _preset_values(kind: type, *, method: str, preset: str) -> dict[str, Any]:
     if preset not in known:
         raise UserError(f"Method {method} has no preset {preset!r}.", _did_you_mean(preset, known))
     values = read_preset(method, preset)
-    sections = {PretrainConfig: values.pop("pretrain", None), FinetuneConfig: values.pop("finetune")}
+    sections = {
+        PretrainConfig: values.pop("pretrain", None),
+        FinetuneConfig: values.pop("finetune"),
+    }
     section = sections[kind]
     if section is None:
         raise UserError(
@@ -409,17 +439,51 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is no regular file.", "Give a YAML or JSON file.")
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = _plain_yaml(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).", "Check the path.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: is no valid YAML or JSON ({first}).", "Mend the file.") from None
+        raise UserError(
+            f"{path}: is no valid YAML or JSON ({_yaml_fault(error)}).", "Mend the file."
+        ) from None
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: holds no settings.", "Write lines such as 'train: {batch_size: 4}'."
         )
     return values
+
+
+class _RepeatedKeyError(ConstructorError):
+    """A mapping has a key twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone, and each key once: of two values one would be dropped in silence."""
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen and isinstance(key, yaml.ScalarNode):
+            raise _RepeatedKeyError(None, None, f"{key.value!r} stands twice", key.start_mark)
+        seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def _plain_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _yaml_fault(error: Exception) -> str:
+    """What is wrong with a text, and on which line."""
+    if not isinstance(error, MarkedYAMLError):
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    told = error.problem or error.context or "not understood"
+    return f"line {error.problem_mark.line + 1}: {told}" if error.problem_mark else told
 
 
 def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -439,7 +503,11 @@ def _parse_override(text: str) -> dict[str, Any]:
             f"--set {text!r} is not understood.", "Write it like --set train.batch_size=4."
         )
     try:
-        parsed: Any = yaml.safe_load(value)
+        parsed: Any = _plain_yaml(value)
+    except _RepeatedKeyError as error:
+        raise UserError(
+            f"--set {text!r} is not understood ({_yaml_fault(error)}).", "Write each key once."
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError):
         # What YAML stumbles over (2020-13-45, 0x_) is a text, and refused as one if need be.
         parsed = value
@@ -466,6 +534,23 @@ def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
     if not path or is_dataclass(first["input"]) or first["type"] == "value_error":
         return f"{path + ': ' if path else ''}{text}.", "Change one of the two."
     return f"Setting {path} = {value}: {text}.", "Change it in the file or with --set."
+
+
+def first_fault(error: ValidationError, *, tagged: bool = False) -> str:
+    """The first fault: where it is, the value and what is wrong with it, on one line.
+
+    Args:
+        error: of pydantic.
+        tagged: whether places begin with the kind of header that was chosen.
+    """
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(map(str, fault["loc"][1:] if tagged else fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{place}: {message}" if place else message
+    if fault["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place or 'it'} = {reprlib.repr(fault['input'])}: {message}"
 
 
 def _keys_at(kind: Any, location: Sequence[str]) -> list[str]:

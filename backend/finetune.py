@@ -7,12 +7,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from backend.config import FinetuneConfig, build_config, first_difference, load_config, to_plain
+from backend.config import (
+    FinetuneConfig,
+    build_config,
+    first_difference,
+    first_fault,
+    load_config,
+    preset_names,
+    to_plain,
+)
 from backend.data.cache import Cache, CachedVolume
 from backend.data.labelled import (
     LabelledCase,
@@ -60,6 +69,8 @@ if TYPE_CHECKING:
     from backend.weights import WeightsHeader
 
 log = logging.getLogger("backend")
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _VALIDATIONS_AT_LEAST = 5
 """However short a run is, its model is judged this often, or there is no best one to keep."""
@@ -268,29 +279,13 @@ def resolve(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig, 
         UserError: if weights, data or settings do not fit, or a resumed run had other settings.
     """
     if request.resume and not request.folds:
-        kept = read_json(request.output / "config.json", needs=("config", "request"))
-        config = build_config(FinetuneConfig, kept["config"])
-        asked_then = kept["request"]
-        require_same_settings(
-            request.output,
-            config,
-            named={"method": request.method, "preset": request.preset},
-            file=request.config_file,
-            overrides=request.overrides,
-        )
-        _refuse_other_request(request, asked_then)
-        request = replace(
-            request,
-            data=request.data or Path(asked_then["data"]),
-            init=None,
-            cases=tuple(asked_then["cases"]),
-            fraction=asked_then["fraction"],
-            cache=request.cache or (Path(asked_then["cache"]) if asked_then["cache"] else None),
-        )
+        request, config = resumed(request)
+    elif request.data is None:
+        raise UserError("No data was given.", "Add --data with a labelled set.")
     else:
         config = _asked(request)
     if request.data is None:
-        raise UserError("No data was given.", "Add --data with a labelled set.")
+        raise UserError(f"{request.output}: does not tell its data.", "Add --data.")
     labelled = load_labelled_set(request.data, request.cases or None)
     if len(labelled.labels) > _CLASSES_AT_MOST:
         raise UserError(
@@ -298,6 +293,58 @@ def resolve(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig, 
             f"A network learns {_CLASSES_AT_MOST} at most: leave some out of the labels file.",
         )
     return request, config, labelled
+
+
+class _KeptRequest(BaseModel):
+    """What a run was asked for, as it stands in its config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    data: Path | None = None
+    init: Path | None = None
+    cases: tuple[str, ...] = ()
+    fraction: float = 1.0
+    cache: Path | None = None
+
+
+class _KeptRun(BaseModel):
+    """The part of config.json that a run is resumed by."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    config: dict[str, Any]
+    request: _KeptRequest
+
+
+def resumed(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig]:
+    """The request and the configuration that the run in `output` was started with.
+
+    Raises:
+        UserError: if config.json is damaged, or something else is asked for now.
+    """
+    file = request.output / "config.json"
+    kept = checked_json(file, _KeptRun)
+    try:
+        config = build_config(FinetuneConfig, kept.config)
+    except UserError as error:
+        raise UserError(f"{file}: {error.message}", "Start a new run.") from None
+    require_same_settings(
+        request.output,
+        config,
+        named={"method": request.method, "preset": request.preset},
+        file=request.config_file,
+        overrides=request.overrides,
+    )
+    then = kept.request
+    _refuse_other_request(request, then.model_dump(mode="json"))
+    return replace(
+        request,
+        data=request.data or then.data,
+        init=None,
+        cases=then.cases,
+        fraction=then.fraction,
+        cache=request.cache or then.cache,
+    ), config
 
 
 def _refuse_other_request(request: FinetuneRequest, then: Mapping[str, Any]) -> None:
@@ -326,6 +373,12 @@ def _asked(request: FinetuneRequest) -> FinetuneConfig:
     )
     if header is not None and request.init is not None:
         require_same_encoder(request.init, header, config.method)
+    if header is None and request.preset is None:
+        raise UserError(
+            "Neither pretrained weights nor a preset is chosen, so the network's size is open.",
+            "Add --init RUN (or weights), or --init none --preset tiny "
+            f"(presets: {', '.join(preset_names(method))}).",
+        )
     if config.freeze_encoder and request.init is None:
         raise UserError("freeze_encoder needs a pretrained encoder.", "Give one with --init RUN.")
     return config
@@ -374,7 +427,7 @@ def _cross_validate(
 
 def _require_same_fold(folder: Path, config: FinetuneConfig) -> None:
     """Refuse to go on with a fold under other settings: its scores would not belong together."""
-    kept = build_config(FinetuneConfig, read_json(folder / "config.json")["config"])
+    kept = build_config(FinetuneConfig, checked_json(folder / "config.json", _KeptRun).config)
     different = first_difference(to_plain(kept), to_plain(config))
     if different:
         raise UserError(
@@ -416,18 +469,49 @@ def _plain_request(request: FinetuneRequest) -> dict[str, Any]:
 def _kept_split(folder: RunFolder, labelled: LabelledSet, split: Split, *, resume: bool) -> Split:
     """Write the split, or take the one that the run was started with."""
     path = folder.path / "split.json"
-    if not resume or not path.exists():
+    # Without a checkpoint nothing was learnt yet: it makes no difference which cases are taken.
+    learnt = (folder.checkpoints / "last.pt").exists()
+    if not resume or not (learnt or path.exists()):
         write_json(path, {part: [c.id for c in getattr(split, part)] for part in Split._fields})
         return split
-    names = read_json(path, needs=Split._fields)
-    cases = {case.id: case for case in labelled.cases}
-    gone = [name for part in Split._fields for name in names[part] if name not in cases]
+    kept = checked_json(path, _KeptSplit)
+    cases = {case.id: case for case in labelled.cases if case.split != "test"}
+    gone = [name for name in (*kept.training, *kept.validation) if name not in cases]
     if gone:
         raise UserError(
-            f"Case {gone[0]} of this run is no longer in the data.",
+            f"{path}: case {gone[0]} of this run is no longer in the data.",
             "Put it back, or start a new run.",
         )
-    return Split(*(tuple(cases[n] for n in names[part]) for part in Split._fields))
+    return Split(*(tuple(cases[n] for n in getattr(kept, part)) for part in Split._fields))
+
+
+class _KeptSplit(BaseModel):
+    """What split.json holds: names of cases."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    training: Annotated[tuple[str, ...], Field(min_length=1)]
+    validation: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _apart(self) -> _KeptSplit:
+        names = (*self.training, *self.validation)
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"case {twice!r} stands twice")
+        return self
+
+
+def checked_json(path: Path, kind: type[ModelT]) -> ModelT:
+    """A file of a run folder, in which every field is what it should be.
+
+    Raises:
+        UserError: if it is missing or damaged, naming the file, the field and the value.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: damaged: {first_fault(error)}.", "Start a new run.") from None
 
 
 def _train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,24 @@ def require_same_settings(
         )
 
 
+_APART = 10
+"""Steps between two looks at the least: pictures of a short run would hardly differ, and take
+longer than its steps."""
+
+
 def preview_every(train: TrainConfig, total_steps: int) -> int:
-    """Steps between two pictures: as set, else ten over the run."""
-    return train.preview_every_steps or max(1, total_steps // 10)
+    """Steps between two pictures: as set, else ten over the run, fewer over a short one."""
+    return train.preview_every_steps or spaced(total_steps, times=10)
+
+
+def spaced(total_steps: int, *, times: int) -> int:
+    """Steps between looks that are spread over a run; the last step is always one.
+
+    Args:
+        total_steps: of the run.
+        times: looks at the most; a short run has fewer.
+    """
+    return min(total_steps, max(_APART, math.ceil(total_steps / times)))
 
 
 def cache_root(cache: Path | None, beside: Path) -> Path:

@@ -17,8 +17,8 @@ from backend.data.cache import Cache, CachedVolume
 from backend.data.index import SeriesRow, found_series, usable, write_index
 from backend.data.preprocess import Recipe
 from backend.data.stream import Position, random_start
-from backend.engine.record import RunFolder, check_target, read_json
-from backend.engine.signals import StopRequest
+from backend.engine.record import STOP_FILE, RunFolder, check_target, read_json
+from backend.engine.signals import StopRequest, ending_at_once
 from backend.errors import UserError
 from backend.geometry import Index3
 from backend.preparation import (
@@ -175,6 +175,7 @@ class PretrainTask:
         return self.module.settings(progress)
 
 
+@ending_at_once()
 def run(request: PretrainRequest) -> Path:
     """Pretrain from the first step, or from the last checkpoint on.
 
@@ -191,13 +192,22 @@ def run(request: PretrainRequest) -> Path:
         require_same_encoder(request.init, encoder_header(request.init), config.method)
     check_device(request.device)
     rows = [] if request.resume else found_series(request.data)
+    stop = StopRequest(request.output / STOP_FILE)
+    with stop.listening():
+        _run_in_folder(request, config, rows, stop)
+    return request.output
+
+
+def _run_in_folder(
+    request: PretrainRequest, config: PretrainConfig, rows: list[SeriesRow], stop: StopRequest
+) -> None:
     folder = RunFolder(request.output, kind="pretrain", argv=request.argv, resume=request.resume)
-    stop = StopRequest(folder.stop_file)
     try:
-        with folder, stop.listening(), folder.outcome():
+        with folder, folder.outcome():
             # The settings come first: with them, whatever happens next can be resumed.
             if not request.resume:
                 folder.write_config(stored("pretrain", config, _plain_request(request)))
+            stop.check()
             index = folder.path / "index.csv"
             if index.exists():
                 folder.update(message="Reading the index")
@@ -208,7 +218,6 @@ def run(request: PretrainRequest) -> Path:
             _train(request, config, usable(rows), folder=folder, stop=stop)
     finally:
         write_report(request.output)
-    return request.output
 
 
 def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
@@ -334,6 +343,7 @@ def _train(
         workers=config.data.workers,
     )
     header = _encoder_header(config, recipe, learn)
+    stop.check()
     loop.fit(
         samples.batches(train, first_step=loop.step),
         stop=stop,

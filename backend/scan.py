@@ -11,9 +11,11 @@ from pathlib import Path
 
 from backend.data.index import refusals, write_index
 from backend.data.memory import save_memory
+from backend.data.native_guard import name_problem, printable
 from backend.data.scan import ScanResult, scan
 from backend.data.series import SeriesRow
-from backend.errors import Cancelled, UserError, told_plainly
+from backend.engine.signals import StopRequest, ending_at_once
+from backend.errors import Cancelled, Interrupted, UserError, told_plainly
 
 _EXAMPLES = 3
 _WIDTH = 100
@@ -39,19 +41,27 @@ def run(
     Raises:
         UserError: if a path does not exist, or nothing usable was found (the index is written
             all the same, and tells why).
-        Cancelled: if the user interrupted it; the earlier index stays as it was.
+        Cancelled: if the user interrupted it (SIGINT); the earlier index stays as it was.
+        Interrupted: if the system did (SIGTERM, SIGUSR1), likewise.
         ResourceError: if the index cannot be written.
     """
     _check_output(output)
     try:
-        result = scan(paths, min_slices=min_slices, quick=quick, workers=workers, previous=output)
-    except KeyboardInterrupt as error:
-        raise Cancelled("The scan was stopped; no index was written.") from error
-    try:
-        write_index(output, result.rows)
-        save_memory(output, result.memory)
-    except OSError as error:
-        raise told_plainly(error, output) from error
+        with ending_at_once():
+            result = scan(
+                paths, min_slices=min_slices, quick=quick, workers=workers, previous=output
+            )
+    except (Cancelled, Interrupted) as error:
+        hint = "No index was written; scan again."
+        raise type(error)(error.message, hint) from error
+    # Index and file lists belong together: whoever asks to stop waits until both are written.
+    with StopRequest().listening() as stop:
+        try:
+            write_index(output, result.rows)
+            save_memory(output, result.memory)
+        except OSError as error:
+            raise told_plainly(error, output) from error
+        stop.check()
     sys.stdout.write(summary(result, output=output, quick=quick))
     if not result.usable:
         where = ", ".join(str(p) for p in paths)
@@ -142,6 +152,8 @@ def _ignored_lines(result: ScanResult) -> list[str]:
 
 def _check_output(output: Path) -> None:
     """Refuse what cannot become an index before the time of a scan is spent."""
+    if name_problem(output):
+        raise UserError(f"--output {printable(output)} is not valid UTF-8.", "Choose another name.")
     if output.is_dir():
         raise UserError(f"{output} is a folder.", f"Name a file: --output {output / 'index.csv'}")
     if output.suffix.lower() != ".csv":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from backend.engine.record import process_alive, read_status
+from backend.engine.record import STOP_FILE, read_status
 from backend.errors import UserError
 from backend.files import write_json
 
@@ -35,7 +37,7 @@ def run(folder: Path, *, grace_s: float) -> None:
         _say(f"{folder} is not running: {status['state']}.")
         return
     tree = _process_tree(int(status["pid"])) if _is_here(status) else []
-    (folder / "stop").touch()
+    (folder / STOP_FILE).touch()
     _say(f"Asked {folder} to stop after its step (step {status['step']}).")
     if _ended(folder, within_s=grace_s):
         _wait(tree, within_s=_LAST_WORDS_S)
@@ -57,10 +59,9 @@ def run(folder: Path, *, grace_s: float) -> None:
     )
 
 
-def _is_here(status: dict[str, object]) -> bool:
-    import socket
-
-    return status.get("host") == socket.gethostname() and process_alive(status)
+def _is_here(status: Mapping[str, object]) -> bool:
+    # Its process lives, or `read_status` would not call it running.
+    return status["host"] == socket.gethostname()
 
 
 def _ended(folder: Path, *, within_s: float) -> bool:

@@ -7,12 +7,18 @@ fails below a stated share: a network is never called loaded while nothing was.
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from backend.config import PRESETS, STRICT, PreprocessConfig, SwinConfig, first_fault
 from backend.errors import UserError
 from backend.files import written_whole
 
@@ -113,20 +119,22 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeade
 
 
 def read_header(path: Path) -> WeightsHeader:
-    """The header alone; needs no torch and reads no tensor.
+    """The header alone, checked in every field; needs no torch and reads no tensor.
 
     Raises:
-        UserError: if `path` is no weights file of ours: missing, a pickle, cut off, foreign, or
-            written by a newer version.
+        UserError: if `path` is no weights file of ours: missing, a pickle, cut off, foreign,
+            written by a newer version, or saying of itself what cannot be.
     """
-    metadata = _checked_table(path).get("__metadata__")
-    text = metadata.get(_HEADER_KEY) if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
+    table, metadata = _checked_table(path)
+    text = metadata.get(_HEADER_KEY)
+    if text is None:
         raise UserError(
             f"{path}: a safetensors file without our header, so its network is unknown.",
             f"Convert it first: backend convert {path.name} --from smit|monai",
         )
-    return _parse_header(path, text)
+    header = _parse_header(path, text)
+    _refuse_other_network(path, header, table)
+    return header
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
@@ -241,8 +249,195 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-def _checked_table(path: Path) -> dict[str, Any]:
-    """The safetensors table of contents of a file that is whole."""
+_ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+"""Bytes of one number of each type that safetensors names."""
+
+_Size = Annotated[int, Field(ge=0)]
+_Edge = Annotated[int, Field(ge=1, le=1024)]
+_Channel = Annotated[int, Field(ge=0, le=255)]
+
+
+class _Entry(BaseModel):
+    """One tensor in the table; its numbers lie at `data_offsets` behind the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: str
+    shape: tuple[_Size, ...]
+    data_offsets: tuple[_Size, _Size]
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Entry:
+        if self.dtype not in _ITEM_BYTES:
+            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(_ITEM_BYTES)}")
+        begin, end = self.data_offsets
+        needed = math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        if end - begin != needed:
+            raise ValueError(
+                f"data_offsets {[begin, end]} span {end - begin} bytes, shape and dtype {needed}"
+            )
+        return self
+
+
+_TABLE = TypeAdapter(dict[str, _Entry])
+_METADATA = TypeAdapter(dict[str, str])
+
+
+class _Structure(BaseModel):
+    """One entry of `labels`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: Annotated[int, Field(ge=1, le=32767)]
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
+    color: tuple[_Channel, _Channel, _Channel]
+    terminology: str = ""
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Preprocessing(PreprocessConfig):
+    """The settings, and the version of the code that carries them out."""
+
+    version: int = 1
+
+
+class _Encoder(BaseModel):
+    """What builds an encoder again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: SwinConfig
+
+    def stated(self) -> dict[str, tuple[int, ...]]:
+        """Shapes that follow from the arguments, of tensors that tell them apart.
+
+        Names are the encoder's own. Stages that the arguments do not have are not in it.
+        """
+        e = self.encoder
+        shapes: dict[str, tuple[int, ...]] = {
+            "patch_embed.weight": (e.embed_dim, 1, e.patch, e.patch, e.patch)
+        }
+        for stage, heads in enumerate(e.heads):
+            width = e.embed_dim * 2**stage
+            block = f"stages.{stage}.0"
+            shapes[f"norms.{stage}.weight"] = (width,)
+            shapes[f"{block}.attention.relative_bias"] = ((2 * e.window - 1) ** 3, heads)
+            shapes[f"{block}.linear1.weight"] = (int(width * e.mlp_ratio), width)
+        return shapes
+
+
+class _Segmentation(_Encoder):
+    """What builds a segmentation network again."""
+
+    classes: Annotated[int, Field(ge=2, le=256)]
+    width: Annotated[int, Field(ge=1)]
+    norm: Literal["instance", "batch"]
+    window: tuple[_Edge, _Edge, _Edge]
+
+    @model_validator(mode="after")
+    def _divided(self) -> _Segmentation:
+        stride = self.encoder.stride
+        if any(edge % stride for edge in self.window):
+            raise ValueError(f"window {list(self.window)} is no multiple of the stride {stride}")
+        return self
+
+    def stated(self) -> dict[str, tuple[int, ...]]:
+        """As that of the encoder, with the network's names."""
+        shapes = {f"encoder.{name}": shape for name, shape in super().stated().items()}
+        return shapes | {"out.conv.conv.weight": (self.classes, self.width, 1, 1, 1)}
+
+
+class _Header(BaseModel):
+    """What stands in the header of any kind.
+
+    A field that is unknown here is let be, but not inside preprocessing and architecture: weights
+    would be used otherwise than they were trained.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    method: str
+    preset: str
+    preprocessing: _Preprocessing
+    architecture: _Encoder
+    labels: tuple[_Structure, ...] = ()
+    fingerprint: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+    citations: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _known(self) -> _Header:
+        presets = PRESETS.get(self.method)
+        if presets is None:
+            raise ValueError(f"method {self.method!r} is none of {', '.join(PRESETS)}")
+        # Converted weights and settings of a user's own have no preset.
+        if self.preset not in ("", *presets):
+            raise ValueError(f"preset {self.preset!r} is none of {', '.join(presets)}")
+        return self
+
+
+class _EncoderHeader(_Header):
+    kind: Literal["encoder"]
+
+
+class _SegmentationHeader(_Header):
+    kind: Literal["segmentation"]
+    architecture: _Segmentation
+
+    @model_validator(mode="after")
+    def _one_class_each(self) -> _SegmentationHeader:
+        classes = self.architecture.classes
+        if len(self.labels) != classes - 1:
+            raise ValueError(
+                f"labels name {len(self.labels)} structures, but classes is {classes} "
+                "(structures and background)"
+            )
+        for what, kept in (
+            ("value", [label.value for label in self.labels]),
+            ("name", [label.name.casefold() for label in self.labels]),
+        ):
+            if len(set(kept)) != len(kept):
+                raise ValueError(f"labels have the same {what} twice")
+        return self
+
+
+_AnyHeader = Annotated[_EncoderHeader | _SegmentationHeader, Field(discriminator="kind")]
+_HEADER: TypeAdapter[_EncoderHeader | _SegmentationHeader] = TypeAdapter(_AnyHeader)
+_COPY = "Copy the file again from where it came."
+
+
+def _checked_table(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """The table of contents of a file that is whole and in which everything has its place."""
+    length, content = _raw_table(path)
+    try:
+        metadata = _METADATA.validate_python(content.pop("__metadata__", {}), strict=True)
+        table = _TABLE.validate_python(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: damaged table: {first_fault(error)}.", _COPY) from None
+    place = 0
+    for name, entry in sorted(table.items(), key=lambda item: item[1].data_offsets):
+        if entry.data_offsets[0] != place:
+            raise UserError(
+                f"{path}: damaged table: {name} has data_offsets {list(entry.data_offsets)}, but "
+                f"the tensor before it ends at {place}.",
+                _COPY,
+            )
+        place = entry.data_offsets[1]
+    total, expected = path.stat().st_size, 8 + length + place
+    if total != expected:
+        raise UserError(
+            f"{path}: {total} bytes where its header needs {expected}: cut off or damaged.", _COPY
+        )
+    return table, metadata
+
+
+def _raw_table(path: Path) -> tuple[int, dict[str, Any]]:
+    """Length in bytes and content of the JSON that a safetensors file begins with."""
     if not path.is_file():
         raise UserError(f"{path}: no such weights file.", "Give a .safetensors file.")
     try:
@@ -251,47 +446,89 @@ def _checked_table(path: Path) -> dict[str, Any]:
             # First eight bytes: length of the JSON table that follows, little-endian.
             length = struct.unpack("<Q", file.read(8))[0]
             table = json.loads(file.read(length)) if length <= _LONGEST_HEADER else None
-        total = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (struct.error, ValueError):
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}).", "Check its rights."
+        ) from error
+    except (struct.error, ValueError, RecursionError):
         table = None
     if not isinstance(table, dict):
         raise UserError(
             f"{path}: not a safetensors file, or cut off while it was copied.",
             "Give a .safetensors file written by this program, or copy it again.",
         )
-    ends = [entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"]
-    expected = 8 + length + max(ends, default=0)
-    if total != expected:
-        raise UserError(
-            f"{path}: {total} bytes where its header needs {expected}: cut off or damaged.",
-            "Copy the file again from where it came.",
-        )
-    return table
+    return length, table
 
 
 def _parse_header(path: Path, text: str) -> WeightsHeader:
+    """The header of which every field has been checked, once and here."""
     try:
         values = json.loads(text)
-        schema = int(values["schema"])
+        schema = values["schema"] if isinstance(values, dict) else None
+        if type(schema) is not int or schema < 1:
+            raise ValueError(f"schema is {reprlib.repr(schema)}, not {SCHEMA}")
         if schema > SCHEMA:
             raise UserError(
                 f"{path}: written by a newer version (header {schema}, this one reads {SCHEMA}).",
                 "Update SSLSegmentation.",
             )
-        known = {f.name for f in fields(WeightsHeader)}
-        kept = {name: value for name, value in values.items() if name in known}
-        header = WeightsHeader(
-            **kept | {k: tuple(kept.get(k, ())) for k in ("labels", "citations")}
-        )
-        if header.kind not in get_args(Kind):
-            raise ValueError(f"kind is {header.kind!r}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _HEADER.validate_json(text, strict=True)
+        _require_all(values)
+    except ValidationError as error:
         raise UserError(
-            f"{path}: its header is damaged ({error}).", "Copy the file again from where it came."
-        ) from error
-    return header
+            f"{path}: damaged header: {first_fault(error, tagged=True)}.", _CURE
+        ) from None
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged header: {error}.", _CURE) from None
+    known = {f.name for f in fields(WeightsHeader)}
+    kept = {name: value for name, value in values.items() if name in known}
+    return WeightsHeader(**kept | {k: tuple(kept.get(k, ())) for k in ("labels", "citations")})
+
+
+_CURE = "Copy the file again, or write it again with `backend finetune`, `pretrain` or `convert`."
+
+
+def _require_all(values: Mapping[str, Any]) -> None:
+    """Refuse what is left out: the defaults of settings are no answer to how weights were made."""
+    encoder = values["architecture"]["encoder"]
+    for path, given, kind in (
+        ("preprocessing", values["preprocessing"], PreprocessConfig),
+        ("architecture.encoder", encoder, SwinConfig),
+    ):
+        # How an encoder was trained is no part of what it is.
+        missing = {f.name for f in fields(kind)} - given.keys() - {"drop_path"}
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+
+
+def _refuse_other_network(path: Path, header: WeightsHeader, table: Mapping[str, _Entry]) -> None:
+    """Refuse a header that describes another network than the tensors are of.
+
+    Otherwise a network of any size would be built before the first tensor is found not to fit.
+    What is not in the file is no contradiction; loading tells it as missing.
+    """
+    described = _Segmentation if header.kind == "segmentation" else _Encoder
+    architecture = described.model_validate(header.architecture)
+    prefix = "encoder.stages." if header.kind == "segmentation" else "stages."
+    blocks = {tuple(n.removeprefix(prefix).split(".")[:2]) for n in table if n.startswith(prefix)}
+    depths = [sum(stage == str(i) for stage, _ in blocks) for i in range(_stages(blocks))]
+    if depths != list(architecture.encoder.depths):
+        raise UserError(
+            f"{path}: damaged header: architecture.encoder.depths is "
+            f"{reprlib.repr(list(architecture.encoder.depths))}, the tensors are of {depths}.",
+            _CURE,
+        )
+    for name, shape in architecture.stated().items():
+        if name in table and table[name].shape != shape:
+            raise UserError(
+                f"{path}: damaged header: its architecture makes {name} {list(shape)}, "
+                f"in the file it is {list(table[name].shape)}.",
+                _CURE,
+            )
+
+
+def _stages(blocks: set[tuple[str, ...]]) -> int:
+    return len({stage for stage, *_ in blocks})
 
 
 def _differences(report: LoadReport) -> str:

@@ -347,7 +347,7 @@ def test_a_wrong_setting_is_told_with_key_value_and_cure(
         (("scan", ".", "--output", "index.txt"), ("index.txt", "index.csv")),
         (("scan", ".", "--output", "i.csv", "--min-slices", "0"), ("--min-slices", "0")),
         (("cache", "--list", "--cache", "nowhere"), ("nowhere", "--cache")),
-        (("cache", "--prune"), ("prune", "Give")),
+        (("cache", "--prune"), ("--older-than-days", "--recipe", "--all")),
     ],
 )
 def test_a_wrong_option_is_told_with_its_cure(

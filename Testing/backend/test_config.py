@@ -228,3 +228,83 @@ def test_settings_are_read_without_torch_and_monai() -> None:
         "sys.exit(bool({'torch', 'monai'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            "train:\n  epochs: 3\n  batch_size: 4\n  epochs: 5\n",
+            ["'epochs' stands twice", "line 4"],
+        ),
+        ("train: {epochs: 3}\nviews: {crop: 96}\ntrain: {seed: 1}\n", ["'train'", "line 3"]),
+        ('{"train": {"epochs": 3,\n"epochs": 3}}', ["'epochs' stands twice", "line 2"]),
+        ("train: {epochs: [1, {a: 1, a: 2}]}\n", ["'a' stands twice", "line 1"]),
+        ("train: {batch_size: 4\n", ["line 2"]),
+    ],
+)
+def test_a_key_that_stands_twice_is_told_with_its_line(
+    tmp_path: Path, content: str, words: list[str]
+) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(content)
+    message = _told(file=file).message
+    assert all(word in message for word in [str(file), *words]), message
+
+
+def test_a_key_that_stands_twice_in_an_override_is_refused() -> None:
+    assert "'epochs' stands twice" in _told("train={epochs: 3, epochs: 4}").message
+
+
+def test_a_key_taken_over_from_an_anchor_may_be_written_again(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("views: &v {crop: 64, region: 96}\ntrain: {}\n")
+    assert read_mapping(file)["views"] == {"crop": 64, "region": 96}
+    file.write_text("a: &v {crop: 64, region: 96}\nviews:\n  <<: *v\n  crop: 96\n")
+    assert read_mapping(file)["views"] == {"crop": 96, "region": 96}
+
+
+@pytest.mark.parametrize(
+    ("override", "option"),
+    [
+        ("preset=tiny", "--preset"),
+        ("method=smit", "--method"),
+        ("data=/scans", "--data"),
+        ("device=cpu", "--device"),
+        ("max_steps=4", "--max-steps N, or set train.max_steps"),
+        ("epochs=4", "--epochs N, or set train.epochs"),
+    ],
+)
+def test_an_option_given_as_a_setting_is_told_as_the_option_that_it_is(
+    override: str, option: str, tmp_path: Path
+) -> None:
+    error = _told(override)
+    assert f"--set {override}" in error.message
+    assert option in error.hint
+    file = tmp_path / "my.yaml"
+    file.write_text(override.replace("=", ": "))
+    error = _told(file=file)
+    assert str(file) in error.message
+    assert option in error.hint
+
+
+def test_a_file_may_name_the_preset_that_is_chosen_anyway(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("preset: released\n")
+    assert _load(file=file).preset == "released"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("train.max_steps", "train.learning_rate", "train.clip_norm", "train.seed"),
+        *("method.encoder.embed_dim", "method.encoder.drop_path", "preprocess.body_threshold_hu"),
+        *("data.workers", "data.held_out", "views.intensity_scale", "method.mask_ratio"),
+    ],
+)
+@pytest.mark.parametrize("value", ["true", "no"])
+def test_a_switch_is_no_number(path: str, value: str) -> None:
+    message = _told(f"{path}={value}").message
+    assert path in message
+    assert str(value == "true") in message
+    assert "number" in message

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -12,11 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from backend import charts
 from backend.charts import Curve
+from backend.engine.record import boot_id
 from backend.errors import UserError
 from backend.report import write_demo_report, write_run_report
 from backend.report.comparison import case_means, compare, read_evaluation, verdict
@@ -74,6 +78,14 @@ def write_run(
     records = pretrain_records() if records is None else records
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return run
+
+
+THIS_PROCESS = {
+    "pid": os.getpid(),
+    "process_started": psutil.Process().create_time(),
+    "boot_id": boot_id(),
+    "host": socket.gethostname(),
+}
 
 
 def pretrain_records() -> list[dict[str, Any]]:
@@ -211,11 +223,23 @@ def test_a_finished_pretraining_tells_how_to_fine_tune_from_it(tmp_path: Path) -
 
 
 def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", state="running", step=0)
+    run = write_run(tmp_path / "run", state="running", step=0, **THIS_PROCESS)
     (run / "metrics.jsonl").unlink()
     text = Page(write_run_report(run)).text
     assert "No metrics were recorded yet." in text
     assert "Written while the run was going on." in text
+
+
+def test_a_run_whose_process_has_died_is_told_as_interrupted_with_the_way_on(
+    tmp_path: Path,
+) -> None:
+    argv = ["backend", "pretrain", "--output", "run"]
+    dead = {**THIS_PROCESS, "process_started": 12345.0}
+    run = write_run(tmp_path / "run", state="running", argv=argv, **dead)
+    view = view_run(read_run(run))
+    assert view.state == "interrupted"
+    assert [command.line for command in view.commands] == ["backend pretrain --output run --resume"]
+    assert "Written while the run was going on." not in view.notes
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

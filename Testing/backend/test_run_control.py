@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from cli_runner import (
     wait_until,
 )
 
-from backend.engine.record import read_status
+from backend.engine.record import check_target, read_status
 
 ENDLESS = ("--max-steps", 100000)
 STEPS = 10
@@ -156,6 +157,43 @@ def test_a_signal_ends_a_run_after_its_step_and_it_can_be_resumed(
         texts = [done.out, done.err, *(p.read_text("utf-8") for p in told_in(run))]
         assert len(texts) == 6
         assert not any("PHANTOM_1" in text for text in texts), "a patient is named"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_data_is_looked_through_ends_with_one_line_and_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, material: Material
+) -> None:
+    scans, run = tmp_path / "scans", tmp_path / "run"
+    scans.mkdir()
+    # So few that no worker is started, and yet more than is read before the signal comes.
+    for k in range(2):
+        os.link(material.unlabelled / "plain.nrrd", scans / f"{k}.nrrd")
+    with started(*PRETRAIN, "--data", scans, "--output", run, *ENDLESS) as process:
+        assert process.stderr is not None
+        assert process.stderr.read(1)
+        process.send_signal(number)
+        done = ended(process)
+    assert done.code == SIGNALS[number][0], done.err
+    assert "Traceback" not in done.err
+    assert done.told.startswith("Stopped by ")
+    assert len(done.told.splitlines()) == 1
+    assert not run.exists()
+
+
+def test_a_signal_before_the_first_step_leaves_a_run_that_can_be_resumed(
+    tmp_path: Path, material: Material
+) -> None:
+    run = tmp_path / "run"
+    with started(*line("pretrain", run, material), *ENDLESS) as process:
+        wait_until(lambda: (run / "index.csv").exists(), process=process)
+        process.send_signal(signal.SIGTERM)
+        done = ended(process)
+    kept = assert_ended(run, done, code=5, state="interrupted")
+    assert done.told == "Stopped by SIGTERM. Continue with --resume."
+    assert kept["step"] == 0
+    assert records(run) == []
+    assert not list((run / "checkpoints").iterdir())
+    check_target(run, kind="pretrain", resume=True)
 
 
 def told_in(run: Path) -> list[Path]:

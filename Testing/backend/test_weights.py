@@ -1,7 +1,12 @@
+from __future__ import annotations
+
 import json
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +24,37 @@ from backend.weights import (
     save_weights,
 )
 
+ENCODER: dict[str, object] = {
+    "embed_dim": 4,
+    "depths": [1, 2],
+    "heads": [1, 2],
+    "window": 2,
+    "patch": 2,
+    "mlp_ratio": 2.0,
+    "qkv_bias": False,
+    "final_merge": True,
+}
+PREPROCESSING: dict[str, object] = {
+    "spacing_mm": [2.0, 1.5, 1.5],
+    "orientation": "LPS",
+    "hu_window": [-175, 250],
+    "body_margin_mm": 8.0,
+    "body_threshold_hu": -350,
+}
+ARCHITECTURE: dict[str, object] = {
+    "encoder": ENCODER,
+    "classes": 2,
+    "width": 4,
+    "norm": "instance",
+    "window": [32, 32, 32],
+}
+LABEL: dict[str, object] = {
+    "value": 1,
+    "name": "Hühnerleber",
+    "color": [1, 2, 3],
+    "terminology": "",
+}
+
 
 @pytest.fixture
 def header() -> WeightsHeader:
@@ -26,13 +62,9 @@ def header() -> WeightsHeader:
         kind="segmentation",
         method="smit",
         preset="tiny",
-        preprocessing={
-            "spacing_mm": [2.0, 1.5, 1.5],
-            "orientation": "LPS",
-            "hu_window": [-175, 250],
-        },
-        architecture={"window": [32, 32, 32], "classes": 2},
-        labels=({"value": 1, "name": "Hühnerleber", "color": [1, 2, 3], "terminology": ""},),
+        preprocessing=PREPROCESSING,
+        architecture=ARCHITECTURE,
+        labels=(LABEL,),
         fingerprint={"scans": 3},
         versions={"torch": "2"},
         citations=("Jiang 2022",),
@@ -40,28 +72,43 @@ def header() -> WeightsHeader:
 
 
 @pytest.fixture
-def file(tmp_path: Path, header: WeightsHeader) -> Path:
+def tensors() -> dict[str, torch.Tensor]:
+    """Some of those that such a network has: what is not there, the header cannot contradict."""
+    return {
+        "encoder.patch_embed.weight": torch.arange(32.0).reshape(4, 1, 2, 2, 2),
+        "encoder.stages.0.0.attention.relative_bias": torch.ones(27, 1),
+        "encoder.stages.1.0.linear1.weight": torch.ones(16, 8),
+        "encoder.stages.1.1.norm1.weight": torch.ones(8),
+        "out.conv.conv.weight": torch.ones(2, 4, 1, 1, 1),
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path, header: WeightsHeader, tensors: dict[str, torch.Tensor]) -> Path:
     path = tmp_path / "model.safetensors"
-    save_weights(path, {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}, header)
+    save_weights(path, tensors, header)
     return path
 
 
-def test_header_and_tensors_come_back_as_they_were(file: Path, header: WeightsHeader) -> None:
-    tensors, read = load_weights(file)
+def test_header_and_tensors_come_back_as_they_were(
+    file: Path, header: WeightsHeader, tensors: dict[str, torch.Tensor]
+) -> None:
+    found, read = load_weights(file)
     assert read == header
     assert read_header(file) == header
-    assert torch.equal(tensors["a"], torch.arange(6.0).reshape(2, 3))
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     assert [p.name for p in file.parent.iterdir()] == ["model.safetensors"]
 
 
 def test_shared_and_strided_tensors_are_saved_as_plain_copies(
-    tmp_path: Path, header: WeightsHeader
+    tmp_path: Path, header: WeightsHeader, tensors: dict[str, torch.Tensor]
 ) -> None:
     base = torch.arange(12.0).reshape(3, 4)
-    tensors = {"whole": base, "same": base, "turned": base.T, "part": base[:, 1:3]}
-    save_weights(tmp_path / "x.safetensors", tensors, header)
+    odd = {"whole": base, "same": base, "turned": base.T, "part": base[:, 1:3]}
+    save_weights(tmp_path / "x.safetensors", tensors | odd, header)
     read, _ = load_weights(tmp_path / "x.safetensors")
-    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert all(torch.equal(read[name], tensor) for name, tensor in odd.items())
 
 
 def test_reading_a_header_does_not_import_torch(file: Path) -> None:
@@ -99,30 +146,151 @@ def test_safetensors_without_our_header_are_refused(tmp_path: Path) -> None:
         read_header(tmp_path / "foreign.safetensors")
 
 
-def _with_header(path: Path, change: dict[str, object], header: WeightsHeader) -> None:
-    save_weights(path, {"a": torch.ones(1)}, header)
-    values = json.loads(json.dumps(header.__dict__)) | change
-    save_file({"a": torch.ones(1)}, path, metadata={"sslsegmentation": json.dumps(values)})
+def _rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """The file with another table; the numbers behind it stay."""
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    table = json.loads(data[8 : 8 + length])
+    change(table)
+    text = json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def _with_header(path: Path, where: str, value: object) -> None:
+    """The file with one field of its header (e.g. `architecture.classes`) set to a value."""
+
+    def change(table: dict[str, Any]) -> None:
+        header = json.loads(table["__metadata__"]["sslsegmentation"])
+        *parents, last = where.split(".")
+        inner = header
+        for name in parents:
+            inner = inner[name]
+        if value is ABSENT:
+            del inner[last]
+        else:
+            inner[last] = value
+        table["__metadata__"]["sslsegmentation"] = json.dumps(header)
+
+    _rewritten(path, change)
+
+
+ABSENT = object()
 
 
 def test_a_newer_header_is_refused_and_an_unknown_key_is_not(
-    tmp_path: Path, header: WeightsHeader
+    file: Path, header: WeightsHeader
 ) -> None:
-    path = tmp_path / "x.safetensors"
-    _with_header(path, {"added_later": 1}, header)
-    assert read_header(path) == header
-    _with_header(path, {"schema": SCHEMA + 1}, header)
+    _with_header(file, "added_later", 1)
+    assert read_header(file) == header
+    _with_header(file, "schema", SCHEMA + 1)
     with pytest.raises(UserError, match="newer version"):
-        read_header(path)
+        read_header(file)
 
 
-@pytest.mark.parametrize("change", [{"kind": "cat"}, {"labels": 3}, {"schema": "new"}])
-def test_a_damaged_header_is_refused(
-    tmp_path: Path, header: WeightsHeader, change: dict[str, object]
+@pytest.mark.parametrize(
+    ("where", "value", "told"),
+    [
+        ("kind", "cat", "'cat'"),
+        ("kind", ABSENT, "kind"),
+        ("schema", "new", "schema is 'new'"),
+        ("schema", True, "schema is True"),
+        ("schema", ABSENT, "schema"),
+        ("method", "smot", "method 'smot'"),
+        ("method", 3, "method = 3"),
+        ("preset", "huge", "preset 'huge'"),
+        ("labels", 3, "labels = 3"),
+        ("labels", [], "labels name 0 structures, but classes is 2"),
+        ("labels", [LABEL, LABEL | {"value": 2, "name": "b"}], "labels name 2 structures"),
+        ("labels", ["liver"], "labels.0 = 'liver'"),
+        ("labels", [LABEL | {"value": 0}], "labels.0.value = 0"),
+        ("labels", [LABEL | {"value": True}], "labels.0.value = True"),
+        ("labels", [LABEL | {"name": " "}], "labels.0.name = ' '"),
+        ("labels", [LABEL | {"color": [1, 2, 256]}], "labels.0.color.2 = 256"),
+        ("architecture", [], "architecture = []"),
+        ("architecture.classes", 10**9, "architecture.classes = 1000000000"),
+        ("architecture.classes", 2.0, "architecture.classes = 2.0"),
+        ("architecture.window", [32, 32], "architecture.window.2 is missing"),
+        ("architecture.window", [31, 32, 32], "window [31, 32, 32] is no multiple"),
+        ("architecture.window", [8, 8, 10**6], "architecture.window.2 = 1000000"),
+        ("architecture.width", 8, "out.conv.conv.weight [2, 8, 1, 1, 1]"),
+        ("architecture.norm", "none", "architecture.norm = 'none'"),
+        ("architecture.encoder", None, "architecture.encoder = None"),
+        ("architecture.encoder.added", 1, "architecture.encoder.added = 1"),
+        ("architecture.encoder.window", ABSENT, "architecture.encoder lacks window"),
+        ("architecture.encoder.window", "4", "architecture.encoder.window = '4'"),
+        ("architecture.encoder.window", 10**6, "relative_bias"),
+        ("architecture.encoder.embed_dim", 10**6, "patch_embed.weight [1000000, 1, 2, 2, 2]"),
+        ("architecture.encoder.depths", [1, 10**9], "depths is [1, 1000000000]"),
+        ("architecture.encoder.mlp_ratio", 8, "linear1.weight [64, 8]"),
+        ("architecture.encoder.mlp_ratio", 1e308, "mlp_ratio = 1e+308"),
+        ("architecture.encoder.qkv_bias", 0, "qkv_bias = 0"),
+        ("preprocessing", "LPS", "preprocessing = 'LPS'"),
+        ("preprocessing.hu_window", ABSENT, "preprocessing lacks hu_window"),
+        ("preprocessing.hu_window", [250, -175], "hu_window must rise"),
+        ("preprocessing.spacing_mm", [float("nan"), 1, 1], "preprocessing.spacing_mm.0 = nan"),
+        ("preprocessing.spacing_mm", [1e-9, 1, 1], "preprocessing.spacing_mm.0 = 1e-09"),
+        ("preprocessing.spacing_mm", [1, 1], "preprocessing.spacing_mm.2 is missing"),
+        ("preprocessing.orientation", 1, "preprocessing.orientation = 1"),
+        ("preprocessing.body_margin_mm", float("inf"), "preprocessing.body_margin_mm = inf"),
+        ("citations", [1], "citations.0 = 1"),
+    ],
+)
+def test_a_header_that_says_what_cannot_be_is_refused_with_field_and_value(
+    file: Path, where: str, value: object, told: str
 ) -> None:
-    _with_header(tmp_path / "x.safetensors", change, header)
-    with pytest.raises(UserError, match="damaged"):
-        read_header(tmp_path / "x.safetensors")
+    _with_header(file, where, value)
+    with pytest.raises(UserError, match="damaged header") as caught:
+        read_header(file)
+    assert str(file) in caught.value.message
+    assert told in caught.value.message
+    assert len(caught.value.message) < 500
+    assert caught.value.hint
+
+
+def test_a_header_that_is_no_object_is_refused(file: Path) -> None:
+    for text in ("[]", "3", "{", "[" * 100_000):
+        _rewritten(file, lambda t, text=text: t["__metadata__"].update(sslsegmentation=text))
+        with pytest.raises(UserError, match="damaged header"):
+            read_header(file)
+
+
+OUT = "out.conv.conv.weight"
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        (7, f"{OUT} = 7"),
+        ({}, f"{OUT}.dtype is missing"),
+        ({"dtype": "F32", "shape": [8]}, f"{OUT}.data_offsets is missing"),
+        ({"dtype": "F32", "data_offsets": [0, 32]}, f"{OUT}.shape is missing"),
+        ({"dtype": 32, "shape": [8], "data_offsets": [0, 32]}, f"{OUT}.dtype = 32"),
+        ({"dtype": "F33", "shape": [8], "data_offsets": [0, 32]}, "dtype 'F33'"),
+        ({"dtype": "F32", "shape": 8, "data_offsets": [0, 32]}, f"{OUT}.shape = 8"),
+        ({"dtype": "F32", "shape": [-8], "data_offsets": [0, 32]}, f"{OUT}.shape.0 = -8"),
+        ({"dtype": "F32", "shape": [8], "data_offsets": [0]}, f"{OUT}.data_offsets.1 is missing"),
+        ({"dtype": "F32", "shape": [8], "data_offsets": [32, 0]}, "span -32 bytes"),
+        ({"dtype": "F32", "shape": [9], "data_offsets": [0, 32]}, "span 32 bytes"),
+        ({"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}, "ends at"),
+        ({"dtype": "F32", "shape": [8], "data_offsets": [10**9, 10**9 + 32]}, "[1000000000,"),
+    ],
+)
+def test_a_table_in_which_a_tensor_has_no_place_is_refused(
+    file: Path, entry: object, told: str
+) -> None:
+    _rewritten(file, lambda table: table.update({OUT: entry}))
+    with pytest.raises(UserError, match="damaged table") as caught:
+        load_weights(file)
+    assert str(file) in caught.value.message
+    assert told in caught.value.message
+    assert "Copy the file again" in caught.value.hint
+
+
+@pytest.mark.parametrize("metadata", [3, [], {"sslsegmentation": {}}, {"sslsegmentation": 1}])
+def test_metadata_that_are_no_texts_are_refused(file: Path, metadata: object) -> None:
+    _rewritten(file, lambda table: table.update(__metadata__=metadata))
+    with pytest.raises(UserError, match="damaged table"):
+        read_header(file)
 
 
 def test_weights_that_cannot_be_written_leave_nothing_behind(

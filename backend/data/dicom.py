@@ -21,15 +21,19 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from backend.errors import ScanError
 from backend.geometry import Vec3, vec3
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 DIRECTORY = "1.2.840.10008.1.3.10"
+PATIENTS_MIXED = "several patients: the files of one series bear different PatientIDs"
 _HU_TYPES = ("", "HU", "US", "HU_MOD")
 _PREAMBLE = 128
 _ENCAPSULATED_FROM = "1.2.840.10008.1.2.4"
 # What stands in front of pixel data: tag and length, with explicit syntax also the kind.
 _SHORT_HEAD, _LONG_HEAD = 8, 12
+_SHOWN = 120
+_LARGEST_SCALE = 1e9
 
 HEADER_TAGS = [
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID",
@@ -111,20 +115,54 @@ def text(dataset: Any, keyword: str) -> str:
     return "" if value is None else str(value).strip()
 
 
+def shown(content: object) -> str:
+    """What a header says, fit for a message: one line, not long, in quotes where it is odd."""
+    word = str(content)
+    plain = len(word) <= _SHOWN and word.isprintable()
+    return word if plain else ascii(word[:_SHOWN])
+
+
 def numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...]:
-    """`count` numbers, or () if there is no such value or not that many."""
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return ()
-    items = value if isinstance(value, Sequence | pydicom.multival.MultiValue) else [value]
-    values = tuple(float(v) for v in items)
+    """`count` finite numbers, or () if there is no such value or not that many.
+
+    Raises:
+        ScanError: naming the tag, if what stands there is no number.
+    """
+    try:
+        value = dataset.get(keyword)
+        if value is None or value == "":
+            return ()
+        many = isinstance(value, Sequence | pydicom.multival.MultiValue)
+        items = value if many and not isinstance(value, str | bytes) else [value]
+        values = tuple(float(v) for v in items)
+    # Corrupt bytes make the parser raise almost anything.
+    except Exception as error:
+        raise ScanError(f"unreadable: {keyword} is no number, {shown(error)}") from error
+    if not all(math.isfinite(v) for v in values):
+        raise ScanError(f"unreadable: {keyword} is no finite number, {shown(value)}")
     return values if len(values) == count else ()
 
 
 def number(dataset: Any, keyword: str) -> float | None:
-    """One number, None if there is no such value."""
+    """One number, None if there is no such value.
+
+    Raises:
+        ScanError: as `numbers`.
+    """
     values = numbers(dataset, keyword, 1)
     return values[0] if values else None
+
+
+def whole(dataset: Any, keyword: str, default: int) -> int:
+    """One whole number, `default` if there is no such value or it is 0.
+
+    Raises:
+        ScanError: naming the tag, if it is no number, has a fraction or is below 0.
+    """
+    value = number(dataset, keyword) or default
+    if value < 0 or value != int(value):
+        raise ScanError(f"unreadable: {keyword} is no count, {value:g}")
+    return int(value)
 
 
 def frames_of(dataset: Any) -> list[Frame]:
@@ -138,7 +176,12 @@ def frames_of(dataset: Any) -> list[Frame]:
 
 def frame_count(dataset: Any) -> int:
     """NumberOfFrames, 1 where a file does not state it."""
-    return int(dataset.get("NumberOfFrames") or 1)
+    return whole(dataset, "NumberOfFrames", 1)
+
+
+def plane_of(dataset: Any) -> tuple[int, int]:
+    """Rows and columns, each 0 where a file does not state it."""
+    return whole(dataset, "Rows", 0), whole(dataset, "Columns", 0)
 
 
 def is_localizer(dataset: Any) -> bool:
@@ -150,12 +193,12 @@ def value_problem(dataset: Any, frames: Sequence[Frame]) -> str:
     """Why the pixel data cannot be HU as far as the header tells, "" if they can."""
     kind = text(dataset, "RescaleType").upper()
     if kind not in _HU_TYPES:
-        return f"not HU: RescaleType is {kind}"
+        return f"not HU: RescaleType is {shown(kind)}"
     for frame in frames:
         if frame.slope is None or frame.intercept is None:
             return "not HU: no RescaleSlope and RescaleIntercept"
-        if not math.isfinite(frame.intercept) or not math.isfinite(frame.slope) or not frame.slope:
-            return f"not HU: RescaleSlope {frame.slope}, RescaleIntercept {frame.intercept}"
+        if not 0 < abs(frame.slope) <= _LARGEST_SCALE or abs(frame.intercept) > _LARGEST_SCALE:
+            return f"not HU: RescaleSlope {frame.slope:g}, RescaleIntercept {frame.intercept:g}"
     return ""
 
 
@@ -166,16 +209,17 @@ def pixel_problem(dataset: Any, rest: int) -> str:
         dataset: the header.
         rest: bytes behind the header, -1 if unknown.
     """
-    if not dataset.get("Rows") or not dataset.get("Columns") or rest == 0:
+    if not all(plane_of(dataset)) or rest == 0:
         return "no pixel data: the file holds no image"
-    samples = int(dataset.get("SamplesPerPixel") or 1)
+    samples = whole(dataset, "SamplesPerPixel", 1)
     if samples != 1:
         return f"not HU: {samples} values per pixel, a colour image"
     syntax = transfer_syntax(dataset)
     if rest < 0 or syntax.startswith(_ENCAPSULATED_FROM) or syntax == RLELossless:
         return ""
-    bits = int(dataset.get("BitsAllocated") or 16)
-    wanted = int(dataset.Rows) * int(dataset.Columns) * frame_count(dataset) * bits // 8
+    bits = whole(dataset, "BitsAllocated", 16)
+    rows, columns = plane_of(dataset)
+    wanted = rows * columns * frame_count(dataset) * bits // 8
     present = rest - (_SHORT_HEAD if syntax == ImplicitVRLittleEndian else _LONG_HEAD)
     if present < wanted:
         return f"unreadable: cut short, {max(present, 0)} of {wanted} bytes of pixel data"

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from backend.data.dicom import SECONDARY_CAPTURE, short_hash
+from backend.data.dicom import PATIENTS_MIXED, SECONDARY_CAPTURE, short_hash, shown
 from backend.data.headers import FileFacts, same_plane
 from backend.data.series import SeriesRow, Verdict
-from backend.data.stacking import stack_geometry, stack_problems
+from backend.data.stacking import spacing_problem, stack_geometry, stack_problems
 from backend.geometry import Geometry
 
 _Key = tuple[object, ...]
@@ -46,14 +46,19 @@ def refused(row: SeriesRow, reason: str) -> SeriesRow:
 def _dicom_series(slices: Sequence[FileFacts]) -> list[list[FileFacts]]:
     """Files that form a series: same UID, same kind, same plane."""
     groups: dict[_Key, list[list[FileFacts]]] = defaultdict(list)
-    for facts in slices:
+    # A file that does not tell its plane spoils its series: apart it would be missed in silence.
+    for facts in sorted(slices, key=_planeless):
         parts = groups[_series_key(facts)]
-        part = next((p for p in parts if same_plane(p[0], facts)), None)
+        part = next((p for p in parts if _planeless(facts) or same_plane(p[0], facts)), None)
         if part is None:
             parts.append([facts])
         else:
             part.append(facts)
     return [part for parts in groups.values() for part in parts]
+
+
+def _planeless(facts: FileFacts) -> bool:
+    return bool(facts.problem) and not facts.orientation
 
 
 def _series_key(facts: FileFacts) -> _Key:
@@ -146,7 +151,9 @@ def _dicom_reasons(
     if not first.modality:
         return ["unreadable: the header is cut short, or states no modality"]
     if first.modality != "CT":
-        return [f"other modality: {first.modality}"]
+        return [f"other modality: {shown(first.modality)}"]
+    if len({f.patient for f in files}) > 1:
+        return [PATIENTS_MIXED]
     if first.localizer:
         return ["localizer: ImageType says LOCALIZER, a scout"]
     if first.sop_class.startswith(SECONDARY_CAPTURE):
@@ -160,7 +167,10 @@ def _dicom_reasons(
         return ["no geometry: position, orientation or pixel spacing not stated"]
     positions = [p for f in files for p in f.positions_mm]
     tilt = max((f.tilt_degrees for f in files), key=abs)
+    # Slices at one place have no spacing, which is told as such.
+    wrong = spacing_problem(geometry.spacing_mm) if geometry.spacing_mm[0] > 0 else ""
     return [
+        *([wrong] if wrong else []),
         *_too_few(len(positions), min_slices),
         *stack_problems(positions, first.orientation, tilt_degrees=tilt),
     ]

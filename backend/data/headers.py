@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backend.data import dicom
-from backend.data.volume_file import detached_data, format_of, read_volume_header
+from backend.data.stacking import spacing_problem
+from backend.data.volume_file import detached_data, detached_problem, format_of, read_volume_header
 from backend.errors import ScanError
 from backend.geometry import Geometry, Vec3
 
@@ -119,9 +119,9 @@ def _volume_facts(bare: FileFacts, path: Path) -> FileFacts:
     kind: Any = format_of(path)
     facts = replace(bare, format=kind)
     data = detached_data(path)
+    if problem := detached_problem(path):
+        return replace(facts, problem=problem)
     if data is not None:
-        if not data.is_file():
-            return replace(facts, problem=f"unreadable: its data file {data.name} is missing")
         size, changed = signature(path, str(data))
         facts = replace(facts, data_file=str(data), bytes=size, mtime_ns=changed)
     facts = replace(facts, identity=content_sample([path, *([data] if data else [])]))
@@ -145,7 +145,7 @@ def _dicom_facts(bare: FileFacts, path: Path, *, surely: bool) -> FileFacts:
     except Exception as error:
         if not surely:
             return _no_image(bare, path)
-        detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        detail = dicom.shown(str(error) or type(error).__name__)
         return replace(bare, format="DICOM", problem=f"unreadable: {detail}")
 
 
@@ -158,8 +158,8 @@ def _no_image(bare: FileFacts, path: Path) -> FileFacts:
 
 
 def _facts_of(facts: FileFacts, path: Path, dataset: Any, rest: int) -> FileFacts:
+    """What identifies the file, and either where its frames lie or what is wrong with it."""
     patient = dicom.text(dataset, "PatientID")
-    tilt = dicom.number(dataset, "GantryDetectorTilt") or 0.0
     facts = replace(
         facts,
         modality=dicom.text(dataset, "Modality"),
@@ -171,12 +171,17 @@ def _facts_of(facts: FileFacts, path: Path, dataset: Any, rest: int) -> FileFact
         patient=dicom.short_hash(patient) if patient else "",
         identity=_identity(path, dataset),
         instance=dicom.text(dataset, "InstanceNumber"),
-        plane=(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)),
-        tilt_degrees=tilt if math.isfinite(tilt) else 0.0,
-        slice_mm=dicom.number(dataset, "SliceThickness") or 0.0,
     )
     if facts.modality != "CT":
         return facts
+    try:
+        facts = replace(facts, plane=dicom.plane_of(dataset))
+        return _with_frames(facts, dataset, rest)
+    except ScanError as error:
+        return replace(facts, problem=error.message)
+
+
+def _with_frames(facts: FileFacts, dataset: Any, rest: int) -> FileFacts:
     frames = dicom.frames_of(dataset)
     problem = dicom.pixel_problem(dataset, rest) or dicom.value_problem(dataset, frames)
     problem = problem or frames_problem(frames, dicom.frame_count(dataset))
@@ -184,6 +189,8 @@ def _facts_of(facts: FileFacts, path: Path, dataset: Any, rest: int) -> FileFact
     return replace(
         facts,
         problem=problem,
+        tilt_degrees=dicom.number(dataset, "GantryDetectorTilt") or 0.0,
+        slice_mm=dicom.number(dataset, "SliceThickness") or 0.0,
         pixel_spacing_mm=first.pixel_spacing_mm,
         orientation=first.orientation,
         positions_mm=tuple(f.position_mm for f in frames if f.position_mm is not None),
@@ -212,9 +219,8 @@ def frames_problem(frames: Sequence[dicom.Frame], stated: int) -> str:
     if len(frames) != stated or any(f.position_mm is None for f in frames):
         placed = sum(f.position_mm is not None for f in frames)
         return f"no geometry: {stated} frames, but {placed} positions"
-    if any(v <= 0 or not math.isfinite(v) for v in first.pixel_spacing_mm):
-        shown = "x".join(f"{v:g}" for v in first.pixel_spacing_mm)
-        return f"no geometry: pixel spacing {shown} mm is not positive and finite"
+    if problem := spacing_problem(first.pixel_spacing_mm, what="pixel spacing"):
+        return problem
     if not all(same_plane(f, first) for f in frames):
         return "no geometry: frames of several orientations or pixel spacings in one file"
     return ""

@@ -14,7 +14,7 @@ from backend.data.headers import FileFacts, signature
 from backend.files import written_whole
 from backend.geometry import Geometry
 
-_SCHEMA = 1
+_SCHEMA = 2
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(FileFacts)}
 
 
@@ -60,7 +60,7 @@ def load_memory(index: Path | None) -> Memory:
                 return memory
             for line in stream:
                 _remember(memory, json.loads(line))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
         # It only saves time: a damaged one is as good as none.
         return Memory()
     return memory

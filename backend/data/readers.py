@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from backend.data import dicom
 from backend.data.headers import frames_problem, same_plane
-from backend.data.stacking import stack_geometry, stack_order, stack_problems
+from backend.data.native_guard import name_problem, printable
+from backend.data.stacking import spacing_problem, stack_geometry, stack_order, stack_problems
 from backend.data.volume_file import (
     FORMATS,
     format_of,
@@ -67,9 +68,11 @@ def read_judged(files: Sequence[Path]) -> tuple[Volume, str]:
     Raises:
         ScanError: as `read_volume`, but with the bare reason, as it stands in the index.
     """
-    missing = next((f for f in files if not f.is_file()), None)
-    if missing is not None:
-        raise ScanError(f"unreadable: there is no file {missing.name}")
+    for file in files:
+        if problem := name_problem(file):
+            raise ScanError(problem)
+        if not file.is_file():
+            raise ScanError(f"unreadable: there is no file {file.name}")
     if len(files) == 1 and format_of(files[0]):
         return _read_file(files[0])
     return _read_dicom(files)
@@ -82,6 +85,8 @@ def read_label(path: Path) -> Volume:
         ScanError: if it is no readable 3D map of whole numbers.
     """
     with _naming([path]):
+        if problem := name_problem(path):
+            raise ScanError(problem)
         if not path.is_file():
             raise ScanError("unreadable: there is no such file")
         if not format_of(path):
@@ -123,12 +128,17 @@ def _read_dicom(files: Sequence[Path]) -> tuple[Volume, str]:
     tilts: list[float] = []
     slices: list[_Slice] = []
     thickness = 0.0
+    patients = set()
     for file in files:
         dataset = _checked_header(file)
-        plane = (int(dataset.Rows), int(dataset.Columns))
+        plane = dicom.plane_of(dataset)
         tilts.append(dicom.number(dataset, "GantryDetectorTilt") or 0.0)
         thickness = dicom.number(dataset, "SliceThickness") or thickness
+        with _decoding(file):
+            patients.add(dicom.text(dataset, "PatientID"))
         slices += [_Slice(file, i, f, plane) for i, f in enumerate(dicom.frames_of(dataset))]
+    if len(patients) > 1:
+        raise ScanError(dicom.PATIENTS_MIXED)
     geometry, order = _stacked(slices, tilt=max(tilts, key=abs), thickness=thickness)
     return _decoded([slices[i] for i in order], geometry)
 
@@ -142,7 +152,7 @@ def _checked_header(file: Path) -> Any:
         if not modality:
             raise ScanError("unreadable: it is no DICOM file of a known kind")
         if modality != "CT":
-            raise ScanError(f"other modality: {modality}")
+            raise ScanError(f"other modality: {dicom.shown(modality)}")
         frames = dicom.frames_of(dataset)
         problem = dicom.pixel_problem(dataset, rest) or dicom.value_problem(dataset, frames)
         problem = problem or frames_problem(frames, dicom.frame_count(dataset))
@@ -174,6 +184,8 @@ def _stacked(
         plane=first.plane,
         slice_mm=thickness,
     )
+    if problem := spacing_problem(geometry.spacing_mm):
+        raise ScanError(problem)
     return geometry, stack_order(positions, first.frame.orientation)
 
 
@@ -315,7 +327,7 @@ def _decoding(file: Path) -> Iterator[None]:
     # Corrupt bytes make the decoders raise almost anything.
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        detail = (lines[0] if lines else type(error).__name__)[:160]
+        detail = dicom.shown(lines[0] if lines else type(error).__name__)
         raise ScanError(f"unreadable: {file.name}: {detail}") from error
 
 
@@ -326,7 +338,9 @@ def _naming(files: Sequence[Path]) -> Iterator[None]:
         yield
     except ScanError as error:
         where = files[0] if len(files) == 1 else files[0].parent
-        raise ScanError(f"{where}: {error.message}.", error.hint or _cure(error)) from error
+        raise ScanError(
+            f"{printable(where)}: {error.message}.", error.hint or _cure(error)
+        ) from error
 
 
 def _cure(error: ScanError) -> str:

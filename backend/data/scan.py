@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from backend.data.grouping import refused, series_rows
 from backend.data.headers import FileFacts, read_facts
 from backend.data.memory import Decoded, Memory, load_memory, unchanged
+from backend.data.native_guard import name_problem, printable
 from backend.data.pool import map_in_processes, usable_cores
 from backend.data.readers import read_judged
 from backend.data.series import SeriesRow
@@ -60,7 +61,7 @@ class ScanResult:
 
 @dataclass(frozen=True)
 class _Found:
-    """Files below the paths; folders that may not be opened, with the reason."""
+    """Files below the paths; what may not be opened or named, with the reason."""
 
     files: list[Path]
     hidden: list[Path]
@@ -123,7 +124,9 @@ def _check(paths: Sequence[Path], *, min_slices: int, workers: int | None) -> No
         raise UserError("No path was given to scan.", "Name a folder or a file.")
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path} does not exist.", "Check the spelling of the path.")
+            raise UserError(f"{printable(path)} does not exist.", "Check the spelling of the path.")
+        if name_problem(path.resolve()):
+            raise UserError(f"{printable(path)}: the name is not valid UTF-8.", "Rename it.")
     if min_slices < 1:
         raise UserError(f"--min-slices is {min_slices}.", "It must be 1 or more.")
     if workers is not None and workers < 1:
@@ -157,13 +160,20 @@ def _walk(root: Path, found: _Found, *, visited: set[tuple[int, int]], hidden: b
                 for entry in entries:
                     secret = concealed or entry.name.startswith(".") or entry.name == "__MACOSX"
                     kind = _kind(entry)
-                    if kind == "folder":
+                    problem = name_problem(Path(entry.path))
+                    if problem and not secret:
+                        found.closed.append(_closed(entry.path, problem))
+                    elif kind == "folder":
                         stack.append((entry.path, secret))
                     elif kind == "file":
                         (found.hidden if secret else found.files).append(Path(entry.path))
         except OSError as error:
             reason = f"unreadable: the folder cannot be opened, {error.strerror or error}"
-            found.closed.append(FileFacts(path=folder, bytes=0, mtime_ns=0, problem=reason))
+            found.closed.append(_closed(folder, reason))
+
+
+def _closed(path: str, reason: str) -> FileFacts:
+    return FileFacts(path=printable(path), bytes=0, mtime_ns=0, problem=reason)
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "other"]:

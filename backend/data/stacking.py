@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ SIDEWAYS_TOLERANCE_MM = 0.5
 """How far a slice may lie off the line along the normal, in plane: less than a voxel."""
 TILT_TOLERANCE_DEGREES = 0.1
 """A gantry tilt up to this is a rounding of zero."""
+LEAST_SPACING_MM, LARGEST_SPACING_MM = 0.05, 50.0
+"""No CT of a patient is finer or coarser; beyond it a unit or a header is wrong."""
 ORTHOGONALITY_TOLERANCE = 2e-3
 """Largest cosine between two axes of a grid; 1 mm over half a metre."""
 
@@ -87,6 +90,24 @@ def stack_geometry(
         origin_mm=vec3(positions_mm[order[0]]),
         direction=direction9([float(v) for v in orthonormal(_axes(orientation)).ravel()]),
     )
+
+
+def spacing_problem(spacing_mm: Sequence[float], *, what: str = "spacing") -> str:
+    """Why these distances of voxel centres cannot be those of a CT, "" if they can.
+
+    Args:
+        spacing_mm: in any order; each must lie in `LEAST_SPACING_MM` to `LARGEST_SPACING_MM`.
+        what: how the text calls them.
+    """
+    shown = "x".join(f"{v:.4g}" for v in spacing_mm)
+    if not all(math.isfinite(v) and v > 0 for v in spacing_mm):
+        return f"no geometry: {what} {shown} mm is not positive and finite"
+    if not all(LEAST_SPACING_MM <= v <= LARGEST_SPACING_MM for v in spacing_mm):
+        return (
+            f"no geometry: {what} {shown} mm is not within {LEAST_SPACING_MM:g} to "
+            f"{LARGEST_SPACING_MM:g} mm"
+        )
+    return ""
 
 
 def axes_problem(axes: NDArray[np.float64]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import os
 import threading
 import warnings
@@ -18,7 +19,8 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from backend.data.stacking import axes_problem, orthonormal
+from backend.data.native_guard import metaimage_problem, nrrd_problem
+from backend.data.stacking import axes_problem, orthonormal, spacing_problem
 from backend.errors import ScanError
 from backend.geometry import Geometry, direction9, index3, vec3
 
@@ -33,9 +35,13 @@ FORMATS = {
 """Endings that are read, and what they stand for."""
 
 _NIFTI_LABEL_INTENT = 1002
+_LARGEST_SCALE = 1e9
 _DETACHED_KEYS = {".nhdr": ("data file:", "datafile:"), ".mhd": ("elementdatafile =",)}
 _HEADER_LIMIT = 1 << 16
 _DRAIN = 1 << 20
+_GUARDS = {"MetaImage": metaimage_problem, "NRRD": nrrd_problem}
+_BEST_DEFLATE = 1032
+"""No byte of a gzip stream stands for more than this many."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,17 @@ def detached_data(path: Path) -> Path | None:
     return None
 
 
+def detached_problem(path: Path) -> str:
+    """Why the file that a header points to cannot be read, "" if it can or there is none."""
+    data = detached_data(path)
+    try:
+        lost = data is not None and not data.is_file()
+    except OSError:
+        # The header holds what can be no name of a file.
+        lost = True
+    return f"unreadable: its data file {data.name[:80]} is missing" if data and lost else ""
+
+
 def _nifti_stored(path: Path) -> Stored:
     with _told_as_unreadable(path), _nifti_stream(path) as (kind, stream):
         image = kind.from_stream(stream)
@@ -122,8 +139,10 @@ def _nifti_stored(path: Path) -> Stored:
 
 def _nifti_header(path: Path) -> VolumeHeader:
     with _told_as_unreadable(path), _nifti_stream(path) as (kind, stream):
-        # Unchecked: the library would quietly write 1 where a spacing is 0.
-        spacing = kind.header_class.from_fileobj(stream, check=False)["pixdim"][1:4]
+        # Unchecked: the library would quietly write 1 where a spacing is 0 or a slope is NaN.
+        raw = kind.header_class.from_fileobj(stream, check=False)
+        spacing = raw["pixdim"][1:4]
+        _refuse_scale(float(raw["scl_slope"]), float(raw["scl_inter"]))
         stream.seek(0)
         image = kind.from_stream(stream)
         shape, values = image.shape, image.get_data_dtype()
@@ -132,6 +151,7 @@ def _nifti_header(path: Path) -> VolumeHeader:
     _refuse_shape(shape)
     if values.fields is not None or values.kind == "c":
         raise ScanError("not HU: several values per voxel, a colour or complex image")
+    _refuse_too_large(path, shape, values.itemsize)
     _refuse_spacing(spacing)
     _refuse_contradiction(image, spacing)
     geometry = _nifti_geometry(path, image, shape)
@@ -171,6 +191,20 @@ def _nifti_geometry(path: Path, image: Any, shape: Sequence[int]) -> Geometry:
     return _reader_geometry(reader)
 
 
+def _refuse_scale(slope: float, intercept: float) -> None:
+    """Raise for numbers that make no HU of anything; a slope of 0 stands for no scaling."""
+    if not (abs(slope) <= _LARGEST_SCALE and abs(intercept) <= _LARGEST_SCALE):
+        raise ScanError(f"not HU: scl_slope is {slope:g} and scl_inter is {intercept:g}")
+
+
+def _refuse_too_large(path: Path, shape: Sequence[int], voxel_bytes: int) -> None:
+    """Raise where a header promises more than the file can hold, before memory is asked for."""
+    wanted = math.prod(int(n) for n in shape) * voxel_bytes
+    present = path.stat().st_size
+    if wanted > present * (_BEST_DEFLATE if path.suffix.lower() == ".gz" else 1):
+        raise ScanError(f"unreadable: cut short, {present} bytes for {wanted} bytes of voxels")
+
+
 def _itk_header(path: Path) -> VolumeHeader:
     reader = _itk_information(path)
     _refuse_shape(reader.GetSize())
@@ -185,12 +219,21 @@ def _itk_header(path: Path) -> VolumeHeader:
 
 
 def _itk_information(path: Path) -> Any:
+    _refuse_unsafe(path)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     with _told_as_unreadable(path), _native_silence():
         reader.ReadImageInformation()
     return reader
+
+
+def _refuse_unsafe(path: Path) -> None:
+    """Raise for a file whose header native code cannot be trusted with."""
+    guard = _GUARDS.get(format_of(path))
+    problem = guard(path) if guard else ""
+    if problem := problem or detached_problem(path):
+        raise ScanError(problem)
 
 
 def _reader_geometry(reader: Any) -> Geometry:
@@ -228,8 +271,9 @@ def _geometry(
 
 
 def _refuse_spacing(spacing: NDArray[Any]) -> None:
-    if not np.all(np.isfinite(spacing)) or np.any(spacing <= 0):
-        raise ScanError(f"no geometry: spacing {_shown(spacing)} mm is not positive and finite")
+    problem = spacing_problem([float(v) for v in spacing])
+    if problem:
+        raise ScanError(problem)
 
 
 def _shown(spacing: NDArray[Any]) -> str:

@@ -16,23 +16,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psutil
 from filelock import FileLock, Timeout
 
 from backend.errors import BackendError, Cancelled, Interrupted, UserError, told_plainly
 from backend.files import write_json, write_text
+from backend.progress import progress_bar
 
 SCHEMA = 1
 HEARTBEAT_S = 4.0
 """status.json is never older than this (the contract says 5) while the run lives."""
+
+_SILENT_S = 60.0
+"""A run on another machine that was not heard of for so long has died; clocks may differ."""
+
+STOP_FILE = "stop"
+"""Its appearance in a run folder asks the run to stop."""
 
 Kind = Literal["pretrain", "finetune"]
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 
 log = logging.getLogger("backend")
 
+T = TypeVar("T")
 
 _STATUS_KEYS = ("kind", "state", "pid", "process_started", "host", "updated", "step")
 
@@ -58,6 +66,16 @@ def read_json(path: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(value, dict) or not set(needs) <= value.keys():
         raise UserError(f"{path}: is damaged.", "Start the run again.")
     return value
+
+
+class _EveryLine(logging.Formatter):
+    """Gives each line of a message its time and level, so that a search finds all of them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record; those after the first are indented."""
+        first, *rest = super().format(record).splitlines() or [""]
+        head = f"{record.asctime} {record.levelname}"
+        return "\n".join([first, *(f"{head}   {line}" for line in rest)])
 
 
 class RunFolder:
@@ -88,7 +106,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise told_plainly(error, path) from None
-        (path / "stop").unlink(missing_ok=True)
+        (path / STOP_FILE).unlink(missing_ok=True)
         now = _now()
         self._started_at = time.monotonic()
         self._written_at = 0.0
@@ -115,7 +133,7 @@ class RunFolder:
         self._closing = threading.Event()
         self._beat = threading.Thread(target=self._heartbeat, daemon=True, name="heartbeat")
         self._handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler.setFormatter(_EveryLine("%(asctime)s %(levelname)s %(message)s"))
 
     @property
     def checkpoints(self) -> Path:
@@ -130,7 +148,7 @@ class RunFolder:
     @property
     def stop_file(self) -> Path:
         """Its appearance asks the run to stop."""
-        return self.path / "stop"
+        return self.path / STOP_FILE
 
     @property
     def seconds(self) -> float:
@@ -175,6 +193,28 @@ class RunFolder:
             return
         with self._mutex:
             self._status.update(values)
+
+    def through(self, items: Sequence[T], *, doing: str, unit: str = "scan") -> Iterator[T]:
+        """Yield `items` while status.json and a bar tell how far and how much time is left.
+
+        For what interrupts the steps of a run, or comes before them: otherwise it would seem to
+        stand still.
+
+        Args:
+            items: what to go through.
+            doing: what is done, e.g. "Validating".
+            unit: what is counted, in the singular.
+        """
+        began = time.monotonic()
+        bar = progress_bar(total=len(items), what=doing, unit=unit)
+        # It stands below the bar of the run, and goes when it is done.
+        bar.leave = False
+        with bar:
+            for number, item in enumerate(items, start=1):
+                left = _left(time.monotonic() - began, done=number - 1, total=len(items))
+                self.update(message=f"{doing} {number}/{len(items)} {unit}s{left}")
+                yield item
+                bar.update()
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
@@ -258,18 +298,32 @@ def read_status(run: Path) -> dict[str, Any]:
     Raises:
         UserError: if this is no run folder.
     """
-    status = read_json(run / "status.json", needs=_STATUS_KEYS)
+    return as_it_is(read_json(run / "status.json", needs=_STATUS_KEYS))
+
+
+def as_it_is(status: Mapping[str, Any]) -> dict[str, Any]:
+    """A status as it was written, but interrupted if it says running and its process has died."""
     if status.get("state") in {"running", "queued"} and not process_alive(status):
-        status = {**status, "state": "interrupted", "message": _LAST_WORDS["interrupted"]}
-    return status
+        return {**status, "state": "interrupted", "message": _LAST_WORDS["interrupted"]}
+    return dict(status)
 
 
 def process_alive(status: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a status still runs (told from a reused number)."""
-    if status.get("host") != socket.gethostname():
+    """Whether the process that wrote a status still runs (told from a reused number).
+
+    A status that does not say by whom and where it was written is nobody's.
+    """
+    try:
+        if status["host"] == socket.gethostname():
+            return _runs_here(status)
         # Another machine's process: only the heartbeat tells.
-        updated = datetime.fromisoformat(str(status["updated"]))
-        return (datetime.now(UTC) - updated).total_seconds() < 60.0
+        updated = datetime.fromisoformat(status["updated"])
+        return (datetime.now(UTC) - updated).total_seconds() < _SILENT_S
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _runs_here(status: Mapping[str, Any]) -> bool:
     if status.get("boot_id") != boot_id():
         return False
     try:
@@ -322,6 +376,11 @@ def check_target(path: Path, *, kind: Kind, resume: bool) -> None:
             f"{path}: exists already and is not empty.",
             "Choose another --output, or add --resume to continue the run in it.",
         )
+
+
+def _left(seconds: float, *, done: int, total: int) -> str:
+    """The time left for the rest of some items, once one of them has shown how long it takes."""
+    return f", {seconds / done * (total - done):.0f} s left" if done else ""
 
 
 def _finite(value: float | int | str) -> float | int | str | None:

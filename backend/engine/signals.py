@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,6 +13,7 @@ from backend.errors import BackendError, Cancelled, Interrupted
 _CANCELLING = ("SIGINT",)
 _INTERRUPTING = ("SIGTERM", "SIGUSR1")
 """SIGUSR1 is what SLURM sends before it takes the machine away; Windows does not know it."""
+_RESUME = "Continue with --resume."
 
 
 class StopRequest:
@@ -28,12 +29,10 @@ class StopRequest:
 
     def pending(self) -> BackendError | None:
         """What to raise once the step is done and saved, or None."""
-        if self._signal in _CANCELLING:
-            return Cancelled("Stopped by the keyboard.", "Continue with --resume.")
         if self._signal is not None:
-            return Interrupted(f"Stopped by {self._signal}.", "Continue with --resume.")
+            return _told(self._signal, _RESUME)
         if self._stop_file is not None and self._stop_file.exists():
-            return Cancelled("Stopped on request.", "Continue with --resume.")
+            return Cancelled("Stopped on request.", _RESUME)
         return None
 
     def check(self) -> None:
@@ -48,16 +47,47 @@ class StopRequest:
 
         A second signal of the same kind acts at once, for a user who does not want to wait.
         """
-        names = [n for n in (*_CANCELLING, *_INTERRUPTING) if hasattr(signal, n)]
-        before = {n: signal.signal(getattr(signal, n), self._on_signal) for n in names}
-        try:
+        with _handled_by(self._on_signal):
             yield self
-        finally:
-            for name, handler in before.items():
-                signal.signal(getattr(signal, name), handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self._signal == name:
             self.check()
         self._signal = name
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let signals end the block where it stands, as Ctrl-C does: for work that only reads.
+
+    Also a decorator. `StopRequest.listening` inside it takes over as soon as there is something
+    that must not be torn.
+
+    Raises:
+        Cancelled: on SIGINT.
+        Interrupted: on SIGTERM or SIGUSR1.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise _told(signal.Signals(number).name)
+
+    with _handled_by(end):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    names = [n for n in (*_CANCELLING, *_INTERRUPTING) if hasattr(signal, n)]
+    before = {n: signal.signal(getattr(signal, n), handler) for n in names}
+    try:
+        yield
+    finally:
+        for name, former in before.items():
+            signal.signal(getattr(signal, name), former)
+
+
+def _told(name: str, hint: str = "") -> BackendError:
+    if name in _CANCELLING:
+        return Cancelled("Stopped by the keyboard.", hint)
+    return Interrupted(f"Stopped by {name}.", hint)

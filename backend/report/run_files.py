@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from backend.charts import Curve
+from backend.engine.record import as_it_is
 from backend.errors import UserError
 
 _NO_CURVE = frozenset({"step", "epoch", "time_s"})
@@ -39,7 +40,7 @@ def read_run(run: Path) -> RunFiles:
     Raises:
         UserError: if the folder is not there or holds neither status.json nor config.json.
     """
-    config, status = _read_json(run / "config.json"), _read_json(run / "status.json")
+    config, status = _read_json(run / "config.json"), as_it_is(_read_json(run / "status.json"))
     if not config and not status:
         raise UserError(
             f"{run} is no run folder: it has neither status.json nor config.json.",

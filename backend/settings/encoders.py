@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Grid, Positive
+from backend.settings.common import NUMBER, STRICT, Count, Grid, HalfOpenFraction
 
 Norm = Literal["batch", "instance"]
 
@@ -27,11 +27,11 @@ class SwinConfig:
     """Edge of an attention window in tokens."""
     patch: Count = 2
     """Edge of a token in voxels."""
-    mlp_ratio: Positive = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=64), NUMBER] = 4.0
     """Hidden width of a block's MLP over its width."""
     qkv_bias: bool = False
     """Bias in the projection to queries, keys and values."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    drop_path: HalfOpenFraction = 0.3
     """Stochastic depth of the last block; rises linearly from 0 at the first."""
     final_merge: bool = True
     """Whether the last stage is followed by a merge too (released code: yes)."""
@@ -87,7 +87,7 @@ class VitConfig:
     """Attention heads."""
     patch: Count = 16
     """Edge of a token in voxels."""
-    mlp_ratio: Positive = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=64), NUMBER] = 4.0
     """Hidden width of a block's MLP over its width."""
     qkv_bias: bool = True
     """Bias in the projection to queries, keys and values."""

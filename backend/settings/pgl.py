@@ -15,5 +15,14 @@ from backend.settings.views import AnyViews
 class PglConfig(AnyViews):
     """PGL and its relatives."""
 
-    name: Literal["pgl", "pgl_no_flip", "pgl_no_csalign", "pgl_no_align", "byol", "simsiam", "mocov3", "pgl_mip"] = "pgl"
+    name: Literal[
+        "pgl",
+        "pgl_no_flip",
+        "pgl_no_csalign",
+        "pgl_no_align",
+        "byol",
+        "simsiam",
+        "mocov3",
+        "pgl_mip",
+    ] = "pgl"
     encoder: ResnetConfig = ResnetConfig()

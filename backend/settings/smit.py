@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Fraction, NotNegative, OpenFraction, Positive
+from backend.settings.common import (
+    STRICT,
+    Count,
+    Fraction,
+    HalfOpenFraction,
+    NotNegative,
+    OpenFraction,
+    Positive,
+)
 from backend.settings.encoders import SwinConfig
 from backend.settings.views import AnyViews, ViewsConfig
 
@@ -54,7 +62,7 @@ class SmitConfig(AnyViews):
     """Epochs over which the teacher temperature rises linearly."""
     patch_temperature_delay_epochs: NotNegative = 0
     """Epochs by which the patch tokens' warm-up starts later (released code: 30)."""
-    centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    centre_momentum: HalfOpenFraction = 0.9
     """Share of the old centre kept at each step."""
     ema_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
     """Teacher momentum at the first and the last step; cosine between."""

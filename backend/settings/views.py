@@ -7,7 +7,17 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Edges, Fraction, NotNegative, Positive, triple
+from backend.settings.common import (
+    NUMBER,
+    STRICT,
+    Count,
+    Edges,
+    Fraction,
+    HalfOpenFraction,
+    NotNegative,
+    Positive,
+    triple,
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -23,15 +33,15 @@ class ViewConfig:
     this many times `size`, else this share of the scan's extent along each axis."""
     flip_probability: Fraction = 0.0
     """Chance to mirror a view along each axis."""
-    intensity_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    intensity_scale: HalfOpenFraction = 0.0
     """A view's values are multiplied by a factor in 1 +- this."""
-    intensity_shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    intensity_shift: HalfOpenFraction = 0.0
     """A number in +- this is added to a view's values (after windowing to 0..1)."""
     noise_probability: Fraction = 0.0
     noise_variance: tuple[NotNegative, NotNegative] = (0.0, 0.1)
     """Variance of Gaussian noise that is added."""
     blur_probability: Fraction = 0.0
-    blur_sigma: tuple[Positive, Annotated[float, Field(gt=0, le=2)]] = (0.5, 1.0)
+    blur_sigma: tuple[Positive, Annotated[float, Field(gt=0, le=2), NUMBER]] = (0.5, 1.0)
     """Standard deviation of a Gaussian blur, in voxels of the view."""
     brightness_probability: Fraction = 0.0
     brightness: tuple[Positive, Positive] = (0.75, 1.25)

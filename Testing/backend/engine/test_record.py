@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -155,6 +156,8 @@ def test_a_run_whose_process_was_killed_reads_interrupted_and_can_be_resumed(
         ({"pid": 2**22 + 1}, "interrupted"),  # above the largest number there is
         ({"host": "elsewhere"}, "running"),
         ({"host": "elsewhere", "updated": 300}, "interrupted"),
+        ({"pid": "many"}, "interrupted"),
+        ({"host": "elsewhere", "updated": None}, "interrupted"),
         ({"state": "done", "pid": 2**22 + 1}, "done"),
         ({"state": "failed", "boot_id": "another"}, "failed"),
     ],
@@ -164,7 +167,7 @@ def test_a_status_is_believed_only_while_its_process_lives(
 ) -> None:
     with _run(tmp_path / "run"):
         status = read_json(tmp_path / "run" / "status.json")
-    if "updated" in changes:
+    if changes.get("updated"):
         before = datetime.now(UTC) - timedelta(seconds=changes["updated"])
         changes = {**changes, "updated": before.isoformat()}
     write_json(tmp_path / "run" / "status.json", {**status, **changes})
@@ -206,6 +209,37 @@ def test_outcome_is_written_and_raised_plainly(
             "message": "It is so.",
             "hint": "Do this.",
         }
+
+
+def test_every_line_of_a_message_can_be_found_by_its_time_and_level(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    _finished(path)
+    with pytest.raises(BackendError), _run(path, resume=True) as run, run.outcome():
+        raise UserError("It is\nso.", "Do this.")
+    with pytest.raises(BackendError), _run(path, resume=True) as run, run.outcome():
+        raise ValueError("odd")
+    log = (path / "log.txt").read_text().splitlines()
+    heads = [
+        re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (WARNING|ERROR) ", line) for line in log
+    ]
+    assert len(log) > 4
+    assert all(heads)
+    told = [line[head.end() :] for line, head in zip(log, heads, strict=True) if head]
+    assert told[:3] == ["It is", "  so. Do this.", "Traceback (most recent call last):"]
+
+
+def test_what_interrupts_the_steps_tells_how_far_it_is_and_how_long_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    with _run(tmp_path / "run") as run:
+        for item in run.through(["a", "b", "c"], doing="Validating"):
+            time.sleep(0.02)
+            told.append((item, read_status(run.path)["message"]))
+    assert told[0] == ("a", "Validating 1/3 scans")
+    assert [item for item, _ in told] == ["a", "b", "c"]
+    assert all(re.fullmatch(rf"Validating {k}/3 scans, \d+ s left", told[k - 1][1]) for k in (2, 3))
+    assert "Validating" in capsys.readouterr().err
 
 
 def test_a_left_over_stop_file_does_not_stop_the_resumed_run(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.engine.signals import StopRequest
+from backend.engine.signals import StopRequest, ending_at_once
 from backend.errors import Cancelled, Interrupted
 
 
@@ -48,6 +48,30 @@ def test_handlers_are_given_back_even_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="of the block"), StopRequest().listening():
         raise RuntimeError("of the block")
     assert [signal.getsignal(getattr(signal, name)) for name in names] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("SIGINT", Cancelled), ("SIGTERM", Interrupted), ("SIGUSR1", Interrupted)]
+)
+def test_before_there_is_a_run_a_signal_ends_the_work_at_once(
+    name: str, kind: type[Exception]
+) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    reached = []
+
+    @ending_at_once()
+    def work() -> None:
+        with StopRequest().listening():
+            os.kill(os.getpid(), number)
+        reached.append("what a run listens to is kept for it")
+        os.kill(os.getpid(), number)
+        reached.append("never")
+
+    with pytest.raises(kind, match="Stopped by"):
+        work()
+    assert reached == ["what a run listens to is kept for it"]
+    assert signal.getsignal(number) is before
 
 
 def test_a_stop_file_cancels(tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def test_weights_that_do_not_fill_the_network_are_refused(tmp_path: Path) -> Non
     save_weights(file, {k: v for k, v in tensors.items() if not k.startswith("out")}, _header())
     with pytest.raises(UserError, match="nothing was loaded"):
         load_predictor(file, device="cpu")
-    save_weights(file, tensors, _header(kind="encoder"))
+    alone = {k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")}
+    architecture = {"encoder": ARCHITECTURE["encoder"]}
+    save_weights(file, alone, _header(kind="encoder", architecture=architecture))
     with pytest.raises(UserError, match="Fine-tune first"):
         load_predictor(file, device="cpu")
 
