@@ -1,0 +1,108 @@
+"""How alike the features of two views are, on their own or among those of other samples.
+
+All in fp32. Where samples are told apart from others, the others are those of all processes, each
+of which must hold equally many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from backend.losses.precision import full_precision
+
+
+def cosine_distance(
+    prediction: Float[Tensor, "b c *space"], target: Float[Tensor, "b c *space"]
+) -> Float[Tensor, ""]:
+    """Mean of ||q - z||² = 2 - 2 cos between vectors of length 1 (PGL, eq. 8; BYOL, eq. 2).
+
+    Args:
+        prediction: one vector along axis 1 for each sample and place.
+        target: the vectors wanted there.
+    """
+    q = functional.normalize(prediction.float(), dim=1)
+    z = functional.normalize(target.float(), dim=1)
+    return 2 - 2 * (q * z).sum(dim=1).mean()
+
+
+def info_nce(
+    query: Float[Tensor, "b c"], key: Float[Tensor, "b c"], temperature: float
+) -> Float[Tensor, ""]:
+    """Find the own key among all keys (MoCo v3, Chen et al. 2021, eq. 1 and alg. 1).
+
+    As there the cross-entropy is scaled by 2 tau, so that tau does not set the step length.
+
+    Args:
+        query: vectors that learn.
+        key: the same samples seen by the target; no gradient goes there.
+        temperature: tau.
+    """
+    keys = gather(_unit(key.detach()))
+    own = _rank() * len(query) + torch.arange(len(query), device=query.device)
+    with full_precision(query.device.type):
+        logits = _unit(query) @ keys.T / temperature
+        return 2 * temperature * functional.cross_entropy(logits, own)
+
+
+def nt_xent(
+    first: Float[Tensor, "b c"], second: Float[Tensor, "b c"], temperature: float
+) -> Float[Tensor, ""]:
+    """Find the other view among all views of all samples (SimCLR, Chen et al. 2020, eq. 1).
+
+    Gradients reach the views as queries and as the others of every query, also of those on other
+    processes; averaged over processes they are those of one process with the whole batch.
+
+    Args:
+        first: one view of each sample.
+        second: the other, in the same order.
+        temperature: tau.
+    """
+    ours = torch.stack([_unit(first), _unit(second)], dim=1)  # (b, 2, c): views side by side
+    everyone = gather(ours).flatten(0, 1)
+    ours = ours.flatten(0, 1)
+    index = torch.arange(len(ours), device=ours.device)
+    here = _rank() * len(ours) + index
+    other = _rank() * len(ours) + (index ^ 1)
+    with full_precision(ours.device.type):
+        logits = ours @ everyone.T / temperature
+        itself = here.unsqueeze(1) == torch.arange(len(everyone), device=ours.device)
+        return functional.cross_entropy(logits.masked_fill(itself, float("-inf")), other)
+
+
+def gather(mine: Float[Tensor, "b ..."]) -> Float[Tensor, "all ..."]:
+    """The samples of all processes in the order of their rank, with gradient to each of them."""
+    if _processes() == 1:
+        return mine
+    parts = [torch.empty_like(mine) for _ in range(_processes())]
+    dist.all_gather(parts, mine.detach().contiguous())
+    parts[_rank()] = mine
+    everyone = torch.cat(parts)
+    if everyone.requires_grad:
+        # What the other processes have as gradient for our part belongs to it too.
+        hook: Callable[[Callable[[Tensor], Tensor]], object] = everyone.register_hook
+        hook(_summed)
+    return everyone
+
+
+def _summed(gradient: Tensor) -> Tensor:
+    gradient = gradient.clone()
+    dist.all_reduce(gradient)
+    return gradient
+
+
+def _unit(vectors: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+    return functional.normalize(vectors.float(), dim=-1)
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _processes() > 1 else 0
