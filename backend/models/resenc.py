@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from backend.models.unet import EncoderDecoder, UnetOutput, check_edges
 
@@ -79,7 +79,7 @@ class ResencBackbone(EncoderDecoder):
         check_edges(volume, self.stride)
         seen = None if visible is None else visible_at(visible, volume.shape[2:])
         x = self.stem(volume if seen is None else volume * seen, seen)
-        x = F.leaky_relu(x, _SLOPE)
+        x = functional.leaky_relu(x, _SLOPE)
         levels: list[Tensor] = []
         for level, stage in enumerate(self.encoder):
             if visible is not None and level:
@@ -171,12 +171,12 @@ class ResidualBlock(nn.Module):
         self, x: Float[Tensor, "b c z y x"], seen: Float[Tensor, "b 1 z2 y2 x2"] | None
     ) -> Float[Tensor, "b c2 z2 y2 x2"]:
         """`seen` is 1 where the result may be seen, at the result's resolution."""
-        y = self.second(F.leaky_relu(self.first(x, seen), _SLOPE), seen)
+        y = self.second(functional.leaky_relu(self.first(x, seen), _SLOPE), seen)
         if self.pool is not None:
             x = self.pool(x)
         if self.project is not None:
             x = self.project(x, seen)
-        return F.leaky_relu(y + x, _SLOPE)
+        return functional.leaky_relu(y + x, _SLOPE)
 
 
 class SparseConvolution(nn.Module):
@@ -208,7 +208,7 @@ class SparseNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b c z y x"], seen: Tensor | None) -> Tensor:
         """Normalised where `seen` (b, 1, z, y, x) is 1, and 0 elsewhere; None sees all."""
         if seen is None:
-            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=_EPSILON)
+            return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=_EPSILON)
         axes = (2, 3, 4)
         # At least 1, because a sample may have nothing to see at the coarsest level.
         count = seen.sum(axes, keepdim=True).clamp(min=1)
@@ -234,4 +234,4 @@ def visible_at(
     if any(max(n, c) % min(n, c) for n, c in zip(size, cells, strict=True)):
         raise ValueError(f"cells {tuple(cells)} and grid {tuple(size)} do not divide each other")
     # Adaptive windows of a finer grid hold exactly one cell.
-    return F.adaptive_max_pool3d(visible.unsqueeze(1).float(), tuple(size))
+    return functional.adaptive_max_pool3d(visible.unsqueeze(1).float(), tuple(size))
