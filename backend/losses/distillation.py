@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -28,10 +29,30 @@ def cross_entropy(
     return -(target * log_student).sum(dim=-1)
 
 
+def cross_entropy_of_pairs(
+    target: Float[Tensor, "u b k"], student_logits: Float[Tensor, "m b k"], temperature: float
+) -> Float[Tensor, ""]:
+    """Mean of H(p_t, p_s) over all pairs of a teacher's and a student's view (GL-MAE eq. 8), fp32.
+
+    Views of one sample are paired, u times m of them. H is linear in the target, so the mean of a
+    sample's targets stands for all of them.
+    """
+    mean = target.mean(dim=0).expand_as(student_logits)
+    return cross_entropy(mean, student_logits, temperature).mean()
+
+
 def entropy(distribution: Float[Tensor, "*batch k"]) -> Float[Tensor, ""]:
     """Mean entropy in nats; near 0 or near log k for long is a collapse."""
     mean: Tensor = torch.special.entr(distribution).sum(dim=-1).mean()
     return mean
+
+
+def feature_std(features: Float[Tensor, "*batch c"]) -> Float[Tensor, ""]:
+    """How far features of length 1 spread, fp32: 1 evenly over the sphere, 0 when all are alike."""
+    unit = F.normalize(features.float().flatten(0, -2), dim=-1)
+    # Over all that is there, so that a single feature has the spread 0 and not none.
+    spread: Tensor = unit.std(dim=0, correction=0).mean() * unit.shape[-1] ** 0.5
+    return spread
 
 
 class Centre(nn.Module):

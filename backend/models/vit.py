@@ -7,10 +7,10 @@ visible ones, c channels. Tokens stand in the (z, y, x) order of their patches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
@@ -117,18 +117,6 @@ class VitEncoder(nn.Module):
                 hidden.append(x[:, 1:])
         x = self.norm(x)
         return VitOutput(x[:, 0], x[:, 1:], tuple(hidden), grid)
-
-
-def build_vit(arguments: Mapping[str, Any]) -> VitEncoder:
-    """The encoder of plain arguments, as they stand in a weights file."""
-    return VitEncoder(
-        width=arguments["width"],
-        depth=arguments["depth"],
-        heads=arguments["heads"],
-        patch=arguments["patch"],
-        mlp_ratio=arguments["mlp_ratio"],
-        qkv_bias=arguments["qkv_bias"],
-    )
 
 
 class MaeDecoder(nn.Module):

@@ -76,7 +76,7 @@ class SwinConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VitConfig:
-    """The vision transformer of GL-MAE (sec. III) and MAE3D: frozen 3D sine-cosine positions."""
+    """The vision transformer of GL-MAE (sec. 4) and MAE3D: frozen 3D sine-cosine positions."""
 
     kind: Literal["vit"] = "vit"
     width: Count = 192
@@ -86,7 +86,7 @@ class VitConfig:
     heads: Count = 3
     """Attention heads."""
     patch: Count = 16
-    """Edge of a token in voxels."""
+    """Edge of a token in voxels, a power of 2."""
     mlp_ratio: Annotated[float, Field(gt=0, le=64), NUMBER] = 4.0
     """Hidden width of a block's MLP over its width."""
     qkv_bias: bool = True
@@ -100,8 +100,12 @@ class VitConfig:
             )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divided by {self.heads} heads")
-        if self.depth < 4:
-            raise ValueError(f"depth {self.depth} is too small: the decoder taps four depths")
+        steps = self.patch.bit_length() - 1
+        if self.patch != 2**steps or not 1 <= steps <= self.depth:
+            raise ValueError(
+                f"patch {self.patch} must be a power of 2 from 2 to {2**self.depth}: the decoder "
+                f"takes a step from each of so many of the {self.depth} blocks"
+            )
         return self
 
     @property

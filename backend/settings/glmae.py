@@ -1,19 +1,86 @@
-"""Settings of GL-MAE and MAE3D."""
+"""Settings of GL-MAE and of MAE3D, which is GL-MAE without teacher and local views."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT
+from backend.settings.common import (
+    STRICT,
+    Count,
+    Fraction,
+    NotNegative,
+    OpenFraction,
+    Positive,
+    triple,
+)
 from backend.settings.encoders import VitConfig
-from backend.settings.views import AnyViews
+from backend.settings.views import AnyViews, ViewsConfig
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MaeDecoderConfig:
+    """The transformer that predicts voxels from visible tokens; dropped after pretraining."""
+
+    width: Count = 576
+    """Channels of a token. The last ones carry no position where it is no multiple of 6."""
+    depth: Count = 8
+    """Blocks."""
+    heads: Count = 16
+    """Attention heads."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MaeDecoderConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divided by {self.heads} heads")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ProjectorConfig:
+    """The three linears on the class token whose outputs student and teacher compare."""
+
+    hidden: Count = 2048
+    """Width of the two hidden layers."""
+    output: Count = 512
+    """Features that are compared, the K of the softmax."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GlmaeConfig(AnyViews):
-    """GL-MAE and MAE3D."""
+    """Global-local masked autoencoder (GL-MAE, Zhuang et al., arXiv 2306.08913)."""
 
     name: Literal["glmae", "mae3d"] = "glmae"
     encoder: VitConfig = VitConfig()
+    decoder: MaeDecoderConfig = MaeDecoderConfig()
+    projector: ProjectorConfig = ProjectorConfig()
+    mask_ratio: OpenFraction = 0.75
+    """Share of patches hidden from the student."""
+    reconstruct: Literal["hidden", "all"] = "hidden"
+    """Patches that the reconstruction is judged by: those hidden (MAE), or all of them."""
+    weight_consistency: NotNegative = 1.0
+    """Weight of the global-guided consistency (beta); 0 leaves out teacher and projectors."""
+    student_temperature: Positive = 0.1
+    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    """Teacher temperature at the start and after its warm-up."""
+    teacher_temperature_warmup_epochs: NotNegative = 30
+    """Epochs over which the teacher temperature rises linearly."""
+    centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Share of the old centre kept at each step."""
+    ema_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
+    """Teacher momentum at the first and the last step; cosine between."""
+
+    def check_views(self, views: ViewsConfig) -> None:
+        """Some patches of each view must stay visible."""
+        for name, view in (("main", views.main), ("local", views.local)):
+            if view is None:
+                continue
+            patches = math.prod(n // self.encoder.patch for n in triple(view.size))
+            if patches * (1 - self.mask_ratio) < 1:
+                raise ValueError(
+                    f"method.mask_ratio {self.mask_ratio:g} hides all {patches} patches of "
+                    f"views.{name}.size {view.size}"
+                )

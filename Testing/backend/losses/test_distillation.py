@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.losses.distillation import Centre, cross_entropy, entropy, teacher_distribution
+from backend.losses.distillation import (
+    Centre,
+    cross_entropy,
+    cross_entropy_of_pairs,
+    entropy,
+    feature_std,
+    teacher_distribution,
+)
 
 
 def _softmax(values: list[float]) -> list[float]:
@@ -107,3 +114,24 @@ def test_a_step_without_observation_leaves_the_centre_as_it_is() -> None:
 
 def test_only_the_value_of_a_centre_is_saved() -> None:
     assert list(Centre(3, momentum=0.9).state_dict()) == ["value"]
+
+
+def test_every_teacher_view_guides_every_student_view_of_its_sample() -> None:
+    target, student = torch.softmax(_logits(2, 3, 7), -1), _logits(5, 3, 7, seed=1)
+    wanted = 0.0
+    for b in range(3):
+        for u in range(2):
+            for m in range(5):
+                q = _softmax([x / 0.1 for x in student[m, b].tolist()])
+                pairs = zip(target[u, b].tolist(), q, strict=True)
+                wanted -= sum(p * math.log(x) for p, x in pairs) / (2 * 5 * 3)
+    found = cross_entropy_of_pairs(target, student, 0.1)
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_feature_std_is_1_on_the_whole_sphere_and_0_at_one_point() -> None:
+    assert float(feature_std(_logits(50, 40, 16))) == pytest.approx(1, abs=0.02)
+    assert float(feature_std(torch.ones(5, 3, 16))) == pytest.approx(0, abs=1e-6)
+    one = feature_std(_logits(1, 16).bfloat16())
+    assert float(one) == 0
+    assert one.dtype == torch.float32
