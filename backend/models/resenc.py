@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backend.models.unet import EncoderDecoder, UnetOutput, check_edges
+from backend.models.unet import EncoderDecoder, UnetDecoder, UnetOutput, check_edges
 
 RESENC_L_WIDTHS = (32, 64, 128, 256, 320, 320)
 RESENC_L_BLOCKS = (1, 3, 4, 6, 6, 6)
@@ -42,23 +42,34 @@ class ResencBackbone(EncoderDecoder):
         widths: Sequence[int] = RESENC_L_WIDTHS,
         blocks: Sequence[int] = RESENC_L_BLOCKS,
     ) -> None:
+        self.blocks = tuple(blocks)
         super().__init__(widths=widths)
-        self.stem = SparseConvolution(1, widths[0], kernel=3)
-        before = widths[0]
-        for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-            stage = nn.ModuleList([ResidualBlock(before, width, stride=2 if level else 1)])
-            stage.extend(ResidualBlock(width, width, stride=1) for _ in range(count - 1))
-            self.encoder.append(stage)
+        self.stem = SparseConvolution(1, self.widths[0], kernel=3)
+
+    def _new_down(self) -> nn.ModuleList:
+        levels = nn.ModuleList()
+        before = self.widths[0]
+        for number, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
+            level = nn.ModuleList([ResidualBlock(before, width, stride=2 if number else 1)])
+            level.extend(ResidualBlock(width, width, stride=1) for _ in range(count - 1))
+            levels.append(level)
             before = width
-        for width, below in pairwise(widths):
-            self.ups.append(nn.ConvTranspose3d(below, width, kernel_size=2, stride=2))
-            self.decoder.append(
+        return levels
+
+    def new_decoder(self) -> UnetDecoder:
+        """A way up with fresh weights."""
+        steps = list(pairwise(self.widths))
+        return UnetDecoder(
+            (nn.ConvTranspose3d(below, width, kernel_size=2, stride=2) for width, below in steps),
+            (
                 nn.Sequential(
                     nn.Conv3d(2 * width, width, kernel_size=3, padding=1),
                     nn.InstanceNorm3d(width, affine=True, eps=_EPSILON),
                     nn.LeakyReLU(_SLOPE),
                 )
-            )
+                for width, _ in steps
+            ),
+        )
 
     def encode(
         self,
@@ -81,7 +92,7 @@ class ResencBackbone(EncoderDecoder):
         x = self.stem(volume if seen is None else volume * seen, seen)
         x = functional.leaky_relu(x, _SLOPE)
         levels: list[Tensor] = []
-        for level, stage in enumerate(self.encoder):
+        for level, stage in enumerate(self.down):
             if visible is not None and level:
                 seen = visible_at(visible, [n // 2 for n in x.shape[2:]])
             for block in stage.children():

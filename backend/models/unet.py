@@ -6,13 +6,15 @@ Zhou et al. 2021, doi:10.1016/j.media.2020.101840, sec. 4, after Cicek et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 Norm = Literal["instance", "batch"]
 
@@ -36,41 +38,80 @@ class UnetOutput(NamedTuple):
     skips: tuple[Tensor, ...]
 
 
-class EncoderDecoder(nn.Module):
-    """What the networks with skip connections share: the way down, the way up, their names.
-
-    A subclass fills the module lists and says how to encode.
+class UnetDecoder(nn.Module):
+    """The way up: grow the coarser map, join it with the encoder's map, convolve.
 
     Args:
-        widths: channels of each level, finest first; each level halves the grid of the one before.
+        ups: one for each level above the bottleneck, finest first: doubles the grid.
+        joins: one for each of these levels: takes the grown map and the encoder's, concatenated.
     """
 
-    def __init__(self, *, widths: Sequence[int]) -> None:
+    def __init__(self, ups: Iterable[nn.Module], joins: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.ups = nn.ModuleList(ups)
+        self.joins = nn.ModuleList(joins)
+
+    def forward(self, levels: Sequence[Tensor]) -> UnetOutput:
+        """Go up from the maps of the encoder's levels, finest first."""
+        x = levels[-1]
+        pyramid: list[Tensor] = []
+        for index in reversed(range(len(self.joins))):
+            x = self.joins[index](torch.cat([self.ups[index](x), levels[index]], dim=1))
+            pyramid.insert(0, x)
+        return UnetOutput(x, tuple(pyramid), levels[-1], tuple(levels[:-1]))
+
+
+class EncoderDecoder(nn.Module, ABC):
+    """What the networks with skip connections share.
+
+    Attributes:
+        widths: channels of each level, finest first.
+        stride: voxels per cell of the bottleneck, (z, y, x).
+        bottleneck_width: channels of the coarsest level.
+        decoder: the way up; None where only the way down is pretrained.
+
+    Args:
+        widths: channels of each level; each level halves the grid of the one before.
+        decoder: whether to have the way up.
+    """
+
+    decoder: UnetDecoder | None
+
+    def __init__(self, *, widths: Sequence[int], decoder: bool = True) -> None:
         super().__init__()
         self.widths = tuple(widths)
         edge = 2 ** (len(self.widths) - 1)
         self.stride = (edge, edge, edge)
         self.bottleneck_width = self.widths[-1]
-        self.encoder = nn.ModuleList()
-        self.ups = nn.ModuleList()
-        self.decoder = nn.ModuleList()
+        self.down = self._new_down()
+        self.decoder = self.new_decoder() if decoder else None
 
+    @abstractmethod
+    def _new_down(self) -> nn.ModuleList:
+        """The levels of the encoder, finest first."""
+
+    @abstractmethod
+    def new_decoder(self) -> UnetDecoder:
+        """A way up with fresh weights."""
+
+    @abstractmethod
     def encode(self, volume: Float[Tensor, "b 1 z y x"]) -> tuple[Tensor, ...]:
         """Maps of all levels of the encoder, finest first; the last is the bottleneck.
 
         Raises:
             ValueError: if an edge is no multiple of the stride.
         """
-        raise NotImplementedError
 
     def decode(self, levels: Sequence[Tensor]) -> UnetOutput:
-        """Go up from what `encode` gave."""
-        x = levels[-1]
-        pyramid: list[Tensor] = []
-        for index in reversed(range(len(self.decoder))):
-            x = self.decoder[index](torch.cat([self.ups[index](x), levels[index]], dim=1))
-            pyramid.insert(0, x)
-        return UnetOutput(x, tuple(pyramid), levels[-1], tuple(levels[:-1]))
+        """Go up from what `encode` gave.
+
+        Raises:
+            ValueError: if there is no decoder.
+        """
+        if self.decoder is None:
+            raise ValueError("the network was built without a decoder")
+        output: UnetOutput = self.decoder(levels)
+        return output
 
     def forward(self, volume: Float[Tensor, "b 1 z y x"]) -> UnetOutput:
         """Down and up; edges are multiples of `stride`."""
@@ -87,17 +128,32 @@ class UnetBackbone(EncoderDecoder):
     Args:
         widths: channels of each level, finest first.
         norm: "instance", or "batch" as published.
+        decoder: whether to have the way up.
     """
 
-    def __init__(self, *, widths: Sequence[int] = GENESIS_WIDTHS, norm: Norm = "instance") -> None:
-        super().__init__(widths=widths)
-        self.pool = nn.MaxPool3d(2)
-        for before, width in zip((1, *widths[:-1]), widths, strict=True):
-            half = (width + 1) // 2
-            self.encoder.append(_two_layers(before, half, width, norm))
-        for width, below in pairwise(widths):
-            self.ups.append(nn.ConvTranspose3d(below, below, kernel_size=2, stride=2))
-            self.decoder.append(_two_layers(width + below, width, width, norm))
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int] = GENESIS_WIDTHS,
+        norm: Norm = "instance",
+        decoder: bool = True,
+    ) -> None:
+        self.norm = norm
+        super().__init__(widths=widths, decoder=decoder)
+
+    def _new_down(self) -> nn.ModuleList:
+        return nn.ModuleList(
+            _two_layers(before, (width + 1) // 2, width, self.norm)
+            for before, width in zip((1, *self.widths[:-1]), self.widths, strict=True)
+        )
+
+    def new_decoder(self) -> UnetDecoder:
+        """A way up with fresh weights."""
+        steps = list(pairwise(self.widths))
+        return UnetDecoder(
+            (nn.ConvTranspose3d(below, below, kernel_size=2, stride=2) for _, below in steps),
+            (_two_layers(width + below, width, width, self.norm) for width, below in steps),
+        )
 
     def encode(self, volume: Float[Tensor, "b 1 z y x"]) -> tuple[Tensor, ...]:
         """Maps of all levels of the encoder, finest first; the last is the bottleneck.
@@ -108,8 +164,8 @@ class UnetBackbone(EncoderDecoder):
         check_edges(volume, self.stride)
         levels: list[Tensor] = []
         x = volume
-        for level in self.encoder:
-            x = level(self.pool(x) if levels else x)
+        for level in self.down:
+            x = level(functional.max_pool3d(x, 2) if levels else x)
             levels.append(x)
         return tuple(levels)
 
@@ -118,18 +174,21 @@ class UnetSegmenter(nn.Module):
     """An encoder-decoder with one linear layer from its finest map to logits.
 
     Args:
-        backbone: an encoder-decoder, pretrained or not.
+        encoder: pretrained or not; if it has no decoder, a fresh one is put on it.
         classes: outputs, background included.
     """
 
-    def __init__(self, backbone: EncoderDecoder, *, classes: int) -> None:
+    def __init__(self, encoder: EncoderDecoder, *, classes: int) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.out = nn.Conv3d(backbone.widths[0], classes, kernel_size=1)
+        self.encoder = encoder
+        self.decoder = encoder.new_decoder() if encoder.decoder is None else None
+        self.out = nn.Conv3d(encoder.widths[0], classes, kernel_size=1)
 
     def forward(self, volume: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "b classes z y x"]:
-        """Logits at the input's resolution; edges are multiples of the backbone's stride."""
-        logits: Tensor = self.out(self.backbone(volume).decoded)
+        """Logits at the input's resolution; edges are multiples of the encoder's stride."""
+        levels = self.encoder.encode(volume)
+        decode = self.encoder.decode if self.decoder is None else self.decoder
+        logits: Tensor = self.out(decode(levels).decoded)
         return logits
 
 

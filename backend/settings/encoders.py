@@ -136,12 +136,14 @@ class ResnetConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class UnetConfig:
-    """A 3D U-Net, pretrained with its decoder."""
+    """A 3D U-Net."""
 
     kind: Literal["unet"] = "unet"
     widths: tuple[Count, ...] = (64, 128, 256, 512)
     """Channels of each level, finest first."""
     norm: Norm = "batch"
+    decoder: bool = True
+    """Pretrained with its decoder; false: only the way down, fine-tuning adds a fresh decoder."""
 
     @property
     def stride(self) -> Grid:

@@ -46,7 +46,7 @@ def test_default_network_has_the_size_of_resenc_l_without_its_output_layer() -> 
 
 
 def test_residual_blocks_pool_and_project_their_input_where_the_shape_changes() -> None:
-    first, second = _backbone().encoder[1]
+    first, second = _backbone().down[1]
     x = torch.rand(2, 4, 4, 4, 4)
     pooled = torch.nn.functional.avg_pool3d(x, 2)
     wanted = first.second(

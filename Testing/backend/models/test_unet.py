@@ -22,7 +22,7 @@ def test_published_widths_give_the_published_network() -> None:
         out = backbone(torch.rand(1, 1, 64, 64, 32))
     convolutions = [
         [(m.in_channels, m.out_channels) for m in level if isinstance(m, nn.Conv3d)]
-        for level in (*backbone.encoder, *reversed(backbone.decoder))
+        for level in (*backbone.down, *reversed(backbone.decoder.joins))
     ]
     assert convolutions == [
         [(1, 32), (32, 64)],
@@ -42,8 +42,8 @@ def test_published_widths_give_the_published_network() -> None:
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_maps_come_finest_first_and_every_weight_learns(norm: Norm) -> None:
     segmenter = UnetSegmenter(_backbone(norm), classes=3)
-    out = segmenter.backbone(_volume(8, 16, 12))
-    assert segmenter.backbone.stride == (4, 4, 4)
+    out = segmenter.encoder(_volume(8, 16, 12))
+    assert segmenter.encoder.stride == (4, 4, 4)
     assert torch.equal(out.decoded, out.pyramid[0])
     assert [tuple(x.shape[1:]) for x in out.pyramid] == [(4, 8, 16, 12), (6, 4, 8, 6)]
     assert [tuple(x.shape[1:]) for x in out.skips] == [(4, 8, 16, 12), (6, 4, 8, 6)]
@@ -80,11 +80,11 @@ def test_forward_equals_the_network_written_out_in_fp64() -> None:
             x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=2
         )
 
-    first = layer(volume, "encoder.0")
-    second = layer(nn.functional.max_pool3d(first, 2), "encoder.1")
-    third = layer(nn.functional.max_pool3d(second, 2), "encoder.2")
-    middle = layer(torch.cat([up(third, "ups.1"), second], 1), "decoder.1")
-    wanted = layer(torch.cat([up(middle, "ups.0"), first], 1), "decoder.0")
+    first = layer(volume, "down.0")
+    second = layer(nn.functional.max_pool3d(first, 2), "down.1")
+    third = layer(nn.functional.max_pool3d(second, 2), "down.2")
+    middle = layer(torch.cat([up(third, "decoder.ups.1"), second], 1), "decoder.joins.1")
+    wanted = layer(torch.cat([up(middle, "decoder.ups.0"), first], 1), "decoder.joins.0")
     out = backbone(volume)
     assert torch.allclose(out.decoded, wanted, atol=1e-10)
     assert torch.allclose(out.pyramid[1], middle, atol=1e-10)
@@ -94,3 +94,15 @@ def test_forward_equals_the_network_written_out_in_fp64() -> None:
 def test_an_edge_that_pooling_would_cut_is_refused() -> None:
     with pytest.raises(ValueError, match=r"edges \(8, 10, 8\) are no multiples of \(4, 4, 4\)"):
         _backbone()(_volume(8, 10, 8))
+
+
+def test_without_a_decoder_a_network_only_encodes_and_a_segmenter_adds_one() -> None:
+    half = UnetBackbone(widths=(4, 6, 8), decoder=False)
+    whole = UnetBackbone(widths=(4, 6, 8))
+    assert set(half.state_dict()) == {n for n in whole.state_dict() if n.startswith("down.")}
+    with pytest.raises(ValueError, match="without a decoder"):
+        half(_volume(8, 8, 8))
+    segmenter = UnetSegmenter(half, classes=2)
+    assert segmenter(_volume(8, 8, 8)).shape == (2, 2, 8, 8, 8)
+    names = {name.removeprefix("encoder.") for name in segmenter.state_dict()}
+    assert names == {*whole.state_dict(), "out.weight", "out.bias"}
