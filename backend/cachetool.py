@@ -77,7 +77,7 @@ def table(root: Path, uses: list[RecipeUse]) -> str:
 def _row(use: RecipeUse) -> tuple[str, str, str, str, str]:
     spacing = "unreadable"
     if use.recipe is not None:
-        spacing = " x ".join(f"{s:g}" for s in use.recipe.spacing_mm)
+        spacing = " x ".join(f"{s:g}" for s in use.recipe.spacing_mm or ()) or "the scans' own"
         spacing += "" if use.recipe.orientation == "LPS" else f" {use.recipe.orientation}"
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(use.last_used)) if use.last_used else "-"
     return use.key, spacing, str(use.entries), told_bytes(use.bytes), used

@@ -72,7 +72,7 @@ class PreprocessConfig:
     hu_window: tuple[Real, Real] = (-175.0, 250.0)
     """Hounsfield units that become 0 and 1; values beyond are clipped."""
     intensity: Literal["window", "zscore"] = "window"
-    """window: 0 to 1 over hu_window. zscore: clipped to it, then mean 0 and deviation 1 per scan."""
+    """window: 0 to 1 over hu_window. zscore: clipped to it, then mean 0, deviation 1 per scan."""
     body_margin_mm: NotNegative = 8.0
     """Air kept around the body when the volume is cropped to it."""
     body_threshold_hu: Whole = -350
@@ -102,7 +102,7 @@ MethodConfig = (
 """Settings of any pretext method; which one, its `name` tells."""
 
 NetworkConfig = MethodConfig | BaselineConfig
-"""What can be fine-tuned: a pretext method's network, or one that is only ever trained from scratch."""
+"""What can be fine-tuned: a pretext method's network, or one that is only trained from scratch."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -223,7 +223,7 @@ class AugmentConfig:
     flip_probability: Fraction = 0.0
     """Chance to mirror along each axis. Off: left and right organs differ."""
     noise_probability: Fraction = 0.0
-    """Chance of Gaussian noise with a variance up to 0.1 (this and the next three: PGL, sec. 4.1)."""
+    """Chance of Gaussian noise, variance up to 0.1 (this and the next three: PGL, sec. 4.1)."""
     blur_probability: Fraction = 0.0
     """Chance of a Gaussian blur of 0.5 to 1 voxel."""
     brightness_probability: Fraction = 0.0
@@ -280,19 +280,18 @@ def _check_crop(crop: Edges, method: NetworkConfig, *, name: str) -> None:
 
 ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
 
+_COMPARED = (
+    *("mip", "simmim", "fullrec", "ml_mip", "ibot", "dino", "mae3d"),
+    *("byol", "simsiam", "mocov3", "pgl_no_flip", "pgl_no_csalign", "pgl_no_align"),
+    *("simclr", "swinunetr_trio", "models_genesis", "pcrl", "pcrlv2"),
+    *("rubik", "rubik_pp", "cpc3d", "pgl_mip", "spark"),
+)
+
 PRESETS: dict[str, tuple[str, ...]] = {
     "smit": ("released", "paper", "tiny"),
     "glmae": ("vit_t", "vit_b", "tiny"),
     "pgl": ("paper", "iso", "tiny"),
-    **dict.fromkeys(
-        (
-            *("mip", "simmim", "fullrec", "ml_mip", "ibot", "dino", "mae3d"),
-            *("byol", "simsiam", "mocov3", "pgl_no_flip", "pgl_no_csalign", "pgl_no_align"),
-            *("simclr", "swinunetr_trio", "models_genesis", "pcrl", "pcrlv2"),
-            *("rubik", "rubik_pp", "cpc3d", "pgl_mip", "spark"),
-        ),
-        ("paper", "tiny"),
-    ),
+    **dict.fromkeys(_COMPARED, ("paper", "tiny")),
 }
 """Presets of each method; the first is taken where none is named."""
 

@@ -7,20 +7,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.config import PretrainConfig, build_config, load_config
 from backend.data.cache import Cache, CachedVolume
 from backend.data.index import SeriesRow, found_series, usable, write_index
 from backend.data.preprocess import Recipe
-from backend.data.stream import Position, random_start
 from backend.engine.record import STOP_FILE, RunFolder, check_target, read_json
 from backend.engine.signals import StopRequest, ending_at_once
 from backend.errors import UserError
-from backend.geometry import Index3
 from backend.preparation import (
     INIT_FILES,
     cache_root,
@@ -36,12 +33,7 @@ from backend.preparation import (
 )
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from backend.losses.terms import Losses
-    from backend.methods.smit import Smit
-    from backend.views.crops import View
+    from backend.methods.method import Method
 
 log = logging.getLogger("backend")
 
@@ -79,100 +71,6 @@ class PretrainRequest:
     init: Path | None = None
     cache: Path | None = None
     argv: tuple[str, ...] = ()
-
-
-class Batch(NamedTuple):
-    """Regions of a batch of scans.
-
-    Attributes:
-        regions: int16 HU, (b, 1, z, y, x).
-        keys: what the randomness of each sample follows from, (b).
-    """
-
-    regions: Tensor
-    keys: Tensor
-
-
-class Regions:
-    """Random regions of cached scans, each following from seed, epoch and sample alone.
-
-    Args:
-        volumes: the scans.
-        size: edge of a region in voxels.
-        seed: of the run.
-    """
-
-    def __init__(self, volumes: Sequence[CachedVolume], *, size: int, seed: int) -> None:
-        self.volumes = volumes
-        self.size: Index3 = (size, size, size)
-        self.seed = seed
-
-    def read(self, position: Position) -> tuple[NDArray[np.int16], Position]:
-        """The region of a sample in an epoch."""
-        volume = self.volumes[position.sample]
-        rng = np.random.default_rng([self.seed, position.epoch, position.sample, 1])
-        start = random_start(volume.geometry.size, self.size, rng)
-        return volume.read(start, self.size), position
-
-    def centre(self, sample: int) -> tuple[NDArray[np.int16], Index3]:
-        """The region in the middle of a scan, and where it begins: the same at every step."""
-        volume = self.volumes[sample]
-        z, y, x = ((n - r) // 2 for n, r in zip(volume.geometry.size, self.size, strict=True))
-        return volume.read((z, y, x), self.size), (z, y, x)
-
-
-class PretrainTask:
-    """A pretext method with the views it learns from: what the loop trains.
-
-    Args:
-        method: the pretext method.
-        config: of the run.
-        device: where it is trained.
-    """
-
-    def __init__(self, method: Smit, config: PretrainConfig, device: torch.device) -> None:
-        self.module = method
-        self.hu_window = config.preprocess.hu_window
-        self._config = config
-        self._device = device
-
-    def views(self, batch: Batch, *, plain: bool = False) -> list[View]:
-        """Two views of each sample; `plain` leaves mirroring and intensity as they are."""
-        from backend.views.crops import random_view
-
-        v = self._config.views
-        regions = batch.regions.to(self._device, non_blocking=True)
-        keys = batch.keys.to(self._device, non_blocking=True)
-        return [
-            random_view(
-                regions,
-                keys,
-                number=number,
-                size=v.crop,
-                hu_window=self.hu_window,
-                flip_probability=0.0 if plain else v.flip_probability,
-                intensity_scale=0.0 if plain else v.intensity_scale,
-                intensity_shift=0.0 if plain else v.intensity_shift,
-            )
-            for number in (1, 2)
-        ]
-
-    def loss(self, batch: Batch, progress: float) -> Losses:
-        """See `Trainable`."""
-        losses: Losses = self.module(self.views(batch), progress)
-        return losses
-
-    def after_backward(self, progress: float) -> None:
-        """See `Trainable`."""
-        self.module.after_backward(progress)
-
-    def after_step(self, progress: float) -> dict[str, float]:
-        """See `Trainable`."""
-        return self.module.after_step(progress)
-
-    def settings(self, progress: float) -> dict[str, float]:
-        """See `Trainable`."""
-        return self.module.settings(progress)
 
 
 @ending_at_once()
@@ -306,10 +204,12 @@ def _train(
     from backend.engine.device import resolve_device
     from backend.engine.loop import Event
     from backend.methods import build_method
+    from backend.pretext import PretrainTask, Reader, collated
     from backend.training import Samples, prepared_loop
+    from backend.watch import Watcher
 
     device = resolve_device(request.device)
-    train, views = config.train, config.views
+    train = config.train
     torch.manual_seed(train.seed)
     method = build_method(config.method, epochs=train.epochs)
     if request.init is not None:
@@ -317,14 +217,9 @@ def _train(
     task = PretrainTask(method.to(device).train(), config, device)
 
     learn, held_out = split_held_out(sorted(volumes), share=config.data.held_out, seed=train.seed)
-    regions = Regions([volumes[i] for i in learn], size=views.region, seed=train.seed)
+    reader = Reader([volumes[i] for i in learn], config)
     shown = [volumes[i] for i in held_out or learn[:1]]
-    watcher = _Watcher(
-        task,
-        Regions(shown, size=views.region, seed=train.seed),
-        folder=folder,
-        measured=bool(held_out),
-    )
+    watcher = Watcher(task, Reader(shown, config), folder=folder, measured=bool(held_out))
     folder.update(scans={"training": len(learn), "held_out": len(held_out)})
     log.info(
         "%s %s: %d scans to learn from, %d held out",
@@ -338,8 +233,8 @@ def _train(
     )
     samples = Samples(
         count=len(learn),
-        read=regions.read,
-        collate=lambda chosen: _batch(chosen, seed=train.seed),
+        read=reader.read,
+        collate=lambda chosen: collated(chosen, seed=train.seed),
         workers=config.data.workers,
     )
     header = _encoder_header(config, recipe, learn)
@@ -382,93 +277,7 @@ def split_held_out(ids: Sequence[str], *, share: float, seed: int) -> tuple[list
     return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]
 
 
-def _batch(samples: Sequence[tuple[NDArray[np.int16], Position]], *, seed: int) -> Batch:
-    import torch
-
-    from backend.views.randomness import derive_key
-
-    regions = torch.from_numpy(np.stack([voxels for voxels, _ in samples])).unsqueeze(1)
-    keys = [derive_key(seed, p.epoch, p.sample) for _, p in samples]
-    return Batch(regions, torch.tensor(keys))
-
-
-class _Watcher:
-    """Looks at the same scans again and again: pictures, and the error on what is hidden."""
-
-    def __init__(
-        self, task: PretrainTask, regions: Regions, *, folder: RunFolder, measured: bool
-    ) -> None:
-        self._task = task
-        self._regions = regions
-        self._folder = folder
-        self._measured = measured
-
-    def look(self, step: int) -> dict[str, float]:
-        """Write a triptych and, where scans are held out, measure the reconstruction on them."""
-        self._task.module.eval()
-        try:
-            errors = [
-                self._see(sample, step)
-                for sample in range(len(self._regions.volumes) if self._measured else 1)
-            ]
-        finally:
-            self._task.module.train()
-        if not self._measured:
-            return {}
-        predicted, filled = (sum(column) / len(errors) for column in zip(*errors, strict=True))
-        return {
-            "probe/held_out_error": predicted,
-            # What one gets without learning: hidden voxels take the mean of the visible ones.
-            "probe/held_out_error_of_mean": filled,
-        }
-
-    def _see(self, sample: int, step: int) -> tuple[float, float]:
-        from backend.losses.reconstruction import masked_l1
-
-        voxels, start = self._regions.centre(sample)
-        batch = _batch([(voxels, Position(sample, 0))], seed=self._regions.seed)
-        view = self._task.views(batch, plain=True)[0]
-        seen = self._task.module.reconstruct(view)
-        visible = seen.image[~seen.hidden.unsqueeze(1)].mean()
-        if sample == 0:
-            at = view.affine[0, :3, 3].tolist()
-            place: Index3 = (start[0] + int(at[0]), start[1] + int(at[1]), start[2] + int(at[2]))
-            self._draw(seen, place, step)
-        return (
-            float(masked_l1(seen.prediction, seen.image, seen.hidden)),
-            float(masked_l1(visible.expand_as(seen.image), seen.image, seen.hidden)),
-        )
-
-    def _draw(self, seen: Any, place: Index3, step: int) -> None:
-        from backend.previews import triptych_png, write_preview_volumes
-
-        image = seen.image[0, 0].cpu().numpy()
-        hidden = seen.hidden[0].cpu().numpy()
-        prediction = seen.prediction[0, 0].clamp(0, 1).cpu().numpy()
-        geometry = self._regions.volumes[0].geometry.cropped(place, image.shape)
-        masked = np.where(hidden, 0.0, image).astype(np.float32)
-        triptych_png(
-            self._folder.previews / f"step_{step:06d}.png",
-            inputs=image,
-            masked=masked,
-            reconstruction=prediction,
-            spacing_mm=geometry.spacing_mm,
-            title=f"Step {step}" + (", scan not trained on" if self._measured else ""),
-            hidden=hidden,
-        )
-        write_preview_volumes(
-            self._folder.previews,
-            step,
-            inputs=image,
-            masked=masked,
-            reconstruction=prediction,
-            geometry=geometry,
-            hu_window=self._task.hu_window,
-        )
-
-
-def _initialise(method: Smit, source: Path) -> None:
-    from backend.methods.teacher import follow
+def _initialise(method: Method, source: Path) -> None:
     from backend.weights import load_into, load_weights, resolve_weights
 
     file = resolve_weights(source, prefer=INIT_FILES)
@@ -476,7 +285,7 @@ def _initialise(method: Smit, source: Path) -> None:
     prefix = "encoder." if header.kind == "segmentation" else ""
     report = load_into(method.encoder, tensors, prefix=prefix, what=str(file))
     log.info("Started from %s\n%s", file, report.text())
-    follow(method.teacher, method.student, momentum=0.0)
+    method.restart_teacher()
 
 
 def _encoder_header(config: PretrainConfig, recipe: Recipe, ids: Sequence[str]) -> Any:
@@ -504,7 +313,7 @@ def _encoder_header(config: PretrainConfig, recipe: Recipe, ids: Sequence[str]) 
     )
 
 
-def _save_encoder(folder: RunFolder, method: Smit, header: Any) -> None:
+def _save_encoder(folder: RunFolder, method: Method, header: Any) -> None:
     from backend.weights import save_weights
 
     save_weights(folder.checkpoints / "encoder.safetensors", method.encoder.state_dict(), header)

@@ -7,7 +7,7 @@ up in coronal and sagittal ones, the patient's right on the viewer's left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,30 +120,68 @@ def triptych_png(
         reconstruction: what it predicted, everywhere.
         spacing_mm: voxel distances (z, y, x).
         title: e.g. "Step 100".
-        hidden: which voxels were hidden. Without it they are those where `masked` differs from
-            `inputs`, which leaves out hidden voxels that happen to have the fill value.
+        hidden: which voxels were hidden, and are veiled in the picture. None: they were not hidden
+            but spoilt, and are those where `masked` differs from `inputs`.
 
     Raises:
         ValueError: if the arrays differ in shape or are not three-dimensional.
     """
     _check_same_shape(inputs, masked, reconstruction)
-    hidden = masked != inputs if hidden is None else hidden
-    scale = _PANEL_PX / max(n * s for n, s in zip(inputs.shape, spacing_mm, strict=True))
+    shown = _grey_to_rgb(masked)
+    heading = "Spoilt input" if hidden is None else "Masked input"
+    if hidden is None:
+        hidden = masked != inputs
+    else:
+        shown = np.where(hidden[..., None], np.array(_HIDDEN, dtype=np.uint8), shown)
     columns = {
         "Input": _grey_to_rgb(inputs),
-        "Masked input": np.where(
-            hidden[..., None], np.array(_HIDDEN, dtype=np.uint8), _grey_to_rgb(masked)
-        ),
+        heading: shown,
         "Prediction": _grey_to_rgb(reconstruction),
         "Visible + predicted": _grey_to_rgb(np.where(hidden, reconstruction, inputs)),
     }
     at = [richest_slice(inputs, axis) for axis in range(3)]
+    note = _error_note(inputs, reconstruction, hidden)
+    _write_columns(path, columns, at=at, spacing_mm=spacing_mm, title=title, note=note)
+
+
+def columns_png(
+    path: Path, columns: Mapping[str, Grey], *, spacing_mm: Vec3, title: str, note: str
+) -> None:
+    """Write a picture of volumes beside each other: axial, coronal and sagittal slices.
+
+    Args:
+        path: the PNG to write.
+        columns: arrays (z, y, x) of one shape with values in [0, 1], by heading.
+        spacing_mm: voxel distances (z, y, x).
+        title: e.g. "Step 100".
+        note: stands below.
+
+    Raises:
+        ValueError: if the arrays differ in shape or are not three-dimensional.
+    """
+    _check_same_shape(*columns.values())
+    first = next(iter(columns.values()))
+    at = [richest_slice(first, axis) for axis in range(3)]
+    pixels = {heading: _grey_to_rgb(volume) for heading, volume in columns.items()}
+    _write_columns(path, pixels, at=at, spacing_mm=spacing_mm, title=title, note=note)
+
+
+def _write_columns(
+    path: Path,
+    columns: Mapping[str, Pixels],
+    *,
+    at: Sequence[int],
+    spacing_mm: Vec3,
+    title: str,
+    note: str,
+) -> None:
+    shape = next(iter(columns.values())).shape
+    scale = _PANEL_PX / max(n * s for n, s in zip(shape[:3], spacing_mm, strict=True))
     rows = [
         [_panel(v, plane, at[k], spacing_mm, scale) for v in columns.values()]
         for k, plane in enumerate(PLANES)
     ]
     sheet = _sheet(rows, headings=list(columns), title=title)
-    note = _error_note(inputs, reconstruction, hidden)
     ImageDraw.Draw(sheet).text(
         (_GUTTER_PX, sheet.height - _FOOT_PX / 2), note, fill=_QUIET, font=_font(15), anchor="lm"
     )
@@ -240,36 +278,32 @@ def _error_note(inputs: Grey, prediction: Grey, hidden: NDArray[np.bool_]) -> st
 def write_preview_volumes(
     folder: Path,
     step: int,
+    volumes: Mapping[str, Grey],
     *,
-    inputs: Grey,
-    masked: Grey,
-    reconstruction: Grey,
     geometry: Geometry,
     hu_window: tuple[float, float] | None = None,
-) -> tuple[Path, Path, Path]:
-    """Write the three volumes of a triptych for a viewer, at their place in the patient.
+) -> list[Path]:
+    """Write the volumes of a picture for a viewer, at their place in the patient.
 
     Args:
-        folder: where to write `step_000100_input.nrrd`, `…_masked.nrrd`, `…_reconstruction.nrrd`.
+        folder: where to write `step_000100_input.nrrd` and the like.
         step: training step, for the names.
-        inputs: array (z, y, x) in [0, 1]; likewise the other two.
-        masked: what the network was shown.
-        reconstruction: what it predicted.
+        volumes: arrays (z, y, x) in [0, 1] of one shape, by name.
         geometry: grid of the arrays.
         hu_window: the Hounsfield units of 0 and 1; with it the files hold int16 HU, else the
             float32 values as they are.
 
     Returns:
-        The paths of input, masked and reconstruction.
+        Their paths, in the same order.
 
     Raises:
         ValueError: if an array does not fit the grid.
         ResourceError: if a file cannot be written.
     """
-    _check_same_shape(inputs, masked, reconstruction)
-    if inputs.shape != geometry.size:
-        raise ValueError(f"array {inputs.shape} does not fit grid {geometry.size}")
-    volumes = {"input": inputs, "masked": masked, "reconstruction": reconstruction}
+    _check_same_shape(*volumes.values())
+    shape = next(iter(volumes.values())).shape
+    if shape != geometry.size:
+        raise ValueError(f"array {shape} does not fit grid {geometry.size}")
     paths = [folder / f"step_{step:06d}_{name}.nrrd" for name in volumes]
     for path, volume in zip(paths, volumes.values(), strict=True):
         image = SimpleITK.GetImageFromArray(_for_viewer(volume, hu_window))
@@ -284,7 +318,7 @@ def write_preview_volumes(
                 raise ResourceError(
                     f"{path}: cannot be written.", "Is the disk full, or the folder closed?"
                 ) from error
-    return paths[0], paths[1], paths[2]
+    return paths
 
 
 def _for_viewer(

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import backend
-from backend.config import MethodConfig, PreprocessConfig
+from backend.config import NetworkConfig, PreprocessConfig
 
 _PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "pydicom", "blosc2", "safetensors")
 
@@ -40,16 +40,17 @@ def software_versions() -> dict[str, str]:
 def preprocessing(config: PreprocessConfig) -> dict[str, Any]:
     """The preprocessing as it stands in a weights header; spacing is (z, y, x)."""
     return {
-        "spacing_mm": list(config.spacing_mm),
+        "spacing_mm": None if config.spacing_mm is None else list(config.spacing_mm),
         "orientation": config.orientation,
         "hu_window": list(config.hu_window),
+        "intensity": config.intensity,
         "body_margin_mm": config.body_margin_mm,
         "body_threshold_hu": config.body_threshold_hu,
     }
 
 
-def encoder_arguments(config: MethodConfig) -> dict[str, Any]:
+def encoder_arguments(config: NetworkConfig) -> dict[str, Any]:
     """What builds the encoder again; how it was trained (drop-path) is not part of it."""
     arguments = asdict(config.encoder)
-    arguments.pop("drop_path")
+    arguments.pop("drop_path", None)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}

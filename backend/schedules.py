@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 
 def cosine(start: float, end: float, progress: float) -> float:
@@ -20,16 +21,29 @@ def linear_warmup(
     return start + (end - start) * done
 
 
-def warmup_cosine(peak: float, step: int, *, total: int, warmup: float) -> float:
-    """Learning rate of a step (counted from 0): linear to `peak`, then half a cosine to 0.
+def halving(progress: float, *, every: float) -> float:
+    """1, halved each time another `every` of the run has passed."""
+    return float(0.5 ** math.floor(progress / every + 1e-9))
+
+
+def polynomial(progress: float, *, power: float = 0.9) -> float:
+    """(1 - progress)^power, the fall of nnU-Net's and DeepLab's learning rate."""
+    return float((1.0 - min(1.0, max(0.0, progress))) ** power)
+
+
+def warmed_up(
+    peak: float, step: int, *, total: int, warmup: float, fall: Callable[[float], float]
+) -> float:
+    """Learning rate of a step (counted from 0): linear to `peak`, then falling.
 
     Args:
         peak: the highest value, reached at the end of the warm-up.
         step: which step.
         total: steps in all.
         warmup: share of the steps that rise.
+        fall: from progress after the warm-up, in [0, 1], to a factor on `peak`.
     """
     rising = warmup * total
     if step < rising:
         return peak * min(1.0, (step + 1) / rising)
-    return cosine(peak, 0.0, (step - rising) / max(1.0, total - rising))
+    return peak * fall((step - rising) / max(1.0, total - rising))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from backend.config import TrainConfig
 from backend.data.stream import Position, stream
 from backend.engine.device import autocast, device_text, memory_mb, use_bf16
+from backend.engine.lars import lars
 from backend.engine.loop import Loop, Plan, Trainable
-from backend.engine.optim import adamw
+from backend.engine.optim import decay_groups
 from backend.engine.record import RunFolder
+from backend.schedules import cosine, halving, polynomial, warmed_up
 
 log = logging.getLogger("backend")
 
@@ -59,16 +62,53 @@ class Samples(Generic[SampleT, BatchT]):
 def plan_of(train: TrainConfig, *, samples: int) -> Plan:
     """How long a run with so many samples in an epoch is."""
     steps_per_epoch = samples / train.batch_size
+    total = train.max_steps or math.ceil(train.epochs * steps_per_epoch)
+    warmup = min(1.0, train.warmup_epochs / train.epochs)
+    decay, end = train.weight_decay, train.weight_decay_end
     return Plan(
-        total_steps=train.max_steps or math.ceil(train.epochs * steps_per_epoch),
+        total_steps=total,
         steps_per_epoch=steps_per_epoch,
         scans_per_step=train.batch_size,
-        learning_rate=train.learning_rate,
-        warmup=min(1.0, train.warmup_epochs / train.epochs),
+        learning_rate=lambda step: warmed_up(
+            train.learning_rate, step, total=total, warmup=warmup, fall=_fall(train)
+        ),
+        weight_decay=None if end is None else lambda step: cosine(decay, end, step / total),
         clip_norm=train.clip_norm,
         checkpoint_every_steps=train.checkpoint_every_steps,
         checkpoint_every_s=60 * train.checkpoint_every_minutes,
     )
+
+
+def _fall(train: TrainConfig) -> Callable[[float], float]:
+    """How the learning rate falls from its peak, 1, as the run goes on."""
+    low = train.learning_rate_end / train.learning_rate
+    falls: dict[str, Callable[[float], float]] = {
+        "cosine": lambda progress: cosine(1.0, low, progress),
+        "poly": polynomial,
+        "step": lambda progress: halving(progress, every=train.step_epochs / train.epochs),
+        "constant": lambda progress: 1.0,  # noqa: ARG005 - it is the same throughout
+    }
+    return falls[train.schedule]
+
+
+def optimizer_of(
+    train: TrainConfig, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> torch.optim.Optimizer:
+    """The optimiser that is set, over named parameters that learn."""
+    rate = train.learning_rate
+    if train.optimizer == "lars":
+        return lars(
+            parameters,
+            learning_rate=rate,
+            weight_decay=train.weight_decay,
+            momentum=train.momentum,
+        )
+    groups = decay_groups(parameters, weight_decay=train.weight_decay)
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=train.momentum, foreach=True)
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    # One kernel for all parameters; the same numbers as the plain loop.
+    return kind(groups, lr=rate, betas=train.betas, fused=True)
 
 
 def prepared_loop(
@@ -91,7 +131,7 @@ def prepared_loop(
         resume: continue from its last checkpoint.
     """
     plan = plan_of(train, samples=samples)
-    if plan.warmup >= 1:
+    if train.warmup_epochs >= train.epochs:
         log.warning(
             "The learning rate warms up over the whole run: train.warmup_epochs=%g of %d epochs.",
             train.warmup_epochs,
@@ -100,12 +140,7 @@ def prepared_loop(
     if device.type == "cpu" and sum(p.numel() for p in task.module.parameters()) > _LARGE:
         log.warning("This network is made for a GPU and slow here; --preset tiny is not.")
     bf16 = use_bf16(train.precision, device)
-    optimizer = adamw(
-        task.module.named_parameters(),
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        betas=train.betas,
-    )
+    optimizer = optimizer_of(train, task.module.named_parameters())
     loop = Loop(
         task,
         optimizer=optimizer,

@@ -350,7 +350,7 @@ class Cache:
     def _entry_bytes(self, size: Index3, spacing_mm: Vec3) -> int:
         extents = (n * s for n, s in zip(size, spacing_mm, strict=True))
         # Only the product counts, so that the order of the axes plays no part.
-        voxels = np.prod([*extents]) / np.prod(self.recipe.spacing_mm)
+        voxels = np.prod([*extents]) / np.prod(self.recipe.spacing_mm or spacing_mm)
         return int(voxels * _BYTES_PER_VOXEL) + 2**16
 
     def _require_disk(self, need: int) -> None:

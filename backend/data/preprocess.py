@@ -49,14 +49,15 @@ class Recipe:
     """All that decides what a preprocessed scan looks like. Equal recipes give equal voxels.
 
     Attributes:
-        spacing_mm: distance of voxel centres along (z, y, x) after reorientation.
+        spacing_mm: distance of voxel centres along (z, y, x) after reorientation; None leaves the
+            scan's own.
         orientation: sides towards which the array axes x, y, z grow, e.g. "LPS".
         body_margin_mm: what is left around the body's bounding box.
         body_threshold_hu: what is brighter belongs to the body.
         version: raised when the code gives other voxels for the same settings.
     """
 
-    spacing_mm: Vec3
+    spacing_mm: Vec3 | None
     orientation: str = "LPS"
     body_margin_mm: float = 8.0
     body_threshold_hu: int = -350
@@ -64,9 +65,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a grid, and make equal settings compare equal (1 and 1.0)."""
-        object.__setattr__(self, "spacing_mm", vec3(self.spacing_mm))
+        if self.spacing_mm is not None:
+            object.__setattr__(self, "spacing_mm", vec3(self.spacing_mm))
         object.__setattr__(self, "body_margin_mm", float(self.body_margin_mm))
-        if not all(np.isfinite(s) and s > 0 for s in self.spacing_mm):
+        if not all(np.isfinite(s) and s > 0 for s in self.spacing_mm or ()):
             raise UserError(f"Spacing {self.spacing_mm} mm is no grid.", "Give three above 0.")
         if self.body_margin_mm < 0:
             raise UserError(f"Body margin {self.body_margin_mm} mm is negative.", "Give 0 or more.")
@@ -89,7 +91,7 @@ def preprocess(volume: Volume, recipe: Recipe) -> Volume:
         recipe: the wanted grid.
 
     Returns:
-        int16 HU at exactly `recipe.spacing_mm`. The first outer corner of the kept box stays where
+        int16 HU at exactly `recipe.spacing_mm` (at the scan's own, if that is None). The first outer corner of the kept box stays where
         it was; the opposite faces move by at most half a voxel.
     """
     oriented = _oriented_view(volume, recipe.orientation)
@@ -269,8 +271,8 @@ def _resampled_geometry(geometry: Geometry, spacing_mm: Vec3) -> Geometry:
     return geometry.resized(size, spacing_mm)
 
 
-def _resampled_hu(volume: Volume, spacing_mm: Vec3) -> Volume:
-    if np.allclose(volume.geometry.spacing_mm, spacing_mm, rtol=1e-6, atol=0):
+def _resampled_hu(volume: Volume, spacing_mm: Vec3 | None) -> Volume:
+    if spacing_mm is None or np.allclose(volume.geometry.spacing_mm, spacing_mm, rtol=1e-6, atol=0):
         return Volume(np.ascontiguousarray(volume.voxels, dtype=np.int16), volume.geometry)
     geometry = _resampled_geometry(volume.geometry, spacing_mm)
     scale = _scale(volume.geometry, geometry)

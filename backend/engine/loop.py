@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,15 @@ from backend.engine.signals import StopRequest
 from backend.errors import BackendError, UserError
 from backend.losses.terms import Losses
 from backend.progress import progress_bar
-from backend.schedules import warmup_cosine
 
 log = logging.getLogger("backend")
 
 BatchT = TypeVar("BatchT")
 BatchC = TypeVar("BatchC", contravariant=True)
+
+
+_UNHEALTHY_STEPS = 20
+"""Steps on end that a monitor is out of its bounds before that is told."""
 
 
 class TrainingError(BackendError):
@@ -55,6 +58,10 @@ class Trainable(Protocol[BatchC]):
     def module(self) -> nn.Module:
         """All state there is to save."""
 
+    @property
+    def healthy(self) -> Mapping[str, tuple[float, float]]:
+        """Bounds of monitors by name; outside of them for long, training has collapsed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -64,8 +71,8 @@ class Plan:
         total_steps: optimizer steps in all.
         steps_per_epoch: may be a fraction; batches run on over the end of an epoch.
         scans_per_step: scans that one step sees, for the rate.
-        learning_rate: its peak.
-        warmup: share of the steps over which it rises.
+        learning_rate: of a step (counted from 0).
+        weight_decay: of a step, for parameters that decay; None leaves the optimiser's.
         clip_norm: largest gradient norm, or None.
         checkpoint_every_steps: or None.
         checkpoint_every_s: a checkpoint is due after this many seconds.
@@ -74,8 +81,8 @@ class Plan:
     total_steps: int
     steps_per_epoch: float
     scans_per_step: int
-    learning_rate: float
-    warmup: float
+    learning_rate: Callable[[int], float]
+    weight_decay: Callable[[int], float] | None
     clip_norm: float | None
     checkpoint_every_steps: int | None
     checkpoint_every_s: float
@@ -127,6 +134,7 @@ class Loop(Generic[BatchT]):
         self._memory_mb = memory_mb
         self._seconds_before = 0.0
         self._recent: deque[float] = deque(maxlen=50)
+        self._unhealthy: dict[str, int] = {}
 
     @property
     def last(self) -> Path:
@@ -208,6 +216,7 @@ class Loop(Generic[BatchT]):
                 for event in events:
                     if self.step % event.every == 0 or self.step == self.plan.total_steps:
                         record |= event.action(self.step)
+                self._watch(record)
                 self._tell(record)
                 bar.set_postfix_str(f"loss {record['loss/total']:.4f}", refresh=False)
                 bar.update()
@@ -222,14 +231,11 @@ class Loop(Generic[BatchT]):
 
     def _train_step(self, parts: Sequence[BatchT]) -> dict[str, float]:
         progress = self.step / self.plan.total_steps
-        rate = warmup_cosine(
-            self.plan.learning_rate,
-            self.step,
-            total=self.plan.total_steps,
-            warmup=self.plan.warmup,
-        )
+        rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+            if self.plan.weight_decay is not None and group["weight_decay"]:
+                group["weight_decay"] = self.plan.weight_decay(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         numbers: dict[str, Tensor] = {}
         for part in parts:
@@ -263,6 +269,22 @@ class Loop(Generic[BatchT]):
             "Lower train.learning_rate, set train.precision=fp32 or train.clip_norm=1, "
             "and start again.",
         )
+
+    def _watch(self, record: dict[str, float]) -> None:
+        """Say so when a monitor has been out of its bounds for many steps on end."""
+        for name, (low, high) in self.trainable.healthy.items():
+            value = record.get(f"monitor/{name}")
+            if value is None or low <= value <= high:
+                self._unhealthy.pop(name, None)
+                continue
+            self._unhealthy[name] = self._unhealthy.get(name, 0) + 1
+            if self._unhealthy[name] == _UNHEALTHY_STEPS:
+                warning = (
+                    f"The features may have collapsed: {name} is {value:.3g}, outside of "
+                    f"{low:g} to {high:g} for {_UNHEALTHY_STEPS} steps (now step {self.step})."
+                )
+                log.warning("%s", warning)
+                self.run.update(warning=warning)
 
     def _checkpoint_due(self, saved_at: float) -> bool:
         every = self.plan.checkpoint_every_steps

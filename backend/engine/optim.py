@@ -1,10 +1,10 @@
-"""The optimiser and which parameters decay."""
+"""Which parameters decay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-import torch
 from torch import nn
 
 _NEVER_DECAYED = ("relative_bias", "token", "position", "prototype_length")
@@ -16,25 +16,17 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith(_NEVER_DECAYED)
 
 
-def adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with decay only where it belongs, in one fused kernel.
+def decay_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups of an optimiser, with weight decay only where it belongs.
 
     Args:
         parameters: named parameters; those without gradient are left out.
-        learning_rate: its peak; the loop sets it at each step.
-        weight_decay: decoupled decay.
-        betas: decay of the running moments.
+        weight_decay: of the first group; the second has none.
     """
     named = [(n, p) for n, p in parameters if p.requires_grad]
-    groups = [
+    return [
         {"params": [p for n, p in named if decays(n, p)], "weight_decay": weight_decay},
         {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in {"cpu", "cuda", "mps"} for _, p in named)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)

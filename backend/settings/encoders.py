@@ -175,3 +175,7 @@ class ResencConfig:
         """Voxels per cell of the coarsest level."""
         edge = 2 ** (len(self.widths) - 1)
         return (edge, edge, edge)
+
+
+EncoderConfig = SwinConfig | VitConfig | ResnetConfig | UnetConfig | ResencConfig
+"""Any of them; which one, its `kind` tells."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -92,7 +92,7 @@ class Cut:
     flip_probability: float = 0.0
     intensity_scale: float = 0.0
     intensity_shift: float = 0.0
-    changes: intensity.Changes = intensity.Changes()
+    changes: intensity.Changes = field(default_factory=intensity.Changes)
 
 
 class Boxes(NamedTuple):
