@@ -411,7 +411,7 @@ def outside_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network of MONAI's, as somebody else would have saved it."""
     from monai.networks.nets.swin_unetr import SwinTransformer
 
-    network = SwinTransformer(1, 12, (4, 4, 4), (2, 2, 2), (2, 2), (2, 2))
+    network = SwinTransformer(1, 12, (4, 4, 4), (2, 2, 2), (2, 2), (2, 2), patch_norm=True)
     file = tmp_path_factory.mktemp("outside") / "monai.pt"
     torch.save({"state_dict": network.state_dict()}, file)
     return file
