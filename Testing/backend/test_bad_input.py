@@ -396,7 +396,7 @@ def outputs(command: str, target: Path, material: Material, runs: Runs) -> tuple
             *("--output", target / "labels.nii.gz", "--device", "cpu"),
         ),
         "evaluate": (
-            *("evaluate", "--prediction", material.labelled / "case_1" / "label.nii.gz"),
+            *("evaluate", "--prediction", material.nnunet / "labelsTr" / "case_1.nii.gz"),
             *("--reference", material.labelled / "case_1", "--output", target),
         ),
         "convert": ("convert", "FILE", "--from", "monai", "--output", target / "x.safetensors"),
