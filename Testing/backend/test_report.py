@@ -431,7 +431,11 @@ def test_differences_are_taken_over_the_cases_that_both_arms_have() -> None:
     ("pairs", "expected", "unsaid"),
     [
         ([(0.9, 0.7)] * 3, ["+0.200", "better in 3 and worse in 0 of 3", "1 of 4"], "worse one"),
-        ([(0.5, 0.7)] * 2, ["\N{MINUS SIGN}0.200", "was the worse one", "1 of 2"], "practically none"),
+        (
+            [(0.5, 0.7)] * 2,
+            ["\N{MINUS SIGN}0.200", "was the worse one", "1 of 2"],
+            "practically none",
+        ),
         ([(0.701, 0.70)] * 3, ["practically none"], "worse one"),
         ([(0.9, 0.7)], ["nothing follows for other patients"], "too few to tell"),
         # 2 * (1/2)^6
