@@ -333,7 +333,7 @@ class Describe:
 class Convert:
     """Turn outside weights into an encoder file of ours, with a report of what matched."""
 
-    file: Positional[Path]
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
     """Weights as published (.pt, .pth or .safetensors)."""
     source: Annotated[Literal["smit", "monai"], arg(name="from")]
     """Where they come from."""
@@ -341,6 +341,8 @@ class Convert:
     """The .safetensors file to write."""
     merging: Literal["merging", "mergingv2", "merging_before_1_5"] = "merging"
     """How MONAI's network merged patches, which its weights do not tell."""
+    approximate: Switch = False
+    """Also convert what our encoder cannot be exactly (patch_norm=False, merging_before_1_5)."""
     overwrite: Switch = False
     """Replace the output if it exists."""
 
@@ -354,6 +356,7 @@ class Convert:
             output=self.output,
             overwrite=self.overwrite,
             merging=self.merging,
+            approximate=self.approximate,
         )
 
 

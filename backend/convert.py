@@ -104,6 +104,7 @@ def run(
     output: Path,
     overwrite: bool = False,
     merging: Merging = "merging",
+    approximate: bool = False,
 ) -> None:
     """Convert a checkpoint to an encoder file and write what matched to standard output.
 
@@ -114,10 +115,13 @@ def run(
         overwrite: replace an output that exists.
         merging: for "monai", the `downsample` it was trained with, which the file does not tell;
             "merging_before_1_5" is "merging" of MONAI before 1.5, where two neighbours stand twice.
+        approximate: write an encoder whose features are not quite the original's, where ours
+            cannot be the same network; without it such a file is refused.
 
     Raises:
         UserError: if the output exists or is no .safetensors, the file is missing, damaged, more
-            than plain tensors or of another network, or less than 90 % of the encoder is in it.
+            than plain tensors or of another network, less than 90 % of the encoder is in it, or
+            our encoder cannot be exactly this one.
         ResourceError: if the output cannot be written.
     """
     _check_output(file, output, overwrite=overwrite)
@@ -130,10 +134,22 @@ def run(
     _check_source(found.tensors, source=source, file=file)
     arguments = infer_architecture(found.tensors, source=source, file=file)
     order = _RELEASED if source == "smit" else _MONAI[merging]
-    converted = converted_tensors(found.tensors, source=source, order=order, file=file)
     encoder = build_encoder(arguments)
+    sizes = {name: tensor.numel() for name, tensor in encoder.state_dict().items()}
+    _check_tensors(found.tensors, sizes, source=source, file=file)
+    converted = converted_tensors(found.tensors, source=source, order=order, file=file)
     report = load_into(encoder, converted, minimum_share=MINIMUM_SHARE, what=str(file))
-    notes = [*_fill_neutral(encoder, report), *_notes(source, merging, report, arguments)]
+    inexact = _inexact(report, merging if source == "monai" else None)
+    if inexact and not approximate:
+        raise UserError(
+            f"{file}: {inexact[0]}",
+            "As a start for training that may do: then give --approximate.",
+        )
+    notes = [
+        *(f"NOT EXACT: {reason}" for reason in inexact),
+        *_fill_neutral(encoder, report),
+        *_notes(source, merging, report, arguments),
+    ]
     header = _header(file, source=source, arguments=arguments, notes=notes)
     # What is neither in the file nor neutral stays out, so that loading reports it as missing.
     neutral = [name for name in report.missing if _neutral_value(name) is not None]
@@ -278,6 +294,32 @@ def _check_source(tensors: Mapping[str, Tensor], *, source: Source, file: Path) 
             )
 
 
+def _check_tensors(
+    tensors: Mapping[str, Tensor], sizes: Mapping[str, int], *, source: Source, file: Path
+) -> None:
+    """Refuse tensors that cannot be turned: of another size than the network's, or no floats.
+
+    Their shapes are told by loading; the sizes are what turning relies on.
+    """
+    import torch
+
+    for name, tensor in tensors.items():
+        size = sizes.get(our_name(name, source))
+        if size is None:
+            continue
+        if tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise UserError(
+                f"{file}: {name} is of {tensor.dtype} ({tensor.layout}), not of plain floats.",
+                "Save the network's state_dict in float32 or float16.",
+            )
+        if tensor.numel() != size:
+            raise UserError(
+                f"{file}: {name} is {tuple(tensor.shape)}, {tensor.numel()} numbers where the rest "
+                f"of the network asks for {size}.",
+                "Take a checkpoint of one network.",
+            )
+
+
 def infer_architecture(
     tensors: Mapping[str, Tensor], *, source: Source, file: Path
 ) -> dict[str, Any]:
@@ -337,7 +379,7 @@ def _stage_facts(shapes: Mapping[str, tuple[int, ...]], stage: int, *, file: Pat
         shapes.get(f"{first}.attention.relative_bias"),
         shapes.get(f"{first}.linear1.weight"),
     )
-    if table is None or hidden is None or len(table) != 2:
+    if table is None or hidden is None or len(table) != 2 or len(hidden) != 2 or 0 in hidden:
         raise UserError(
             f"{file}: stage {stage} lacks its attention or MLP, so it is no Swin stage.",
             "Convert weights of a Swin transformer.",
@@ -505,13 +547,23 @@ def _fill_neutral(encoder: SwinEncoder, report: LoadReport) -> list[str]:
         notes.append("No mask token in the file: set to zero; pretraining goes on from there.")
     if "norms.0.weight" in report.missing:
         notes.append("Its skips are normalised without scale and shift: ours are set to 1 and 0.")
-    if "patch_norm.weight" in report.missing:
-        notes.append(
-            "Trained without a norm behind the patch embedding (patch_norm=False), which our "
-            "encoder always has: set to 1 and 0. Features are NOT the original's; use them as a "
-            "start for training only."
-        )
     return notes
+
+
+def _inexact(report: LoadReport, merging: Merging | None) -> list[str]:
+    """Why the converted encoder is not quite the original; empty if it is the same network."""
+    reasons = []
+    if "patch_norm.weight" in report.missing:
+        reasons.append(
+            "trained without a norm behind the patch embedding (patch_norm=False), which our "
+            "encoder always has, so its features would be others."
+        )
+    if merging == "merging_before_1_5":
+        reasons.append(
+            "merges with two neighbours twice (merging_before_1_5); folded into one each they give "
+            "close, not equal features."
+        )
+    return reasons
 
 
 def _notes(
@@ -543,7 +595,7 @@ def _notes(
 _MERGING_NOTES: dict[Merging, str] = {
     "merging": " MONAI before 1.5 merged otherwise: features of such weights would be others.",
     "mergingv2": "",
-    "merging_before_1_5": " Neighbours that stood twice were folded into one: close, not equal.",
+    "merging_before_1_5": "",
 }
 
 

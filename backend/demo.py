@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,10 @@ from backend.report import write_demo_report
 log = logging.getLogger("backend")
 
 PRETRAIN_STEPS = 150
-FINETUNE_STEPS = 400
+FINETUNE_STEPS = 320
+FINETUNE_PICTURES = 2
+"""Each takes as long as a dozen steps, for it segments a whole scan."""
+
 _TEST_SHARE = 1 / 3
 _TEST_AT_MOST = 5
 
@@ -138,9 +141,19 @@ def run(
         pictures=pictures,
         timings=steps.seconds,
     )
-    total = sum(steps.seconds.values())
-    sys.stdout.write(f"\nDone in {total:.0f} s. Open the report: {report.resolve()}\n")
+    sys.stdout.write(f"\n{timetable(steps.seconds)}\nOpen the report: {report.resolve()}\n")
     return report
+
+
+def timetable(seconds: Mapping[str, float]) -> str:
+    """How long each step took, and what share of the whole, as lines of text."""
+    total = sum(seconds.values())
+    width = max(map(len, seconds))
+    lines = [
+        f"  {what:<{width}}  {spent:6.1f} s  {spent / total:4.0%}"
+        for what, spent in (*seconds.items(), ("Together", total))
+    ]
+    return "\n".join(["How long it took:", *lines])
 
 
 def _new_folder(output: Path | None) -> Path:
@@ -242,6 +255,7 @@ def _finetune_both(material: Material, folder: Path, steps: Steps, place: Place)
                         f"train.seed={place.seed}",
                         # A fixed budget and the last weights: nothing is chosen on any scan.
                         "validation_fraction=0",
+                        f"train.preview_every_steps={FINETUNE_STEPS // FINETUNE_PICTURES}",
                     ),
                     device=place.device,
                     cache=place.cache,

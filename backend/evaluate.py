@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -183,6 +184,7 @@ def evaluate(
     if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise UserError(f"Tolerance {tolerance_mm} mm is no distance.", "Give 0 or more.")
     pairs, unmatched = _pairs(prediction, reference, allow_unmatched=allow_unmatched)
+    _refuse_itself(pairs)
     names = read_labels(labels) if labels is not None else _own_names(pairs, reference)
 
     def scored(pair: _Pair) -> tuple[list[Row], set[int]]:
@@ -243,6 +245,16 @@ def _pairs(
         )
     pairs = [_Pair(case=c, prediction=predicted[c], reference=known[c]) for c in common]
     return pairs, tuple(sorted(alone["reference"] + alone["prediction"]))
+
+
+def _refuse_itself(pairs: Sequence[_Pair]) -> None:
+    """A file compared with itself agrees perfectly, which says nothing."""
+    for pair in pairs:
+        if pair.prediction.samefile(pair.reference):
+            raise UserError(
+                f"Case {pair.case}: prediction and reference are the same file {pair.reference}.",
+                "Give the segmentation as --prediction and the expert's labels as --reference.",
+            )
 
 
 def _cases(path: Path, *, inside: Sequence[str] = ()) -> dict[str, Path]:
@@ -330,11 +342,12 @@ def _embedded_names(file: Path) -> tuple[Label, ...]:
     if not file.name.lower().endswith(".seg.nrrd"):
         return ()
     fields = segment_values(file)
-    named = {
-        int(value): fields.get(key.replace("_LabelValue", "_Name"), "")
-        for key, value in fields.items()
-        if key.endswith("_LabelValue")
-    }
+    named: dict[int, str] = {}
+    for key, value in fields.items():
+        if key.endswith("_LabelValue"):
+            if not re.fullmatch(r"\d{1,5}", value.strip()):
+                raise ScanError(f"{file}: {key} is {value!r}.", "Label values are whole numbers.")
+            named[int(value)] = fields.get(key.replace("_LabelValue", "_Name"), "")
     return tuple(
         Label(value=value, name=name, color=default_color(name, value))
         for value, name in sorted(named.items())
@@ -595,6 +608,8 @@ def _notes(result: EvaluationResult) -> list[str]:
         f"{count} case{'s' if count != 1 else ''}. Mean ± standard deviation (number of values).",
         *textwrap.wrap(f"Missing organs: {MISSING_RULE}", width=100),
     ]
+    if result.mean_dice is None:
+        notes.append("None of the organs occurs on either side: there was nothing to compare.")
     if result.unmatched:
         notes.append(f"Left out, without a partner: {_some(result.unmatched)}.")
     if result.ignored_values:

@@ -7,6 +7,7 @@ up in coronal and sagittal ones, the patient's right on the viewer's left.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -339,6 +340,10 @@ _MARGIN_MM = 40.0
 """Surroundings of the structures that stay in the frame."""
 
 _STROKE = (withStroke(linewidth=1.6, foreground="#000000"),)
+_HALO = (withStroke(linewidth=2.7, foreground="#000000b0"),)
+"""Dark rims: every colour shows on bright bone as well as on dark fat."""
+
+_INCHES = 10.5
 
 
 @dataclass(frozen=True)
@@ -398,15 +403,15 @@ def contours_png(  # noqa: PLR0913 - image, two label maps and how to show them
     # Chosen by the reference alone, so that the pictures of two models show the same slices.
     guide = [reference] if reference is not None and reference.any() else maps
     views = _choose_views(image, _presence(guide, labels, image.shape), spacing_mm)
-    figure, axes, key = _layout(views)
+    values = {int(value) for label_map in maps for value in np.unique(label_map)}
+    present = [label for label in labels if label.value in values]
+    figure, axes, key = _layout(views, entries=len(present) + len(maps))
     for view, ax in zip(views, axes, strict=True):
         _draw_view(ax, view, image, window)
         for label in labels:
             _draw_contour(ax, view, prediction, label, dashed=False)
             _draw_contour(ax, view, reference, label, dashed=True)
     _draw_scale_bar(axes[0], views[0])
-    values = {int(value) for label_map in maps for value in np.unique(label_map)}
-    present = [label for label in labels if label.value in values]
     _draw_legend(key, present, has=(reference is not None, prediction is not None))
     figure.text(0.012, 0.99, title, color="white", fontsize=13, va="top", ha="left")
     with written_whole(path) as temporary:
@@ -430,7 +435,8 @@ def covering_slices(areas: NDArray[np.integer[Any]], count: int) -> list[int]:
     """Slices that together show as many structures as possible, each where it is large.
 
     Greedy: every structure is worth its share of its own largest area in that slice, and nothing
-    more once an earlier slice showed it at half its size or better.
+    more once an earlier slice showed it at half its size or better. Neighbours of a chosen slice,
+    which would show the same again, are passed over.
 
     Args:
         areas: voxels per (structure, slice).
@@ -444,11 +450,15 @@ def covering_slices(areas: NDArray[np.integer[Any]], count: int) -> list[int]:
     if not len(share):
         return [areas.shape[1] // 2]
     chosen: list[int] = []
+    slices = np.arange(share.shape[1])
+    # Of the slices that show anything, a quarter of each one's fair share.
+    apart = np.count_nonzero(share.any(axis=0)) / (4 * count)
     while len(chosen) < count:
         seen = share[:, chosen].max(axis=1, initial=0.0) >= 0.5
         # When all have been shown, the next best slice shows them again elsewhere.
         worth = share[~seen].sum(axis=0) if not seen.all() else share.sum(axis=0)
-        worth[chosen] = -1.0
+        for index in chosen:
+            worth[np.abs(slices - index) <= apart] = -1.0
         best = int(np.argmax(worth))
         if worth[best] <= 0:
             break
@@ -489,8 +499,11 @@ def _frame(mask: NDArray[np.bool_], axis: int, margin: float) -> slice:
     return slice(max(0, int(hits[0]) - extra), min(size, int(hits[-1]) + 1 + extra))
 
 
-def _layout(views: Sequence[_View]) -> tuple[Any, list[Any], Any]:
-    """A figure with axial slices above, reformats and the legend below, all at one scale."""
+def _layout(views: Sequence[_View], *, entries: int) -> tuple[Any, list[Any], Any]:
+    """A figure with axial slices above, reformats and the legend below, all at one scale.
+
+    The lower row is as high as its pictures or the `entries` of the legend need it.
+    """
     axial = [v for v in views if v.plane == "Axial"]
     below = [v for v in views if v.plane != "Axial"]
     gap, head, legend_mm = 6.0, 26.0, 150.0
@@ -501,10 +514,12 @@ def _layout(views: Sequence[_View]) -> tuple[Any, list[Any], Any]:
     # Room for the title does not shrink with the patient: a unit of the page, not of the body.
     page = width / 1000.0
     head *= page * 1.6
-    rows = [max(v.size_mm[1] for v in axial), max(v.size_mm[1] for v in below)]
+    columns = _legend_columns(entries)
+    row_inches = 0.19 if columns == 1 else 0.14
+    key_mm = (math.ceil(entries / columns) + 1) * row_inches * width / _INCHES
+    rows = [max(v.size_mm[1] for v in axial), max(key_mm, *(v.size_mm[1] for v in below))]
     height = head + sum(rows) + 2 * gap
-    inches = 10.5
-    figure = Figure(figsize=(inches, inches * height / width), dpi=110, facecolor="#101216")
+    figure = Figure(figsize=(_INCHES, _INCHES * height / width), dpi=110, facecolor="#101216")
     FigureCanvasAgg(figure)
     axes = []
     for row, top in ((axial, head), (below, head + rows[0] + gap)):
@@ -557,10 +572,11 @@ def _draw_contour(
     rows_mm, columns_mm = view.spacing_mm
     x = (np.arange(field.shape[1]) - 0.5) * columns_mm
     y = (np.arange(field.shape[0]) - 0.5) * rows_mm
-    ax.contour(
+    lines = ax.contour(
         x, y, field, levels=[0.5], colors=[_line_color(label, dashed=dashed)],
-        linewidths=1.5 if dashed else 1.3, linestyles=[(0, (2.2, 2.2))] if dashed else "solid",
+        linewidths=1.5, linestyles=[(0, (2.2, 2.2))] if dashed else "solid",
     )  # fmt: skip
+    lines.set_path_effects(_HALO)
     ax.set_xlim(0, view.size_mm[0])
     ax.set_ylim(view.size_mm[1], 0)
 
@@ -568,7 +584,7 @@ def _draw_contour(
 def _line_color(label: LabelLike, *, dashed: bool) -> tuple[float, ...]:
     """The colour of the label, brighter for the dashed line so that it shows on the solid one."""
     color = np.asarray(label.color, dtype=float) / 255.0
-    return tuple(float(c) for c in (color * 0.45 + 0.55 if dashed else color))
+    return tuple(float(c) for c in (color * 0.6 + 0.4 if dashed else color))
 
 
 def _draw_scale_bar(ax: Any, view: _View) -> None:
@@ -594,7 +610,14 @@ def _draw_legend(ax: Any, labels: Sequence[LabelLike], *, has: tuple[bool, bool]
         Line2D([], [], color=_line_color(label, dashed=False), linewidth=4, label=label.name)
         for label in labels
     ]
+    handles = styles + names
+    columns = _legend_columns(len(handles))
     ax.legend(
-        handles=styles + names, loc="center left", frameon=False, labelcolor="#e8eaec",
-        fontsize=9 if len(names) <= 16 else 7, ncols=1 + len(names) // 17, handlelength=2.2,
+        handles=handles, loc="center left", frameon=False, labelcolor="#e8eaec",
+        fontsize=9 if columns == 1 else 6, ncols=columns, handlelength=2.2 if columns == 1 else 1.2,
+        columnspacing=1.0,
     )  # fmt: skip
+
+
+def _legend_columns(entries: int) -> int:
+    return 1 if entries <= 16 else 2 if entries <= 60 else 3

@@ -396,7 +396,7 @@ def outputs(command: str, target: Path, material: Material, runs: Runs) -> tuple
             *("--output", target / "labels.nii.gz", "--device", "cpu"),
         ),
         "evaluate": (
-            *("evaluate", "--prediction", material.labelled / "case_1" / "label.nii.gz"),
+            *("evaluate", "--prediction", material.nnunet / "labelsTr" / "case_1.nii.gz"),
             *("--reference", material.labelled / "case_1", "--output", target),
         ),
         "convert": ("convert", "FILE", "--from", "monai", "--output", target / "x.safetensors"),
@@ -411,7 +411,7 @@ def outside_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network of MONAI's, as somebody else would have saved it."""
     from monai.networks.nets.swin_unetr import SwinTransformer
 
-    network = SwinTransformer(1, 12, (4, 4, 4), (2, 2, 2), (2, 2), (2, 2))
+    network = SwinTransformer(1, 12, (4, 4, 4), (2, 2, 2), (2, 2), (2, 2), patch_norm=True)
     file = tmp_path_factory.mktemp("outside") / "monai.pt"
     torch.save({"state_dict": network.state_dict()}, file)
     return file

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -381,7 +382,11 @@ def test_a_whole_swin_unetr_gives_its_encoder_and_says_what_differs(
     network = SwinUNETR(in_channels=1, out_channels=3, feature_size=12, depths=(1, 1, 2, 1))
     torch.save({"state_dict": network.state_dict()}, tmp_path / "swin_unetr_segmentation.pt")
     output = tmp_path / "x.safetensors"
-    convert.run(tmp_path / "swin_unetr_segmentation.pt", source="monai", output=output)
+    file = tmp_path / "swin_unetr_segmentation.pt"
+    with pytest.raises(UserError, match=r"patch_norm=False.*--approximate"):
+        convert.run(file, source="monai", output=output)
+    assert not output.exists()
+    convert.run(file, source="monai", output=output, approximate=True)
     tensors, header = load_weights(output)
     assert header.architecture["encoder"] == {
         "embed_dim": 12,
@@ -398,7 +403,13 @@ def test_a_whole_swin_unetr_gives_its_encoder_and_says_what_differs(
     text = capsys.readouterr().out
     decoder = [name for name in network.state_dict() if not name.startswith("swinViT.")]
     assert f"{len(decoder)} tensors of other parts" in text
-    for said in ("patch_norm=False", "mask token", "without scale and shift", "does not tell"):
+    for said in (
+        "NOT EXACT: trained without a norm",
+        "patch_norm=False",
+        "mask token",
+        "without scale and shift",
+        "does not tell",
+    ):
         assert said in text
     assert text.count("note:") == len(header.fingerprint["notes"])
     assert torch.equal(tensors["norms.1.weight"], torch.ones(24))
@@ -424,7 +435,10 @@ def test_neighbours_that_stand_twice_are_folded_without_loss_where_each_has_the_
     weights = randomise(monai_encoder().state_dict())
     torch.save(weights, tmp_path / "old.pt")
     output = tmp_path / "x.safetensors"
-    convert.run(tmp_path / "old.pt", source="monai", output=output, merging="merging_before_1_5")
+    old = partial(convert.run, tmp_path / "old.pt", source="monai", output=output)
+    with pytest.raises(UserError, match=r"neighbours twice.*--approximate"):
+        old(merging="merging_before_1_5")
+    old(merging="merging_before_1_5", approximate=True)
     merge = PatchMerging(8)
     load_into(merge, load_weights(output)[0], prefix="merges.0.", minimum_share=1.0, what="test")
     # Every token with mean 0 and variance 1: whichever stand twice, the norm is the same.
@@ -505,6 +519,30 @@ def _thin_linears(weights: Weights) -> None:
         weights[name] = weights[name][:, :-8]
 
 
+def _half_gone(weights: Weights) -> None:
+    for name in [n for n in weights if ".mlp.fc1" in n or ".attn.qkv" in n][1:]:
+        if not name.startswith(("layers.0.blocks.0.", "layers.1.blocks.0.")):
+            del weights[name]
+    for name in [n for n in weights if n.endswith("reduction.weight")]:
+        del weights[name]
+
+
+def _one_small_table(weights: Weights) -> None:
+    weights["layers.1.blocks.1.attn.relative_position_bias_table"] = torch.ones(27, 4)
+
+
+def _whole_numbers(weights: Weights) -> None:
+    weights["norm1.weight"] = weights["norm1.weight"].long()
+
+
+def _sparse(weights: Weights) -> None:
+    weights["norm1.weight"] = weights["norm1.weight"].to_sparse()
+
+
+def _flat_mlp(weights: Weights) -> None:
+    weights["layers.0.blocks.0.mlp.fc1.weight"] = torch.ones(64)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -514,7 +552,12 @@ def _thin_linears(weights: Weights) -> None:
         (_four_channels, "one channel"),
         (_flat_window, "147 rows"),
         (_positions, "absolute positions"),
-        (_thin_linears, r"only \d+\.\d% of the network's parameters"),
+        (_thin_linears, r"layers\.0\..*numbers where the rest of the network asks for"),
+        (_half_gone, r"only \d+\.\d% of the network's parameters.*Missing"),
+        (_one_small_table, r"layers\.1\.blocks\.1\.attn.*\(27, 4\).*asks for"),
+        (_whole_numbers, r"norm1\.weight is of torch\.int64"),
+        (_sparse, r"norm1\.weight is of .*sparse"),
+        (_flat_mlp, "stage 0 lacks its attention or MLP"),
     ],
 )
 def test_weights_that_our_encoder_cannot_hold_are_refused_with_the_reason(

@@ -236,3 +236,85 @@ def test_two_files_of_one_case_are_refused(folders: tuple[Path, Path]) -> None:
     _write(folders[0] / "a.nrrd", _volume(_map((1, 2))))
     with pytest.raises(UserError, match="two files of case a"):
         evaluate.evaluate(*folders)
+
+
+def test_a_file_is_not_compared_with_itself(folders: tuple[Path, Path]) -> None:
+    pred, ref = folders
+    for same in ((ref, ref), (ref / "a.nii.gz", ref / "a.nii.gz")):
+        with pytest.raises(UserError, match=r"Case a: .*same file .*a\.nii\.gz"):
+            evaluate.evaluate(*same)
+    (pred / "a.nii.gz").unlink()
+    (pred / "a.nii.gz").symlink_to(ref / "a.nii.gz")
+    with pytest.raises(UserError, match="same file"):
+        evaluate.evaluate(pred, ref)
+
+
+def test_maps_without_any_organ_are_told_as_nothing_to_compare(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        for case in ("a", "b"):
+            _write(folder / f"{case}.nii.gz", _volume(_map()))
+    result = evaluate.evaluate(*folders)
+    assert result.mean_dice is None
+    assert "nothing to compare" in evaluate.table(result)
+
+
+def _with_image(path: Path, voxels: NDArray[np.generic]) -> None:
+    image = SimpleITK.GetImageFromArray(voxels)
+    if image.GetDimension() == 3:
+        image.SetSpacing(SPACING_MM[::-1])
+    SimpleITK.WriteImage(image, str(path))
+
+
+def _not_a_number() -> NDArray[np.float32]:
+    voxels = _map((1, 2)).astype(np.float32)
+    voxels[0, 0, 0] = np.nan
+    return voxels
+
+
+@pytest.mark.parametrize(
+    ("voxels", "said"),
+    [
+        (np.stack([_map((1, 2))] * 2), "dimensions"),
+        (_map((1, 2))[3], "single slice"),
+        (_map((1, 2)) * np.float32(0.5), "no whole numbers"),
+        (_not_a_number(), "no whole numbers"),
+        (np.where(_map((1, 2)), np.inf, 0).astype(np.float32), "label map"),
+        (_map((1, 2)) * np.int32(40000), "do not fit into int16"),
+        (_map((1, 2)).astype(np.int16) - 1, "the value -1"),
+        (_map((7, 2)), "without a name: 7"),
+        (_map((1, 2))[:-1], "different grids"),
+    ],
+)
+def test_a_prediction_that_is_no_label_map_of_the_scan_is_refused_by_case_name(
+    folders: tuple[Path, Path], voxels: NDArray[np.generic], said: str
+) -> None:
+    pred, ref = folders
+    _with_image(pred / "b.nii.gz", voxels)
+    with pytest.raises(UserError, match=f"Case b: .*{said}") as caught:
+        evaluate.evaluate(pred, ref)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_float_voxels_of_whole_numbers_are_labels(folders: tuple[Path, Path]) -> None:
+    _with_image(folders[0] / "b.nii.gz", _map((1, 2), (2, 9)).astype(np.float32))
+    assert evaluate.evaluate(*folders).mean_dice == pytest.approx((0.875 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("tolerance_mm", [-0.1, float("nan"), float("inf")])
+def test_what_is_no_tolerance_is_refused(folders: tuple[Path, Path], tolerance_mm: float) -> None:
+    with pytest.raises(UserError, match=f"Tolerance {tolerance_mm} mm"):
+        evaluate.evaluate(*folders, tolerance_mm=tolerance_mm)
+
+
+def test_a_segment_value_that_is_no_number_is_told_with_its_field(tmp_path: Path) -> None:
+    ref, pred = tmp_path / "ref.nii.gz", tmp_path / "pred.seg.nrrd"
+    _write(ref, _volume(_map((1, 2))))
+    (tmp_path / "labels.json").write_text(json.dumps(NAMES))
+    liver = Label(value=1, name="liver", color=(1, 2, 3))
+    write_labels_file(pred, _volume(_map((1, 2))), [liver])
+    data = pred.read_bytes()
+    assert data.count(b"Segment0_LabelValue:=1\n") == 1
+    pred.write_bytes(data.replace(b"Segment0_LabelValue:=1\n", b"Segment0_LabelValue:=x\n"))
+    with pytest.raises(UserError, match="Segment0_LabelValue is 'x'"):
+        evaluate.evaluate(pred, ref)

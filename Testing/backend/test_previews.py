@@ -170,6 +170,14 @@ def test_slices_are_chosen_to_show_every_structure() -> None:
     assert covering_slices(np.zeros((2, 7), dtype=int), 3) == [3]
 
 
+def test_slices_that_would_show_the_same_again_are_passed_over() -> None:
+    profile = np.array([[40 - abs(k - 20) for k in range(41)]])
+    chosen = covering_slices(profile, 3)
+    assert 20 in chosen
+    assert len(chosen) == 3
+    assert np.diff(chosen).min() >= 4
+
+
 @pytest.fixture
 def scan() -> tuple[np.ndarray, np.ndarray]:
     image = np.random.default_rng(3).integers(-150, 200, (20, 40, 40)).astype(np.int16)
@@ -198,10 +206,27 @@ def test_prediction_is_solid_and_reference_dashed(
 ) -> None:
     solid = draw(tmp_path / "p.png", scan, reference=None, prediction=scan[1])
     dashed = draw(tmp_path / "r.png", scan, reference=scan[1], prediction=None)
-    pink = (np.abs(dashed - [255, 140, 140]).max(axis=-1) < 12).sum()
+    pink = (np.abs(dashed - [255, 102, 102]).max(axis=-1) < 12).sum()
     assert saturated(solid) > 1.5 * pink > 100
     legend_only = saturated(dashed)
     assert legend_only < 0.3 * saturated(solid)
+
+
+def test_the_legend_has_room_for_every_structure(tmp_path: Path) -> None:
+    label = np.zeros((30, 20, 60), dtype=np.uint8)
+    for value in range(1, 15):
+        label[10:20, 5:15, 3 * value : 3 * value + 2] = value
+    contours_png(
+        tmp_path / "l.png", image=np.zeros(label.shape, dtype=np.int16), reference=None,
+        prediction=label, labels=[Structure(v, "organ", (255, 0, 0)) for v in range(1, 15)],
+        spacing_mm=(2.0, 2.0, 4.0), title="",
+    )  # fmt: skip
+    # The axial slices lie above, the others to the left.
+    legend = pixels(tmp_path / "l.png")[125:, 465:]
+    rows = np.flatnonzero((legend[..., 0] > 230) & (legend[..., 1] < 25)) // legend.shape[1]
+    swatches = np.split(np.unique(rows), np.flatnonzero(np.diff(np.unique(rows)) > 1) + 1)
+    assert len(swatches) == 14
+    assert {len(swatch) for swatch in swatches} <= set(range(4, 9))
 
 
 def test_label_values_that_are_not_listed_are_not_drawn(

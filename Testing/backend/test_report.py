@@ -431,7 +431,11 @@ def test_differences_are_taken_over_the_cases_that_both_arms_have() -> None:
     ("pairs", "expected", "unsaid"),
     [
         ([(0.9, 0.7)] * 3, ["+0.200", "better in 3 and worse in 0 of 3", "1 of 4"], "worse one"),
-        ([(0.5, 0.7)] * 2, ["-0.200", "was the worse one", "1 of 2"], "practically none"),
+        (
+            [(0.5, 0.7)] * 2,
+            ["\N{MINUS SIGN}0.200", "was the worse one", "1 of 2"],
+            "practically none",
+        ),
         ([(0.701, 0.70)] * 3, ["practically none"], "worse one"),
         ([(0.9, 0.7)], ["nothing follows for other patients"], "too few to tell"),
         # 2 * (1/2)^6
@@ -492,7 +496,7 @@ def test_the_whole_way_is_told_from_scans_to_times(tmp_path: Path) -> None:
     page = Page(report)
     assert report == tmp_path / "out" / "report.html"
     for words in (
-        "1 usable series, 1 refused", "500×512×41", "0.70 × 0.80 × 5.00", "file is truncated",
+        "1 usable series, 1 refused", "500×512×41", "0.7×0.8×5", "file is truncated",
         "Mean Dice over 2 cases: 0.800 with pretraining, 0.700 without pretraining "
         "(difference +0.100).", "Case t1, with pretraining", "2 min 05 s", "MICCAI 2022",
     ):  # fmt: skip
@@ -501,6 +505,26 @@ def test_the_whole_way_is_told_from_scans_to_times(tmp_path: Path) -> None:
     assert page.tags.count("img") == 2
     assert "Doe^" not in page.source
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("val/dice_mean", "Mean Dice on the validation scans"), ("loss/total", "lower is better")],
+)
+def test_both_arms_share_a_chart_of_what_was_recorded_for_them(
+    key: str, told: str, tmp_path: Path
+) -> None:
+    runs = {
+        name: write_run(
+            tmp_path / name, kind="finetune", records=[{"step": s, key: 0.5} for s in (1, 2)]
+        )
+        for name in ("one", "other")
+    }
+    text = Page(write_demo_report(tmp_path / "out", finetune_runs=runs)).text
+    shared = text[: text.index("Curves and settings")]
+    assert told in shared
+    assert "one" in shared
+    assert "other" in shared
 
 
 def test_sections_without_material_are_left_out(tmp_path: Path) -> None:

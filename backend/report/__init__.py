@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from backend import charts
+from backend.charts import Curve
 from backend.files import write_text
 from backend.report.comparison import compare, read_evaluation
 from backend.report.curves import Chart, has_points, renamed
@@ -77,7 +78,7 @@ def write_demo_report(
         scans=scan_table(scan_rows) if scan_rows else None,
         pretraining=pretraining,
         arms=arms,
-        arm_chart=_arms_chart(finetune_runs or {}),
+        **_arms_chart(finetune_runs or {}),
         comparison=compare(scores) if any(scores.values()) else None,
         pictures=given_pictures(pictures or {}),
         timings=timings or {},
@@ -95,13 +96,25 @@ def write_demo_report(
     return folder / "report.html"
 
 
-def _arms_chart(runs: Mapping[str, Path]) -> Chart | None:
-    """Mean validation Dice of all arms over the steps."""
-    curves = {name: read_run(path).curves.get("val/dice_mean") for name, path in runs.items()}
-    found = [renamed(c, name) for name, c in curves.items() if c is not None and has_points(c)]
-    if not found:
-        return None
-    return Chart(Markup(charts.dice_chart(found, None)), wide=True)
+def _arms_chart(runs: Mapping[str, Path]) -> dict[str, Any]:
+    """All arms over the steps: mean validation Dice, or the loss where nothing was validated."""
+    recorded = {name: read_run(path).curves for name, path in runs.items()}
+
+    def found(key: str) -> list[Curve]:
+        curves = {name: of_run.get(key) for name, of_run in recorded.items()}
+        return [renamed(c, name) for name, c in curves.items() if c is not None and has_points(c)]
+
+    if dice := found("val/dice_mean"):
+        text = "Mean Dice on the validation scans, which were not trained on."
+        return {
+            "arm_chart": Chart(Markup(charts.dice_chart(dice, None)), wide=True),
+            "arm_text": text,
+        }
+    if losses := found("loss/total"):
+        text = "Loss on the scans that are trained on (range and median); lower is better."
+        svg = charts.lines_chart(losses, title="loss", wide=True)
+        return {"arm_chart": Chart(Markup(svg), wide=True), "arm_text": text}
+    return {"arm_chart": None, "arm_text": ""}
 
 
 def _render(template: str, **context: Any) -> str:

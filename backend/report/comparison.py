@@ -158,9 +158,11 @@ def verdict(first: str, second: str, means: Sequence[tuple[str, float, float]]) 
     difference = a - b
     wins = sum(m[1] > m[2] for m in means)
     losses = sum(m[1] < m[2] for m in means)
+    # Unlike a hyphen, a minus sign is never parted from its number.
+    signed = f"{difference:+.3f}".replace("-", "\N{MINUS SIGN}")
     sentences = [
         f"Mean Dice over {plural(count, 'case')}: {a:.3f} {first}, {b:.3f} {second} "
-        f"(difference {difference:+.3f})."
+        f"(difference {signed})."
     ]
     if abs(difference) < SMALL_DICE:
         sentences.append(f"A difference below {SMALL_DICE} is practically none.")

@@ -36,6 +36,11 @@ _NAMES = {
     "ema_momentum": "teacher momentum (EMA)",
     "volumes_per_s": "volumes per second",
     "memory_mb": "memory, MB",
+    "mip": "mip: masked image prediction",
+    "mpd": "mpd: masked patch token distillation",
+    "itd": "itd: image token distillation",
+    "dice": "dice: 1 minus the overlap",
+    "ce": "ce: cross-entropy",
 }
 
 
@@ -101,7 +106,7 @@ def _loss_group(curves: Mapping[str, Curve]) -> ChartGroup:
         svg = charts.smoothed_chart(renamed(total, "total"), wide=True)
         shown.append(Chart(Markup(svg), wide=True))
     for k, (key, curve) in enumerate(losses.items(), start=1):
-        name = key.removeprefix("loss/")
+        name = _readable(key.removeprefix("loss/"))
         shown.append(Chart(Markup(charts.smoothed_chart(renamed(curve, name), color=k))))
     text = (
         "Faint: what was recorded, as a range where steps are many. Line: running median. "

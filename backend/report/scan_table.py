@@ -63,7 +63,7 @@ def scan_table(rows: Iterable[ScanRow]) -> ScanTable:
     return _table(
         ScanLine(
             id=row.id, format=row.format, size=_TIMES.join(str(n) for n in (row.size or ())[::-1]),
-            spacing=f" {_TIMES} ".join(f"{mm:.2f}" for mm in (row.spacing_mm or ())[::-1]),
+            spacing=_TIMES.join(f"{mm:.4g}" for mm in (row.spacing_mm or ())[::-1]),
             orientation=row.orientation, usable=row.verdict == "usable", reason=row.reason,
         )
         for row in rows
@@ -79,7 +79,7 @@ def index_table(path: Path) -> ScanTable | None:
             ScanLine(
                 id=row.get("id") or "", format=row.get("format") or "",
                 size=(row.get("size") or "").replace("x", _TIMES),
-                spacing=(row.get("spacing_mm") or "").replace("x", f" {_TIMES} "),
+                spacing=(row.get("spacing_mm") or "").replace("x", _TIMES),
                 orientation=row.get("orientation") or "",
                 usable=row.get("verdict") == "usable", reason=row.get("reason") or "",
             )

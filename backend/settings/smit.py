@@ -36,7 +36,10 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SmitConfig(AnyViews):
-    """Self-distilled masked image transformer (SMIT, Jiang et al., MICCAI 2022)."""
+    """Self-distilled masked image transformer (SMIT, Jiang et al., MICCAI 2022) and relatives.
+
+    mip, simmim, fullrec and ml_mip are its image prediction alone; ibot and dino its distillation.
+    """
 
     name: Literal["smit", "mip", "simmim", "fullrec", "ml_mip", "ibot", "dino"] = "smit"
     encoder: SwinConfig = SwinConfig()
@@ -45,10 +48,22 @@ class SmitConfig(AnyViews):
     """Which tokens are distilled: the input of the last stage (released code) or its output."""
     class_token: Literal["mean", "attention"] = "mean"
     """Mean of the tokens, or two class-attention blocks (the authors' later choice)."""
-    mask_ratio: OpenFraction = 0.7
-    """Share of cells hidden from the student."""
+    kept: Literal["student", "teacher"] = "student"
+    """Whose encoder goes on to fine-tuning (SMIT: the student's; DINO, iBOT: the teacher's)."""
+    masking: Literal["random", "block"] = "random"
+    """Hidden cells are scattered, or form boxes (iBOT)."""
+    mask_ratio: HalfOpenFraction = 0.7
+    """Share of cells hidden from the student; 0: none."""
+    mask_ratio_spread: HalfOpenFraction = 0.0
+    """The share is drawn for each view from mask_ratio +- this."""
+    masked_views: Annotated[Fraction, Field(gt=0)] = 1.0
+    """Chance that cells of a view are hidden at all."""
     mask_cell: Count = 16
     """Edge of a masked cell in voxels."""
+    pixel_decoder: Literal["linear", "deconv"] = "linear"
+    """One linear layer, or transposed convolutions that each double the grid (ML-MIP)."""
+    loss_on: Literal["hidden", "all"] = "hidden"
+    """Voxels whose prediction counts."""
     weight_mip: NotNegative = 1.0
     """Weight of masked image prediction."""
     weight_mpd: NotNegative = 0.1
@@ -71,21 +86,77 @@ class SmitConfig(AnyViews):
 
     @model_validator(mode="after")
     def _check(self) -> SmitConfig:
-        if not (self.weight_mip or self.weight_mpd or self.weight_itd):
+        if not (self.weight_mip or self.distils):
             raise ValueError("weight_mip, weight_mpd and weight_itd are all 0: nothing to learn")
         if not self.weight_mip and self.tokens == "before_last_stage":
             raise ValueError(
                 "without masked image prediction (weight_mip=0) the last stage learns nothing; "
                 "set tokens=last_stage as well"
             )
+        if self.kept == "teacher" and not self.distils:
+            raise ValueError(
+                "kept=teacher, but without distillation (weight_mpd=0, weight_itd=0) there is none"
+            )
+        self._check_mask()
+        stride = self.encoder.stride[0]
+        if self.pixel_decoder == "deconv" and stride & (stride - 1):
+            raise ValueError(
+                f"pixel_decoder=deconv doubles the grid, but the stride {stride} is no power of 2"
+            )
         return self
 
-    def check_views(self, views: ViewsConfig) -> None:
-        """Two views, cut into the cells that distilled tokens stand for."""
-        if views.main.count != 2:
-            raise ValueError(f"views.main.count {views.main.count}: {self.name} compares 2 views")
-        if self.mask_cell != self.encoder.token_stride:
+    def _check_mask(self) -> None:
+        low, high = self.mask_range
+        if low < 0 or high >= 1:
             raise ValueError(
-                f"method.mask_cell {self.mask_cell} must be what a distilled token stands for, "
+                f"mask_ratio {self.mask_ratio:g} +- mask_ratio_spread {self.mask_ratio_spread:g} "
+                "leaves [0, 1)"
+            )
+        needs_mask = {
+            "weight_mpd": bool(self.weight_mpd),
+            "weight_mip": bool(self.weight_mip) and self.loss_on == "hidden",
+        }
+        for weight, needed in needs_mask.items():
+            if needed and not high:
+                raise ValueError(f"mask_ratio=0 hides nothing that {weight} could be learned from")
+
+    @property
+    def distils(self) -> bool:
+        """Whether there is a teacher."""
+        return bool(self.weight_mpd or self.weight_itd)
+
+    @property
+    def mask_range(self) -> tuple[float, float]:
+        """Least and largest share of cells that is hidden."""
+        # Rounded, because 0.3 - 0.1 is less than 0.2 in floating point.
+        low, high = (self.mask_ratio + s * self.mask_ratio_spread for s in (-1, 1))
+        return round(low, 9), round(high, 9)
+
+    def check_views(self, views: ViewsConfig) -> None:
+        """Two views or more where they are compared, cut into whole masked cells."""
+        if self.weight_itd and views.main.count < 2:
+            raise ValueError(
+                f"views.main.count {views.main.count}: {self.name} compares 2 views or more"
+            )
+        if views.local is not None and not self.weight_itd:
+            raise ValueError(
+                "views.local serves image token distillation alone, and weight_itd is 0"
+            )
+        if self.mask_range[1]:
+            self._check_cells(views)
+
+    def _check_cells(self, views: ViewsConfig) -> None:
+        cell = self.mask_cell
+        if self.weight_mpd and cell != self.encoder.token_stride:
+            raise ValueError(
+                f"method.mask_cell {cell} must be what a distilled token stands for, "
                 f"{self.encoder.token_stride} voxels"
+            )
+        if cell % self.encoder.patch:
+            raise ValueError(
+                f"method.mask_cell {cell} is no multiple of encoder.patch {self.encoder.patch}"
+            )
+        if any(edge % cell for edge in triple(views.main.size)):
+            raise ValueError(
+                f"views.main.size {views.main.size} is no multiple of method.mask_cell {cell}"
             )
