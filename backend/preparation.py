@@ -11,7 +11,7 @@ from typing import Any
 from backend.config import (
     ConfigT,
     FinetuneConfig,
-    MethodConfig,
+    NetworkConfig,
     PreprocessConfig,
     PretrainConfig,
     TrainConfig,
@@ -78,18 +78,18 @@ def encoder_header(init: Path) -> WeightsHeader:
     return read_header(resolve_weights(init, prefer=INIT_FILES))
 
 
-def require_same_encoder(init: Path, header: WeightsHeader, method: MethodConfig) -> None:
+def require_same_encoder(init: Path, header: WeightsHeader, method: NetworkConfig) -> None:
     """Refuse weights of another encoder than the one that is to be trained.
 
     Raises:
         UserError: naming the first difference.
     """
     different = first_difference(header.architecture["encoder"], encoder_arguments(method))
-    if header.method != method.name or different:
-        cure = f" (--preset {header.preset})" if header.preset else ""
+    if different:
+        cure = f" (--method {header.method} --preset {header.preset})" if header.preset else ""
         raise UserError(
-            f"{init}: holds a {header.method} encoder with {different or 'another method'}.",
-            f"Choose the preset and settings it was trained with{cure}.",
+            f"{init}: holds an encoder of {header.method} with {different}.",
+            f"Choose the method, preset and settings it was trained with{cure}.",
         )
 
 

@@ -13,14 +13,17 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from backend.config import PRESETS, STRICT, PreprocessConfig, SwinConfig, first_fault
+from backend.config import BASELINES, PRESETS, PreprocessConfig, first_fault
 from backend.errors import UserError
 from backend.files import written_whole
+from backend.settings.baselines import BaselineNetworkConfig
+from backend.settings.common import STRICT
+from backend.settings.encoders import EncoderConfig, SwinConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -311,29 +314,16 @@ class _Encoder(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    encoder: SwinConfig
-
-    def stated(self) -> dict[str, tuple[int, ...]]:
-        """Shapes that follow from the arguments, of tensors that tell them apart.
-
-        Names are the encoder's own. Stages that the arguments do not have are not in it.
-        """
-        e = self.encoder
-        shapes: dict[str, tuple[int, ...]] = {
-            "patch_embed.weight": (e.embed_dim, 1, e.patch, e.patch, e.patch)
-        }
-        for stage, heads in enumerate(e.heads):
-            width = e.embed_dim * 2**stage
-            block = f"stages.{stage}.0"
-            shapes[f"norms.{stage}.weight"] = (width,)
-            shapes[f"{block}.attention.relative_bias"] = ((2 * e.window - 1) ** 3, heads)
-            shapes[f"{block}.linear1.weight"] = (int(width * e.mlp_ratio), width)
-        return shapes
+    encoder: Annotated[EncoderConfig, Field(discriminator="kind")]
 
 
-class _Segmentation(_Encoder):
+class _Segmentation(BaseModel):
     """What builds a segmentation network again."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: Annotated[EncoderConfig | BaselineNetworkConfig, Field(discriminator="kind")]
+    decoder: Literal["default", "unet"]
     classes: Annotated[int, Field(ge=2, le=256)]
     width: Annotated[int, Field(ge=1)]
     norm: Literal["instance", "batch"]
@@ -342,14 +332,11 @@ class _Segmentation(_Encoder):
     @model_validator(mode="after")
     def _divided(self) -> _Segmentation:
         stride = self.encoder.stride
-        if any(edge % stride for edge in self.window):
-            raise ValueError(f"window {list(self.window)} is no multiple of the stride {stride}")
+        if any(n % s for n, s in zip(self.window, stride, strict=True)):
+            raise ValueError(
+                f"window {list(self.window)} is no multiple of the stride {list(stride)}"
+            )
         return self
-
-    def stated(self) -> dict[str, tuple[int, ...]]:
-        """As that of the encoder, with the network's names."""
-        shapes = {f"encoder.{name}": shape for name, shape in super().stated().items()}
-        return shapes | {"out.conv.conv.weight": (self.classes, self.width, 1, 1, 1)}
 
 
 class _Header(BaseModel):
@@ -364,7 +351,7 @@ class _Header(BaseModel):
     method: str
     preset: str
     preprocessing: _Preprocessing
-    architecture: _Encoder
+    architecture: _Encoder | _Segmentation
     labels: tuple[_Structure, ...] = ()
     fingerprint: dict[str, Any] = {}
     versions: dict[str, Any] = {}
@@ -372,9 +359,10 @@ class _Header(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> _Header:
-        presets = PRESETS.get(self.method)
+        known = PRESETS | BASELINES
+        presets = known.get(self.method)
         if presets is None:
-            raise ValueError(f"method {self.method!r} is none of {', '.join(PRESETS)}")
+            raise ValueError(f"method {self.method!r} is none of {', '.join(known)}")
         # Converted weights and settings of a user's own have no preset.
         if self.preset not in ("", *presets):
             raise ValueError(f"preset {self.preset!r} is none of {', '.join(presets)}")
@@ -383,6 +371,7 @@ class _Header(BaseModel):
 
 class _EncoderHeader(_Header):
     kind: Literal["encoder"]
+    architecture: _Encoder
 
 
 class _SegmentationHeader(_Header):
@@ -488,12 +477,19 @@ def _parse_header(path: Path, text: str) -> WeightsHeader:
 _CURE = "Copy the file again, or write it again with `backend finetune`, `pretrain` or `convert`."
 
 
+_ENCODERS: dict[str, type] = {
+    **{kind.kind: kind for kind in get_args(EncoderConfig)},
+    **dict.fromkeys(BASELINES, BaselineNetworkConfig),
+}
+"""Settings of each kind of encoder, and of the networks that have none of their own."""
+
+
 def _require_all(values: Mapping[str, Any]) -> None:
     """Refuse what is left out: the defaults of settings are no answer to how weights were made."""
     encoder = values["architecture"]["encoder"]
     for path, given, kind in (
         ("preprocessing", values["preprocessing"], PreprocessConfig),
-        ("architecture.encoder", encoder, SwinConfig),
+        ("architecture.encoder", encoder, _ENCODERS[encoder["kind"]]),
     ):
         # How an encoder was trained is no part of what it is.
         missing = {f.name for f in fields(kind)} - given.keys() - {"drop_path"}
@@ -502,29 +498,47 @@ def _require_all(values: Mapping[str, Any]) -> None:
 
 
 def _refuse_other_network(path: Path, header: WeightsHeader, table: Mapping[str, _Entry]) -> None:
-    """Refuse a header that describes another network than the tensors are of.
+    """Refuse a header that describes another Swin transformer than the tensors are of.
 
-    Otherwise a network of any size would be built before the first tensor is found not to fit.
-    What is not in the file is no contradiction; loading tells it as missing.
+    What is not in the file is no contradiction; loading tells it as missing, as it tells of any
+    other kind of network.
     """
     described = _Segmentation if header.kind == "segmentation" else _Encoder
-    architecture = described.model_validate(header.architecture)
-    prefix = "encoder.stages." if header.kind == "segmentation" else "stages."
+    encoder = described.model_validate(header.architecture).encoder
+    if not isinstance(encoder, SwinConfig):
+        return
+    inside = "encoder." if header.kind == "segmentation" else ""
+    prefix = f"{inside}stages."
     blocks = {tuple(n.removeprefix(prefix).split(".")[:2]) for n in table if n.startswith(prefix)}
     depths = [sum(stage == str(i) for stage, _ in blocks) for i in range(_stages(blocks))]
-    if depths != list(architecture.encoder.depths):
+    if depths != list(encoder.depths):
         raise UserError(
             f"{path}: damaged header: architecture.encoder.depths is "
-            f"{reprlib.repr(list(architecture.encoder.depths))}, the tensors are of {depths}.",
+            f"{reprlib.repr(list(encoder.depths))}, the tensors are of {depths}.",
             _CURE,
         )
-    for name, shape in architecture.stated().items():
-        if name in table and table[name].shape != shape:
+    for name, shape in _swin_shapes(encoder).items():
+        entry = table.get(inside + name)
+        if entry is not None and entry.shape != shape:
             raise UserError(
-                f"{path}: damaged header: its architecture makes {name} {list(shape)}, "
-                f"in the file it is {list(table[name].shape)}.",
+                f"{path}: damaged header: its architecture makes {inside + name} {list(shape)}, "
+                f"in the file it is {list(entry.shape)}.",
                 _CURE,
             )
+
+
+def _swin_shapes(e: SwinConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes that follow from the arguments, of tensors that tell them apart."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embed.weight": (e.embed_dim, 1, e.patch, e.patch, e.patch)
+    }
+    for stage, heads in enumerate(e.heads):
+        width = e.embed_dim * 2**stage
+        block = f"stages.{stage}.0"
+        shapes[f"norms.{stage}.weight"] = (width,)
+        shapes[f"{block}.attention.relative_bias"] = ((2 * e.window - 1) ** 3, heads)
+        shapes[f"{block}.linear1.weight"] = (int(width * e.mlp_ratio), width)
+    return shapes
 
 
 def _stages(blocks: set[tuple[str, ...]]) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from backend.data.intensity import clipped_moments
 from backend.data.labels import Label
 from backend.data.preprocess import Recipe, preprocess
 from backend.errors import ResourceError, is_out_of_memory
@@ -104,7 +106,7 @@ class Predictor:
         values = (0, *(label.value for label in self.labels))
         with told_as_resource_error(self.batch_size, self.device):
             prepared = preprocess(volume, self.recipe)
-            windowed = windowed_tensor(prepared, self.header.preprocessing["hu_window"])
+            windowed = intensity_tensor(prepared.voxels, self.header.preprocessing)
             slabs = stream_logits(
                 self.network,
                 windowed,
@@ -152,6 +154,10 @@ def load_predictor(path: Path, *, device: str) -> Predictor:
     file = resolve_weights(path, prefer=MODEL_FILES)
     tensors, header = load_weights(file)
     require_segmentation(header, file)
+    # Sketched first: a header that describes another network is refused before memory is taken.
+    with torch.device("meta"):
+        sketch = build_segmentation(header.architecture)
+    load_into(sketch, tensors, minimum_share=1.0, what=str(file))
     network = build_segmentation(header.architecture)
     load_into(network, tensors, minimum_share=1.0, what=str(file))
     place = torch.device(device)
@@ -159,11 +165,23 @@ def load_predictor(path: Path, *, device: str) -> Predictor:
         return Predictor(network=network.eval().to(place), header=header, device=place)
 
 
-def windowed_tensor(volume: Volume, hu_window: Sequence[float]) -> Float[Tensor, "1 z y x"]:
-    """HU from `low` to `high` as float32 from 0 to 1; what lies outside is clipped."""
-    low, high = hu_window
-    hu = torch.from_numpy(np.ascontiguousarray(volume.voxels, dtype=np.int16))
-    return hu.float().sub_(low).div_(high - low).clamp_(0, 1)[None]
+def intensity_tensor(
+    hu: NDArray[np.generic], settings: Mapping[str, Any]
+) -> Float[Tensor, "1 z y x"]:
+    """A preprocessed scan as the network sees it.
+
+    Args:
+        hu: Hounsfield units (z, y, x).
+        settings: `hu_window` (low, high), values beyond are clipped, and `intensity`: "window"
+            brings it to 0..1, "zscore" gives the scan mean 0 and deviation 1.
+    """
+    low, high = settings["hu_window"]
+    voxels = np.ascontiguousarray(hu, dtype=np.int16)
+    values = torch.from_numpy(voxels).float()
+    if settings.get("intensity", "window") == "zscore":
+        mean, deviation = clipped_moments(voxels, (low, high))
+        return values.clamp_(low, high).sub_(mean).div_(max(deviation, 1.0))[None]
+    return values.sub_(low).div_(high - low).clamp_(0, 1)[None]
 
 
 def accumulation_device(device: torch.device, needed_bytes: int) -> torch.device:

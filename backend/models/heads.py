@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
@@ -63,22 +65,50 @@ class PixelHead(nn.Module):
 
     Args:
         width: channels of the bottleneck.
-        stride: voxels per cell along each axis; the layer has stride³ outputs.
+        stride: voxels per cell, of each axis alike or along (z, y, x); the layer has an output
+            for each voxel of a cell.
     """
 
-    def __init__(self, width: int, *, stride: int) -> None:
+    def __init__(self, width: int, *, stride: int | tuple[int, int, int]) -> None:
         super().__init__()
-        self.stride = stride
-        self.linear = nn.Conv3d(width, stride**3, kernel_size=1)
+        self.stride = (stride, stride, stride) if isinstance(stride, int) else stride
+        self.linear = nn.Conv3d(width, math.prod(self.stride), kernel_size=1)
 
     def forward(self, cells: Float[Tensor, "b c gz gy gx"]) -> Float[Tensor, "b 1 z y x"]:
         """Predicted voxels, edges `stride` times those of the grid."""
         x = self.linear(cells)
         b, _, gz, gy, gx = x.shape
-        s = self.stride
-        x = x.view(b, s, s, s, gz, gy, gx).permute(0, 4, 1, 5, 2, 6, 3)
-        voxels: Tensor = x.reshape(b, 1, gz * s, gy * s, gx * s)
+        sz, sy, sx = self.stride
+        x = x.view(b, sz, sy, sx, gz, gy, gx).permute(0, 4, 1, 5, 2, 6, 3)
+        voxels: Tensor = x.reshape(b, 1, gz * sz, gy * sy, gx * sx)
         return voxels
+
+
+class ConvProjector(nn.Sequential):
+    """Convolutions of 1³ with batch norm and ReLU between (PGL, sec. 3.2; BYOL, sec. 3.2).
+
+    On a map it keeps the places apart, as in PGL; on one cell it is the perceptron of BYOL. With
+    2048 inputs and (4096, 256) it has 9,445,632 parameters.
+
+    Args:
+        inputs: channels that come in.
+        widths: channels after each convolution.
+        last_norm: a batch norm without scale and shift after the last one, as in MoCo v3.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int], *, last_norm: bool = False) -> None:
+        layers: list[nn.Module] = []
+        for width in widths[:-1]:
+            layers += [
+                nn.Conv3d(inputs, width, kernel_size=1, bias=False),
+                nn.BatchNorm3d(width),
+                nn.ReLU(),
+            ]
+            inputs = width
+        layers.append(nn.Conv3d(inputs, widths[-1], kernel_size=1, bias=not last_norm))
+        if last_norm:
+            layers.append(nn.BatchNorm3d(widths[-1], affine=False))
+        super().__init__(*layers)
 
 
 class ClassAttention(nn.Module):

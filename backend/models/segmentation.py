@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backend.models.swin import SwinEncoder, build_encoder
+from backend.models.baselines import build_baseline
+from backend.models.encoder import build_encoder
+from backend.models.swin import SwinEncoder
+from backend.models.unet import UnetSegmenter
 
 with warnings.catch_warnings():
     # MONAI's import warns about its own dependencies; nothing a user could act on.
@@ -73,18 +77,45 @@ class SwinSegmenter(nn.Module):
         return logits
 
 
-def build_segmentation(architecture: Mapping[str, Any]) -> SwinSegmenter:
+_DECODERS = {
+    ("swin", "default"): "segmentation.SwinSegmenter",
+    ("vit", "default"): "unetr.UnetrSegmenter",
+    ("resnet", "default"): "aspp.AsppSegmenter",
+    ("resnet", "unet"): "aspp.ResnetUnetSegmenter",
+}
+"""File and class by kind of encoder and of decoder."""
+
+
+def build_segmentation(architecture: Mapping[str, Any]) -> nn.Module:
     """The segmentation network of plain arguments, as they stand in a weights file.
 
     Args:
-        architecture: `encoder` (see `build_encoder`), `classes`, `width` and `norm`.
+        architecture: `encoder` (see `build_encoder`; or one of the baselines), `decoder`,
+            `classes`, `width` and `norm`.
+
+    Returns:
+        Volumes (b, 1, z, y, x) to logits (b, classes, z, y, x).
+
+    Raises:
+        ValueError: if there is no such decoder for this encoder.
     """
-    return SwinSegmenter(
-        build_encoder(architecture["encoder"]),
-        classes=architecture["classes"],
-        width=architecture["width"],
-        norm=architecture["norm"],
-    )
+    arguments, classes = architecture["encoder"], architecture["classes"]
+    kind, decoder = arguments["kind"], architecture["decoder"]
+    if (kind, decoder) in _DECODERS:
+        file, name = _DECODERS[kind, decoder].split(".")
+        build = getattr(import_module(f"backend.models.{file}"), name)
+        network: nn.Module = build(
+            build_encoder(arguments),
+            classes=classes,
+            width=architecture["width"],
+            norm=architecture["norm"],
+        )
+        return network
+    if decoder != "default":
+        raise ValueError(f"decoder {decoder!r} is none for the encoder {kind!r}")
+    if kind in ("unet", "resenc"):
+        return UnetSegmenter(build_encoder(arguments), classes=classes)
+    return build_baseline(arguments, classes=classes)
 
 
 def parameter_count(module: nn.Module) -> int:

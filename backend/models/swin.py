@@ -7,10 +7,10 @@ tensors are channels-last, (b, z, y, x, c), so that norms and linears need no co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
@@ -139,20 +139,6 @@ class SwinEncoder(nn.Module):
         # Without a final merge the last stage's normalised output is the bottleneck.
         bottleneck = _channels_first(x) if self.final_merge else pyramid[-1]
         return EncoderOutput(tuple(pyramid), bottleneck, _channels_first(before_last))
-
-
-def build_encoder(arguments: Mapping[str, Any]) -> SwinEncoder:
-    """The encoder of plain arguments, as they stand in a weights file."""
-    return SwinEncoder(
-        embed_dim=arguments["embed_dim"],
-        depths=arguments["depths"],
-        heads=arguments["heads"],
-        window=arguments["window"],
-        patch=arguments["patch"],
-        mlp_ratio=arguments["mlp_ratio"],
-        qkv_bias=arguments["qkv_bias"],
-        final_merge=arguments["final_merge"],
-    )
 
 
 class SwinBlock(nn.Module):
