@@ -238,12 +238,16 @@ class Segment:
     """A volume file, a folder with one DICOM series, or a folder of scans."""
     output: Path
     """Label file (.nii.gz, .nrrd, .seg.nrrd, .mha) for one scan, a folder for many."""
-    structures: Names = ()
+    structures: Annotated[
+        tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")
+    ] = None
     """Names of the structures to write. Left out: all."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
-    ending: Annotated[str, arg(metavar=".nii.gz|.nrrd|.seg.nrrd|.mha")] = ".nii.gz"
-    """Format of the label files when --output is a folder."""
+    ending: Annotated[
+        str | None, arg(metavar=".nii.gz|.nrrd|.seg.nrrd|.mha", help_behavior_hint="")
+    ] = None
+    """Format of the label files when --output is a folder. Left out: .nii.gz."""
     overwrite: Switch = False
     """Replace output files that exist."""
 
@@ -256,7 +260,7 @@ class Segment:
             self.input,
             self.output,
             device=self.device,
-            structures=self.structures or None,
+            structures=self.structures,
             overwrite=self.overwrite,
             ending=self.ending,
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from backend import __version__
@@ -39,7 +40,7 @@ from backend.geometry import Volume
 from backend.inference.structures import header_labels, require_segmentation
 from backend.preparation import check_device
 from backend.progress import progress
-from backend.weights import MODEL_FILES, read_header, resolve_weights
+from backend.weights import read_header, resolve_weights
 
 if TYPE_CHECKING:
     from backend.inference.predictor import Predictor
@@ -78,6 +79,9 @@ class StructureVolume:
     ml: float
 
 
+_VOLUMES = TypeAdapter(tuple[StructureVolume, ...])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segmented:
     """A finished scan.
@@ -103,7 +107,7 @@ def run(
     device: str = "auto",
     structures: Sequence[str] | None = None,
     overwrite: bool = False,
-    ending: str = ".nii.gz",
+    ending: str | None = None,
 ) -> list[Segmented]:
     """Segment one scan into a file, or all scans of a folder into a folder.
 
@@ -119,7 +123,7 @@ def run(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         structures: names of those to write; None means all.
         overwrite: replace label files that are there already.
-        ending: format of the files in an output folder.
+        ending: format of the files in an output folder; None takes ".nii.gz".
 
     Returns:
         What was written or kept, in the order of the scans.
@@ -128,17 +132,19 @@ def run(
         UserError: for anything wrong with the options; at the end, if scans failed.
         ResourceError: if memory or disk do not suffice.
     """
-    weights = resolve_weights(model, prefer=MODEL_FILES)
+    weights = resolve_weights(model)
     header = read_header(weights)
     require_segmentation(header, weights)
     labels = chosen_labels(header_labels(header), structures)
-    single = _is_label_file(output)
+    single = _is_label_file(output, of_one=input.is_file() and input.suffix.lower() != ".csv")
+    _check_ending(ending, output if single else None)
+    if not single:
+        _require_apart(input, output)
     scans = find_scans(input, single=single)
     if single:
         targets = {scans[0].name: output}
     else:
-        split_ending(Path(f"name{ending}"))
-        targets = {scan.name: output / f"{scan.name}{ending}" for scan in scans}
+        targets = {scan.name: output / f"{scan.name}{ending or _DEFAULT_ENDING}" for scan in scans}
     check_device(device)
     _require_writable(scans, targets)
     digest = _digest(weights)
@@ -326,9 +332,12 @@ def _require_writable(scans: Sequence[Scan], targets: dict[str, Path]) -> None:
     # In the nearest folder there is: one that is made now would be left behind by a refusal.
     folder = next(place for place in (folder, *folder.parents) if place.exists())
     probe = folder / f".writable-{os.getpid()}"
-    with written_whole(probe) as temporary:
-        temporary.touch()
-    probe.unlink()
+    try:
+        with written_whole(probe) as temporary:
+            temporary.touch()
+        probe.unlink()
+    except BackendError as error:
+        raise type(error)(error.message.replace(str(probe), str(folder)), error.hint) from None
 
 
 def _already_done(
@@ -347,7 +356,7 @@ def _already_done(
             continue
         content = _read_report(_report_path(target))
         if resume and content is not None and content["made_from"] == records[scan.name]:
-            volumes = tuple(StructureVolume(**entry) for entry in content["structures"])
+            volumes = _VOLUMES.validate_python(content["structures"])
             done[scan.name] = Segmented(name=scan.name, file=target, volumes=volumes, reused=True)
         else:
             in_the_way.append(target)
@@ -374,12 +383,13 @@ def _record(scan: Scan, digest: str, labels: Sequence[Label]) -> dict[str, Any]:
 
 
 def _read_report(path: Path) -> dict[str, Any] | None:
+    """A report that vouches for its label file; None if there is none, or it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        _VOLUMES.validate_python(content["structures"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
-    complete = isinstance(content, dict) and {"made_from", "structures"} <= content.keys()
-    return content if complete and content.get("schema") == SCHEMA else None
+    return content if "made_from" in content and content.get("schema") == SCHEMA else None
 
 
 def _report_path(target: Path) -> Path:
@@ -391,15 +401,47 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _is_label_file(path: Path) -> bool:
-    """Whether an output names one file; other file endings are refused, not made a folder."""
+def _is_label_file(path: Path, *, of_one: bool) -> bool:
+    """Whether an output names one file; other file endings are refused, not made a folder.
+
+    Args:
+        path: the output.
+        of_one: whether the input is a single file: then whatever has an ending is meant as a file.
+    """
     if path.is_dir():
         return False
     if path.name.lower().endswith(ENDINGS):
         return True
-    if path.is_file() or path.suffix.lower() in (".gz", ".dcm", ".nhdr", ".mhd", ".png", ".json"):
+    known = path.suffix.lower() in (".gz", ".dcm", ".nhdr", ".mhd", ".png", ".json")
+    if path.is_file() or known or (of_one and path.suffix):
         split_ending(path)
     return False
+
+
+_DEFAULT_ENDING = ".nii.gz"
+
+
+def _check_ending(ending: str | None, file: Path | None) -> None:
+    """Refuse an ending that is no format, or that contradicts the name of the one output file."""
+    if ending is not None and ending not in ENDINGS:
+        raise UserError(
+            f"--ending {ending!r} is no format of label files.", f"Give {', '.join(ENDINGS)}."
+        )
+    if file is not None and ending is not None and not file.name.lower().endswith(ending):
+        raise UserError(
+            f"{file}: does not end in {ending}, which --ending asks for.",
+            "Leave out --ending: the name of a file says its format.",
+        )
+
+
+def _require_apart(source: Path, output: Path) -> None:
+    """Refuse to write among the scans: the next search would find the labels there."""
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"{output}: lies in the folder of the scans, {source}, where labels would be taken "
+            "for scans the next time.",
+            "Choose an --output outside it.",
+        )
 
 
 def _stem(file: Path) -> str:

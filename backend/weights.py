@@ -245,10 +245,15 @@ def _refuse_pickle(path: Path) -> None:
     # safetensors begins with the length of its table, any eight bytes, and then the table's brace.
     pickled = start.startswith(_PICKLE_MAGIC) and start[8:9] != b"{"
     if path.suffix.lower() in _PICKLE_ENDINGS or pickled:
+        cure = (
+            f"Convert it first: backend convert {path.name} --from smit|monai "
+            "--output model.safetensors"
+        )
+        if path.name == "last.pt" and (path.parent.parent / "status.json").exists():
+            cure = f"It is there to resume a run; give the run itself: {path.parent.parent}"
         raise UserError(
             f"{path}: a pickled checkpoint can run code when it is opened, so it was not read.",
-            f"Convert it first: backend convert {path.name} --from smit|monai "
-            "--output model.safetensors",
+            cure,
         )
 
 

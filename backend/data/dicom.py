@@ -109,6 +109,12 @@ def transfer_syntax(dataset: Any) -> str:
     return str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or "")
 
 
+def is_compressed(dataset: Any) -> bool:
+    """Whether native code must unpack the pixel data."""
+    syntax = transfer_syntax(dataset)
+    return syntax.startswith(_ENCAPSULATED_FROM) or syntax == RLELossless
+
+
 def text(dataset: Any, keyword: str) -> str:
     """A value as stripped text, "" if there is none."""
     value = dataset.get(keyword)
@@ -214,13 +220,13 @@ def pixel_problem(dataset: Any, rest: int) -> str:
     samples = whole(dataset, "SamplesPerPixel", 1)
     if samples != 1:
         return f"not HU: {samples} values per pixel, a colour image"
-    syntax = transfer_syntax(dataset)
-    if rest < 0 or syntax.startswith(_ENCAPSULATED_FROM) or syntax == RLELossless:
+    if rest < 0 or is_compressed(dataset):
         return ""
     bits = whole(dataset, "BitsAllocated", 16)
     rows, columns = plane_of(dataset)
     wanted = rows * columns * frame_count(dataset) * bits // 8
-    present = rest - (_SHORT_HEAD if syntax == ImplicitVRLittleEndian else _LONG_HEAD)
+    implicit = transfer_syntax(dataset) == ImplicitVRLittleEndian
+    present = rest - (_SHORT_HEAD if implicit else _LONG_HEAD)
     if present < wanted:
         return f"unreadable: cut short, {max(present, 0)} of {wanted} bytes of pixel data"
     return ""

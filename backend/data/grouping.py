@@ -49,7 +49,7 @@ def _dicom_series(slices: Sequence[FileFacts]) -> list[list[FileFacts]]:
     # A file that does not tell its plane spoils its series: apart it would be missed in silence.
     for facts in sorted(slices, key=_planeless):
         parts = groups[_series_key(facts)]
-        part = next((p for p in parts if _planeless(facts) or same_plane(p[0], facts)), None)
+        part = next((p for p in parts if _planeless(facts) or _same_grid(p[0], facts)), None)
         if part is None:
             parts.append([facts])
         else:
@@ -58,7 +58,11 @@ def _dicom_series(slices: Sequence[FileFacts]) -> list[list[FileFacts]]:
 
 
 def _planeless(facts: FileFacts) -> bool:
-    return bool(facts.problem) and not facts.orientation
+    return bool(facts.problem) and not (facts.orientation and all(facts.plane))
+
+
+def _same_grid(one: FileFacts, other: FileFacts) -> bool:
+    return one.plane == other.plane and same_plane(one, other)
 
 
 def _series_key(facts: FileFacts) -> _Key:
@@ -66,7 +70,7 @@ def _series_key(facts: FileFacts) -> _Key:
     series = (facts.series_uid,) if facts.series_uid else (facts.study_uid, folder, facts.frame_uid)
     # A multi-frame file is a volume of its own.
     alone = facts.identity if len(facts.positions_mm) > 1 else ""
-    return (*series, facts.modality, facts.sop_class, facts.localizer, facts.plane, alone)
+    return (*series, facts.modality, facts.sop_class, facts.localizer, alone)
 
 
 def _copies_apart(group: Sequence[FileFacts], *, min_slices: int) -> list[SeriesRow]:

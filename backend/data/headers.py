@@ -36,6 +36,7 @@ class FileFacts:
         modality: DICOM only, as the following ones.
         sop_class: kind of object.
         localizer: whether it is a scout.
+        compressed: whether native code must unpack its pixel data.
         series_uid: SeriesInstanceUID.
         study_uid: StudyInstanceUID.
         frame_uid: FrameOfReferenceUID.
@@ -60,6 +61,7 @@ class FileFacts:
     modality: str = ""
     sop_class: str = ""
     localizer: bool = False
+    compressed: bool = False
     series_uid: str = ""
     study_uid: str = ""
     frame_uid: str = ""
@@ -165,6 +167,7 @@ def _facts_of(facts: FileFacts, path: Path, dataset: Any, rest: int) -> FileFact
         modality=dicom.text(dataset, "Modality"),
         sop_class=dicom.text(dataset, "SOPClassUID") or _media_class(dataset),
         localizer=dicom.is_localizer(dataset),
+        compressed=dicom.is_compressed(dataset),
         series_uid=dicom.text(dataset, "SeriesInstanceUID"),
         study_uid=dicom.text(dataset, "StudyInstanceUID"),
         frame_uid=dicom.text(dataset, "FrameOfReferenceUID"),

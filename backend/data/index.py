@@ -7,12 +7,14 @@ series and its exact spacing.
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from backend.data.memory import replacing
 from backend.data.scan import MIN_SLICES, scan
@@ -29,6 +31,13 @@ COLUMNS = (
 """Sizes and spacings read x, y, z as in image viewers."""
 
 _Cell = TypeVar("_Cell")
+
+_AGAIN = "Make it anew with: backend scan FOLDER --output index.csv"
+_NEVER_EMPTY = ("id", "path", "files", "slices", "verdict")
+_USABLE_HAS = ("format", "size", "spacing_mm", "orientation")
+_LARGEST_CELL = 1 << 20
+_LARGEST_COUNT = 1 << 31
+_LARGEST_HU = 1 << 15
 
 
 def files_path(index: Path) -> Path:
@@ -51,9 +60,7 @@ def write_index(path: Path, rows: Sequence[SeriesRow]) -> None:
             }
             stream.write(json.dumps(item) + "\n")
     with replacing(path) as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(COLUMNS)
-        table.writerows(_cells(row, folder) for row in rows)
+        stream.write(_table([COLUMNS, *(_cells(row, folder) for row in rows)]))
 
 
 def read_index(path: Path) -> list[SeriesRow]:
@@ -66,24 +73,64 @@ def read_index(path: Path) -> list[SeriesRow]:
     """
     try:
         # Spreadsheets put a byte-order mark in front and, in half of Europe, semicolons between.
-        text = path.read_text(encoding="utf-8-sig")
-        lists = _file_lists(path)
+        text = path.read_bytes().decode("utf-8-sig")
+        lists = _file_lists(files_path(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as an index: {error}.") from error
-    header = text.split("\n", maxsplit=1)[0]
-    delimiter = ";" if header.count(";") > header.count(",") else ","
-    table = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    missing = [name for name in COLUMNS if name not in (table.fieldnames or [])]
-    if missing:
-        raise UserError(
-            f"{path}, line 1: column {missing[0]!r} is missing, so this is no index.",
-            "Make one with: backend scan FOLDER --output index.csv",
-        )
-    rows = [_Line(path, table.line_num, cells).row(lists) for cells in table]
+        raise UserError(f"{path} cannot be read as an index: {error}.", _AGAIN) from error
+    rows = [_Line(path, number, cells).row(lists) for number, cells in _lines(path, text)]
     repeated = [row for row, n in Counter(r.id for r in rows).items() if n > 1]
     if repeated:
-        raise UserError(f"{path}: id {repeated[0]!r} stands in several lines.", "Scan again.")
+        raise UserError(f"{path}: id {repeated[0]!r} stands in several lines.", _AGAIN)
     return rows
+
+
+def _lines(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
+    """Number and cells of every line below the header."""
+    header = text.split("\n", maxsplit=1)[0]
+    delimiter = ";" if header.count(";") > header.count(",") else ","
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    former = csv.field_size_limit(_LARGEST_CELL)
+    try:
+        names = [name.strip() for name in next(table, [])]
+        _check_columns(path, names)
+        lines = []
+        for cells in table:
+            if len(cells) > len(names) and any(cells[len(names) :]):
+                raise UserError(
+                    f"{path}, line {table.line_num}: {len(cells)} cells for {len(names)} columns.",
+                    _AGAIN,
+                )
+            if any(cells):
+                lines.append((table.line_num, dict(zip(names, cells, strict=False))))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {table.line_num}: {error}.", _AGAIN) from error
+    finally:
+        csv.field_size_limit(former)
+    return lines
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """Refuse a header that lacks a column, or has one of which nothing is known."""
+    for what, odd in (
+        ("is missing, so this is no index", [n for n in COLUMNS if n not in names]),
+        ("is none of an index", [n for n in names if n and n not in COLUMNS]),
+        ("stands there twice", [n for n in COLUMNS if names.count(n) > 1]),
+    ):
+        if odd:
+            raise UserError(f"{path}, line 1: column {odd[0][:40]!r} {what}.", _AGAIN)
+
+
+def _table(rows: Iterable[Sequence[object]]) -> str:
+    """Lines of CSV; a line break of any kind inside a cell comes back as it was."""
+    text = io.StringIO(newline="")
+    plain, quoted = (
+        csv.writer(text, lineterminator="\n"),
+        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL),
+    )
+    for row in rows:
+        # The plain writer leaves a lone carriage return bare.
+        (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
+    return text.getvalue()
 
 
 def usable_series(
@@ -164,40 +211,91 @@ def _rounded(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".") if value >= 0.001 else f"{value:.3g}"
 
 
-def _file_lists(index: Path) -> dict[str, dict[str, Any]]:
-    path = files_path(index)
+@dataclass(frozen=True)
+class _FileList:
+    """One line of the file lists, checked."""
+
+    id: str
+    spacing_mm: Vec3 | None
+    files: tuple[str, ...]
+
+    @classmethod
+    def parsed(cls, line: str) -> _FileList:
+        """Raises ValueError with the field that is wrong."""
+        item = json.loads(line)
+        if not isinstance(item, dict):
+            raise ValueError("it is no JSON object")
+        spacing, files, name = item.get("spacing_mm"), item.get("files"), item.get("id")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"id is {_told(name)}")
+        if not (isinstance(files, list) and files and all(_is_name(f) for f in files)):
+            raise ValueError(f"files is {_told(files)}, not a list of paths")
+        if spacing is not None and not _is_spacing(spacing):
+            raise ValueError(f"spacing_mm is {_told(spacing)}, not three numbers above 0")
+        return cls(name, None if spacing is None else vec3(spacing), tuple(files))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value
+
+
+def _is_spacing(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(type(v) in (int, float) and 0 < v < math.inf for v in value)
+    )
+
+
+def _told(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _file_lists(path: Path) -> dict[str, _FileList] | None:
+    """The file lists by the id of their series, None if there is no such file."""
     if not path.is_file():
-        return {}
-    lists: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        return None
+    lists: dict[str, _FileList] = {}
+    # Not splitlines: it takes other characters for line ends as well.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            item = json.loads(line)
-            lists[item["id"]] = {"files": list(item["files"]), "spacing_mm": item["spacing_mm"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: no file list.", "Scan again.") from error
+            item = _FileList.parsed(line)
+            if item.id in lists:
+                raise ValueError(f"id {item.id!r} stands in several lines")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: no file list, {error}.", _AGAIN) from error
+        lists[item.id] = item
     return lists
 
 
 class _Line:
     """One line of an index, which knows how to complain about itself."""
 
-    def __init__(self, path: Path, number: int, cells: Mapping[str | None, Any]) -> None:
+    def __init__(self, path: Path, number: int, cells: Mapping[str, str]) -> None:
         self.path = path
         self.number = number
-        self.cells = {name: str(cells.get(name) or "").strip() for name in COLUMNS}
+        # A file's name may begin or end with a blank.
+        self.cells = {
+            name: cells.get(name, "") if name == "path" else cells.get(name, "").strip()
+            for name in COLUMNS
+        }
         self.folder = path.resolve().parent
 
-    def row(self, lists: Mapping[str, Mapping[str, Any]]) -> SeriesRow:
+    def row(self, lists: Mapping[str, _FileList] | None) -> SeriesRow:
         """The row that the cells tell."""
         cells = self.cells
-        if not cells["id"]:
-            self.complain("id")
         verdict = cells["verdict"]
         if verdict not in ("usable", "refused"):
             self.complain("verdict")
+        for column in (*_NEVER_EMPTY, *(_USABLE_HAS if verdict == "usable" else ())):
+            if not cells[column]:
+                self.complain(column)
         row = SeriesRow(
             id=cells["id"],
-            path=self.folder / (cells["path"] or self.complain("path")),
+            path=self.folder / cells["path"],
             files=(),
             patient=cells["patient"],
             modality=cells["modality"],
@@ -205,27 +303,35 @@ class _Line:
             size=self.read("size", _size),
             spacing_mm=self.read("spacing_mm", _spacing),
             orientation=cells["orientation"],
-            hu_min=self.read("hu_min", int),
-            hu_max=self.read("hu_max", int),
-            slices=self.read("slices", int) or 0,
+            hu_min=self.read("hu_min", _hu),
+            hu_max=self.read("hu_max", _hu),
+            # Of what could not be read not even that is known.
+            slices=0 if cells["slices"] == "0" and verdict == "refused" else self.slices(),
             verdict="usable" if verdict == "usable" else "refused",
             reason=cells["reason"],
         )
-        return self.with_files(row, lists.get(row.id))
+        return self.with_files(row, lists)
 
-    def with_files(self, row: SeriesRow, item: Mapping[str, Any] | None) -> SeriesRow:
+    def slices(self) -> int:
+        """The number of slices."""
+        return self.read("slices", _count) or 0
+
+    def with_files(self, row: SeriesRow, lists: Mapping[str, _FileList] | None) -> SeriesRow:
         """The row with its files, and the spacing in full where the cell only rounds it."""
+        item = (lists or {}).get(row.id)
         if item is not None:
-            files = tuple(self.folder / str(name) for name in item["files"])
-            exact = vec3(item["spacing_mm"]) if item["spacing_mm"] else None
+            if len(item.files) != self.read("files", _count):
+                self.complain("files")
+            files = tuple(self.folder / name for name in item.files)
+            exact = item.spacing_mm
             same = exact and [_rounded(v) for v in exact] == [
                 _rounded(v) for v in row.spacing_mm or ()
             ]
             return replace(row, files=files, spacing_mm=exact if same else row.spacing_mm)
-        if row.format == "DICOM" and row.verdict == "usable" and not row.path.is_file():
+        if lists is not None or (row.verdict == "usable" and not _stands_alone(row)):
             raise UserError(
                 f"{self.path}, line {self.number}: the file list of series {row.id} is missing.",
-                f"Keep {files_path(self.path).name} beside the index, or scan again.",
+                f"Keep {files_path(self.path).name} of the same scan beside it, or scan again.",
             )
         return replace(row, files=(row.path,))
 
@@ -242,16 +348,39 @@ class _Line:
         """Raise about one cell."""
         raise UserError(
             f"{self.path}, line {self.number}, column {column!r}: "
-            f"{self.cells[column]!r} cannot be understood.",
+            f"{_told(self.cells[column])} cannot be understood.",
             "Scan again, or mend the line.",
         )
 
 
+def _stands_alone(row: SeriesRow) -> bool:
+    """Whether the path alone tells all files of a series."""
+    return row.format != "DICOM" or row.path.is_file()
+
+
 def _size(text: str) -> Index3:
-    x, y, z = text.split("x")
-    return index3((int(z), int(y), int(x)))
+    x, y, z = (_count(part) for part in text.split("x"))
+    return index3((z, y, x))
+
+
+def _count(text: str) -> int:
+    """A whole number above 0."""
+    value = int(text)
+    if not 0 < value <= _LARGEST_COUNT:
+        raise ValueError(text)
+    return value
+
+
+def _hu(text: str) -> int:
+    """A value of int16."""
+    value = int(text)
+    if abs(value) > _LARGEST_HU:
+        raise ValueError(text)
+    return value
 
 
 def _spacing(text: str) -> Vec3:
-    x, y, z = text.split("x")
-    return vec3((float(z), float(y), float(x)))
+    x, y, z = (float(part) for part in text.split("x"))
+    if not all(0 < v < math.inf for v in (x, y, z)):
+        raise ValueError(text)
+    return vec3((z, y, x))

@@ -32,6 +32,7 @@ def map_in_processes(
     on_crash: Callable[[In], Out],
     workers: int,
     batch: int = 1,
+    apart: bool = False,
 ) -> Generator[Out, None, None]:
     """Yield `function(item)` in the order of `items`, which several processes work on.
 
@@ -43,11 +44,12 @@ def map_in_processes(
         on_crash: the result for an item that takes its process down.
         workers: number of processes; with 1, or little to do, the work is done right here.
         batch: how many items travel to a process at once.
+        apart: never work right here, as an item may take the process down.
 
     Raises:
         ResourceError: if no process can be started.
     """
-    if workers <= 1 or len(items) <= 2 * batch:
+    if not apart and (workers <= 1 or len(items) <= 2 * batch):
         yield from map(function, items)
         return
     done = 0

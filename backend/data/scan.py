@@ -104,7 +104,8 @@ def scan(
     decoded: dict[str, Decoded] = {}
     if not quick:
         fingerprints = {r.id: _fingerprint(r, by_path) for r in rows if r.verdict == "usable"}
-        decoded = _decode(rows, fingerprints, memory=memory, workers=count)
+        compressed = {Path(f.path) for f in facts if f.compressed}
+        decoded = _decode(rows, fingerprints, memory=memory, compressed=compressed, workers=count)
         rows = _judged(rows, {i: decoded[f] for i, f in fingerprints.items()})
     ignored = [Path(f.path) for f in facts if not f.format and not f.problem] + found.hidden
     return ScanResult(
@@ -218,13 +219,23 @@ def _fingerprint(row: SeriesRow, facts: dict[str, FileFacts]) -> str:
 
 
 def _decode(
-    rows: Sequence[SeriesRow], fingerprints: dict[str, str], *, memory: Memory, workers: int
+    rows: Sequence[SeriesRow],
+    fingerprints: dict[str, str],
+    *,
+    memory: Memory,
+    compressed: set[Path],
+    workers: int,
 ) -> dict[str, Decoded]:
     """By fingerprint, what decoding shows of each row that has one."""
     known = {f: memory.decoded[f] for f in fingerprints.values() if f in memory.decoded}
     todo = [r for r in rows if r.id in fingerprints and fingerprints[r.id] not in known]
     results = map_in_processes(
-        decode_series, [_volume_files(r) for r in todo], on_crash=_crashed_decoding, workers=workers
+        decode_series,
+        [_volume_files(r) for r in todo],
+        on_crash=_crashed_decoding,
+        workers=workers,
+        # Some corrupt streams end the process of whoever unpacks them.
+        apart=any(not compressed.isdisjoint(r.files) for r in todo),
     )
     bar = _shown(results, total=len(todo), what="Decoding", unit="series")
     fresh = {fingerprints[r.id]: d for r, d in zip(todo, bar, strict=True)}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 import SimpleITK
 from dicom_files import SECRET_ID, SECRET_NAME, enhanced_ct, hu_values, save, series_of
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage, SecondaryCaptureImageStorage
 
 from backend.data.index import files_path, read_index, usable_series, write_index
 from backend.data.memory import memory_path, save_memory
+from backend.data.readers import read_label, read_volume
 from backend.data.scan import ScanResult, scan
 from backend.data.series import SeriesRow
-from backend.errors import UserError
+from backend.errors import ScanError, UserError
 
 SLICES = 16
 
@@ -443,3 +446,163 @@ def test_a_link_to_itself_and_a_pipe_do_not_hide_the_rest_of_their_folder(tmp_pa
     (tmp_path / "pipe.dcm").symlink_to("pipe")
     found = scan([tmp_path], quick=True)
     assert sum(row.verdict == "usable" for row in found.rows) == 30
+
+
+def spoilt_bytes(name: str) -> str:
+    """A file name of which one byte is no UTF-8."""
+    return os.fsdecode(name.encode() + b"\xff.nii.gz")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_names_that_are_no_utf8_are_refused_rows_with_a_path_that_can_be_shown(
+    tmp_path: Path,
+) -> None:
+    ct = nifti(tmp_path / "data" / "good.nii.gz", hu_values(SLICES))
+    (tmp_path / "data" / os.fsdecode(b"folder\xfe")).mkdir()
+    bad = tmp_path / "data" / spoilt_bytes("bad")
+    ct.rename(tmp_path / "elsewhere.nii.gz").rename(bad)
+    result = found(tmp_path / "data")
+    assert [(r.path.name, r.verdict, r.reason_kind) for r in result.rows] == [
+        (r"bad\xff.nii.gz", "refused", "unreadable"),
+        (r"folder\xfe", "refused", "unreadable"),
+    ]
+    assert all(r.reason.endswith("rename it") for r in result.rows)
+    index = tmp_path / "index.csv"
+    write_index(index, result.rows)
+    save_memory(index, result.memory)
+    assert read_index(index) == result.rows
+    for read in (lambda: read_volume([bad]), lambda: read_label(bad), lambda: found(bad)):
+        with pytest.raises(UserError, match=r"bad\\xff.*valid UTF-8.*[Rr]ename") as caught:
+            read()
+        str(caught.value).encode()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names are not allowed there")
+def test_line_breaks_and_blanks_in_names_come_back_from_the_index(tmp_path: Path) -> None:
+    names = ("a\nb", "c\rd", "e\r\nf", " g ", "h\u2028i", "k\x85l", 'm"n', "o;p,q")
+    for seed, name in enumerate(names):
+        nifti(tmp_path / f"{name}.nii", hu_values(SLICES, seed))
+    rows = found(tmp_path).rows
+    assert {row.path.stem for row in rows if row.verdict == "usable"} == set(names)
+    write_index(tmp_path / "index.csv", rows)
+    assert read_index(tmp_path / "index.csv") == rows
+
+
+def spoilt_index(
+    folder: Path, *, cell: tuple[str, str] | None, item: str | dict[str, object] | None
+) -> Path:
+    """The index of one volume, with a changed cell or another line of file lists."""
+    nifti(folder / "a.nii.gz", hu_values(SLICES))
+    index = folder / "index.csv"
+    write_index(index, found(folder).rows)
+    if cell is not None:
+        edited(index, *cell)
+    if item is not None:
+        line = json.loads(files_path(index).read_text())
+        text = item if isinstance(item, str) else json.dumps({**line, **item})
+        files_path(index).write_text(text)
+    return index
+
+
+@pytest.mark.parametrize(
+    ("cell", "item", "said"),
+    [
+        (("5x6x16", "0x0x0"), None, "line 2, column 'size': '0x0x0'"),
+        (("5x6x16", "-5x6x16"), None, "line 2, column 'size'"),
+        (("5x6x16", ""), None, "line 2, column 'size': ''"),
+        (("0.5x0.75x2", "0.5x0.75"), None, "line 2, column 'spacing_mm'"),
+        (("0.5x0.75x2", "0.5x0.75xnan"), None, "line 2, column 'spacing_mm'"),
+        (("0.5x0.75x2", "0.5x-1x2"), None, "line 2, column 'spacing_mm'"),
+        (("-1000", "9" * 5000), None, "line 2, column 'hu_min'"),
+        (("usable", ""), None, "line 2, column 'verdict': ''"),
+        (("usable", "usable,,,more"), None, "line 2: 17 cells for 14 columns"),
+        (("reason", "reason,notes"), None, "line 1: column 'notes' is none of an index"),
+        (("reason", "reason,reason"), None, "line 1: column 'reason' stands there twice"),
+        (("usable", "u" * 2_000_000), None, "line 2: field larger than field limit"),
+        (None, {"files": []}, "index.files.jsonl, line 1: no file list, files is []"),
+        (None, {"files": [3]}, "line 1: no file list, files is [3]"),
+        (None, {"files": ["a", "b"]}, "line 2, column 'files': '1'"),
+        (None, {"spacing_mm": [1, 2]}, "spacing_mm is [1, 2], not three numbers"),
+        (None, {"spacing_mm": "1x2x3"}, "spacing_mm is '1x2x3'"),
+        (None, {"spacing_mm": [1, 2, float("nan")]}, "spacing_mm is [1, 2, nan]"),
+        (None, {"spacing_mm": [1, 2, 0]}, "spacing_mm is [1, 2, 0]"),
+        (None, {"id": "other"}, "line 2: the file list of series"),
+        (None, {"id": 7}, "line 1: no file list, id is 7"),
+        (None, "[" * 100_000, "line 1: no file list"),
+        (None, "[]", "line 1: no file list, it is no JSON object"),
+    ],
+)
+def test_a_damaged_index_is_refused_by_line_and_field(
+    tmp_path: Path, cell: tuple[str, str] | None, item: str | dict[str, object] | None, said: str
+) -> None:
+    index = spoilt_index(tmp_path, cell=cell, item=item)
+    with pytest.raises(UserError) as caught:
+        read_index(index)
+    assert said in str(caught.value)
+    assert "can again" in str(caught.value) or "backend scan" in str(caught.value)
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (every(value(PixelSpacing=[60, 60])), "no geometry: pixel spacing 60x60 mm is not within"),
+        (every(value(PixelSpacing=[0.01, 0.5])), "no geometry: pixel spacing 0.01x0.5 mm"),
+        (moved(lambda i: (0, 0, 70 * i)), "no geometry: spacing 70x0.75x0.5 mm is not within"),
+        (every(value(RescaleIntercept="1e300")), "not HU: RescaleSlope 1, RescaleIntercept 1e+300"),
+    ],
+)
+def test_numbers_that_no_scanner_writes_are_told(tmp_path: Path, spoil: Spoil, reason: str) -> None:
+    files = save(spoil(series_of(hu_values(20))), tmp_path)
+    row = only(found(tmp_path))
+    assert row.reason.startswith(reason)
+    with pytest.raises(ScanError, match=re.escape(reason)):
+        read_volume(files)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "tag"),
+    [
+        (rb"0.75\0.5", rb"abcd\0.5", "PixelSpacing"),
+        (b"\x53\x10DS\x04\x001.0 ", b"\x53\x10DS\x04\x001..0", "RescaleSlope"),
+        (b"\x50\x00DS\x04\x002.0 ", b"\x50\x00DS\x04\x00\xb3mm ", "SliceThickness"),
+        (rb"\-20.0\110", rb"\-20,0\110", "ImagePositionPatient"),
+        (b"\x10\x00US\x02\x00\x06\x00", b"\x10\x00LO\x02\x00xy", "Rows"),
+    ],
+)
+def test_text_in_place_of_a_number_is_told_by_tag_and_refuses_the_whole_series(
+    tmp_path: Path, old: bytes, new: bytes, tag: str
+) -> None:
+    files = save(series_of(hu_values(20)), tmp_path)
+    content = files[5].read_bytes()
+    assert content.count(old) == 1
+    files[5].write_bytes(content.replace(old, new))
+    row = only(found(tmp_path))
+    assert row.reason.startswith(f"unreadable: {tag} is no number")
+    assert row.reason.endswith("(005.dcm; 1 of 20 files)")
+    with pytest.raises(ScanError, match=f"{tag} is no number"):
+        read_volume(files)
+
+
+def test_one_slice_with_a_broken_position_refuses_the_whole_series(tmp_path: Path) -> None:
+    slices = series_of(hu_values(20))
+    with disable_value_validation():
+        slices[19].ImagePositionPatient = ["-10", "-20", "1e999"]
+        save(slices, tmp_path)
+    row = only(found(tmp_path))
+    assert len(row.files) == 20
+    assert row.reason.startswith("unreadable: ImagePositionPatient is no finite number")
+    assert row.reason.endswith("(019.dcm; 1 of 20 files)")
+
+
+def test_two_patients_under_one_series_uid_are_never_merged(tmp_path: Path) -> None:
+    slices = series_of(hu_values(20))
+    for ds in slices[10:]:
+        ds.PatientID = "SECRET-8"
+    files = save(slices, tmp_path)
+    row = only(found(tmp_path))
+    assert row.verdict == "refused"
+    assert row.reason.startswith("several patients: ")
+    assert "SECRET" not in row.reason
+    with pytest.raises(ScanError, match="several patients"):
+        read_volume(files)

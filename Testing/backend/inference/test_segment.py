@@ -226,3 +226,60 @@ def test_a_dicom_series_is_named_by_its_id() -> None:
         "ab12",
         "x",
     ]
+
+
+@pytest.mark.parametrize("ending", [".dcm", "nii.gz", "", "/x.nii.gz", "_seg.nii.gz", "..nrrd"])
+def test_an_ending_that_is_no_format_is_refused(tmp_path: Path, model: Path, ending: str) -> None:
+    scan = _write_scan(tmp_path / "in" / "a.nii.gz")
+    with pytest.raises(UserError, match=r"--ending .* is no format .*\.seg\.nrrd"):
+        run(model, scan.parent, tmp_path / "out", device="cpu", ending=ending)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ending_that_contradicts_the_name_of_the_file_is_refused(
+    tmp_path: Path, model: Path
+) -> None:
+    scan = _write_scan(tmp_path / "a.nii.gz")
+    with pytest.raises(UserError, match=r"b\.nii\.gz: does not end in \.nrrd"):
+        run(model, scan, tmp_path / "b.nii.gz", device="cpu", ending=".nrrd")
+
+
+@pytest.mark.parametrize("output", ["scans", "scans/out", "scans/../scans/deep/out"])
+def test_labels_are_not_written_among_the_scans(tmp_path: Path, model: Path, output: str) -> None:
+    scan = _write_scan(tmp_path / "scans" / "a.nii.gz")
+    with pytest.raises(UserError, match="lies in the folder of the scans"):
+        run(model, scan.parent, tmp_path / output, device="cpu", ending=".nrrd")
+    assert [path.name for path in scan.parent.iterdir()] == ["a.nii.gz"]
+
+
+def test_a_file_of_an_unknown_kind_is_not_made_a_folder(tmp_path: Path, model: Path) -> None:
+    scan = _write_scan(tmp_path / "a.nii.gz")
+    with pytest.raises(UserError, match=r"labels\.txt: not the name of a label file"):
+        run(model, scan, tmp_path / "labels.txt", device="cpu")
+    assert not (tmp_path / "labels.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"structures": [{"bad": 1}]},
+        {"structures": 3},
+        {"structures": [{"value": 1, "name": "liver", "voxels": "many", "ml": 1.0}]},
+        {"schema": 99},
+    ],
+)
+def test_labels_whose_report_is_damaged_are_no_finished_ones(
+    tmp_path: Path, model: Path, report: dict[str, object]
+) -> None:
+    scan = _write_scan(tmp_path / "in" / "a.nii.gz")
+    run(model, scan.parent, tmp_path / "out", device="cpu")
+    kept = tmp_path / "out" / "a.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text(encoding="utf-8")) | report))
+    with pytest.raises(UserError, match=r"There already: .*a\.nii\.gz"):
+        run(model, scan.parent, tmp_path / "out", device="cpu")
+
+
+def test_structures_that_name_none_are_refused(tmp_path: Path, model: Path) -> None:
+    scan = _write_scan(tmp_path / "a.nii.gz")
+    with pytest.raises(UserError, match=r"No structure is chosen.*liver, spleen"):
+        run(model, scan, tmp_path / "b.nii.gz", device="cpu", structures=())
