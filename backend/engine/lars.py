@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from backend.engine.optim import decays
+from backend.engine.optim import decay_groups
 
 
 class Lars(torch.optim.Optimizer):
@@ -95,19 +95,8 @@ def lars(
         momentum: share of the last step in the next.
         trust: see `Lars`.
     """
-    named = [(n, p) for n, p in parameters if p.requires_grad]
-    groups = [
-        {
-            "params": [p for n, p in named if decays(n, p)],
-            "weight_decay": weight_decay,
-            "adapted": True,
-        },
-        {
-            "params": [p for n, p in named if not decays(n, p)],
-            "weight_decay": 0.0,
-            "adapted": False,
-        },
-    ]
+    matrices, vectors = decay_groups(parameters, weight_decay=weight_decay)
+    groups = [{**matrices, "adapted": True}, {**vectors, "adapted": False}]
     return Lars(groups, learning_rate=learning_rate, momentum=momentum, trust=trust)
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from backend.models.heads import ClassAttention, PixelHead, PrototypeHead
+from backend.models.heads import ClassAttention, ConvProjector, PixelHead, PrototypeHead
 from backend.models.segmentation import parameter_count
 
 
@@ -69,3 +69,37 @@ def test_class_attention_gathers_from_all_tokens_in_any_order() -> None:
         changed = tokens.clone()
         changed[:, i, 0] += 1
         assert not torch.allclose(attention(changed), token, atol=1e-5)
+
+
+def test_cells_of_unequal_edges_are_unfolded_axis_by_axis() -> None:
+    torch.manual_seed(0)
+    head = PixelHead(3, stride=(1, 2, 4))
+    cells = torch.randn(1, 3, 3, 2, 1)
+    found = head(cells)
+    assert found.shape == (1, 1, 3, 4, 4)
+    weight, bias = head.linear.weight[:, :, 0, 0, 0], head.linear.bias
+    for z, y in itertools.product(range(3), range(2)):
+        block = (weight @ cells[0, :, z, y, 0] + bias).view(1, 2, 4)
+        assert torch.allclose(found[0, 0, z : z + 1, 2 * y : 2 * y + 2], block, atol=1e-6)
+
+
+def test_projector_and_predictor_of_pgl_have_the_size_of_1_by_1_by_1_convolutions() -> None:
+    with torch.device("meta"):
+        assert parameter_count(ConvProjector(2048, (4096, 256))) == 9_445_632
+        assert parameter_count(ConvProjector(256, (4096, 256))) == 2_105_600
+
+
+def test_a_projector_keeps_places_apart_and_may_end_in_a_norm() -> None:
+    torch.manual_seed(0)
+    projector = ConvProjector(3, (8, 6, 4), last_norm=True).train()
+    x = torch.randn(4, 3, 1, 2, 2)
+    found = projector(x)
+    y = x.double()
+    convolutions = [layer for layer in projector if isinstance(layer, torch.nn.Conv3d)]
+    assert len(convolutions) == 3
+    for number, layer in enumerate(convolutions):
+        y = torch.einsum("oi,bizyx->bozyx", layer.weight.double()[..., 0, 0, 0], y)
+        y = y - y.mean((0, 2, 3, 4), keepdim=True)
+        y = y / torch.sqrt(y.square().mean((0, 2, 3, 4), keepdim=True) + 1e-5)
+        y = y.relu() if number < 2 else y
+    assert torch.allclose(found.double(), y, atol=1e-5)
