@@ -263,6 +263,13 @@ class FinetuneConfig:
         if self.preprocess.spacing_mm is None:
             raise ValueError("preprocess.spacing_mm must be given: a model labels one spacing")
         _check_crop(self.crop, self.method, name="crop")
+        if self.augment.rotate90_probability and self.crop_size[1] != self.crop_size[2]:
+            raise ValueError(
+                f"crop {list(self.crop_size)} is not square in the axial plane, so it cannot be "
+                "turned: set augment.rotate90_probability=0"
+            )
+        if self.decoder.kind == "unet" and self.method.encoder.kind != "resnet":
+            raise ValueError("decoder.kind=unet is for a ResNet; other encoders have their own")
         return self
 
     @property

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from backend.config import (
     to_plain,
 )
 from backend.data.cache import Cache, CachedVolume
+from backend.data.intensity import Moments, ScanMoments
 from backend.data.labelled import (
     LabelledCase,
     LabelledSet,
@@ -38,7 +39,7 @@ from backend.engine.record import RunFolder, check_target, read_json
 from backend.engine.signals import StopRequest
 from backend.errors import UserError
 from backend.files import write_json
-from backend.geometry import Index3, Volume, index3
+from backend.geometry import Index3, index3
 from backend.preparation import (
     INIT_FILES,
     cache_root,
@@ -61,11 +62,10 @@ from backend.provenance import (
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from backend.engine.loop import Loop
     from backend.losses.terms import Losses
-    from backend.models.segmentation import SwinSegmenter
     from backend.weights import WeightsHeader
 
 log = logging.getLogger("backend")
@@ -127,14 +127,29 @@ class Batch(NamedTuple):
         images: int16 HU, (b, z, y, x).
         targets: class of each voxel, (b, z, y, x).
         keys: what the augmentation of each crop follows from, (b).
+        moments: mean and deviation of each crop's scan, (b, 2).
     """
 
     images: Tensor
     targets: Tensor
     keys: Tensor
+    moments: Tensor
 
 
-Crop = tuple[NDArray[np.int16], NDArray[np.uint8], tuple[int, ...]]
+class Crop(NamedTuple):
+    """Part of a labelled scan.
+
+    Attributes:
+        hu: its voxels (z, y, x).
+        target: the class of each.
+        identity: what its augmentation follows from.
+        moments: mean and deviation of the whole scan, where values are relative to them.
+    """
+
+    hu: NDArray[np.int16]
+    target: NDArray[np.uint8]
+    identity: tuple[int, ...]
+    moments: Moments
 
 
 class Crops:
@@ -151,7 +166,8 @@ class Crops:
     ) -> None:
         self.volumes = volumes
         self._classes = class_table(labels)
-        self._size: Index3 = (config.crop, config.crop, config.crop)
+        self._size: Index3 = config.crop_size
+        self._moments = ScanMoments(volumes, config.preprocess)
         self._count = config.crops_per_scan
         self._foreground = config.foreground
         self._seed = config.train.seed
@@ -164,7 +180,8 @@ class Crops:
             identity = (self._seed, position.epoch, position.sample, number)
             start = self._start(volume, np.random.default_rng([*identity, 3]))
             target = self._classes[volume.read_label(start, self._size)]
-            crops.append((volume.read(start, self._size), target, identity))
+            moments = self._moments.of(position.sample)
+            crops.append(Crop(volume.read(start, self._size), target, identity, moments))
         return crops
 
     def _start(self, volume: CachedVolume, rng: np.random.Generator) -> Index3:
@@ -204,21 +221,24 @@ class FinetuneTask:
         device: where it is trained.
     """
 
-    def __init__(
-        self, network: SwinSegmenter, config: FinetuneConfig, device: torch.device
-    ) -> None:
+    healthy: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    def __init__(self, network: nn.Module, config: FinetuneConfig, device: torch.device) -> None:
         self.module = network
         self._config = config
         self._device = device
 
     def loss(self, batch: Batch, progress: float) -> Losses:  # noqa: ARG002 - see `Trainable`
         """Dice and cross-entropy of augmented crops."""
-        from backend.losses.segmentation import dice_cross_entropy
+        from backend.losses.segmentation import dice_binary_cross_entropy, dice_cross_entropy
         from backend.losses.terms import Losses
 
         image, target = self._augmented(batch)
-        dice, ce = dice_cross_entropy(self.module(image), target)
-        return Losses(dice + ce, {"dice": dice.detach(), "ce": ce.detach()}, {})
+        binary = self._config.loss == "dice_bce"
+        loss = dice_binary_cross_entropy if binary else dice_cross_entropy
+        dice, ce = loss(self.module(image), target)
+        terms = {"dice": dice.detach(), "bce" if binary else "ce": ce.detach()}
+        return Losses(dice + ce, terms, {})
 
     def after_backward(self, progress: float) -> None:
         """Nothing to do."""
@@ -235,17 +255,31 @@ class FinetuneTask:
         import torch
 
         from backend.views.augment import Labelled, mirror, scale_values, shift_values, turn_axial
-        from backend.views.crops import window_hu
+        from backend.views.crops import window_hu, zscored
+        from backend.views.intensity import Changes, changed
 
-        a = self._config.augment
+        a, p = self._config.augment, self._config.preprocess
         keys = batch.keys.to(self._device, non_blocking=True)
         hu = batch.images.to(self._device, non_blocking=True).unsqueeze(1)
         target = batch.targets.to(self._device, non_blocking=True).long()
-        crops = Labelled(window_hu(hu, self._config.preprocess.hu_window), target)
+        moments = batch.moments.to(self._device, non_blocking=True)
+        seen = (
+            zscored(hu, p.hu_window, moments)
+            if p.intensity == "zscore"
+            else window_hu(hu, p.hu_window)
+        )
+        crops = Labelled(seen, target)
         crops = turn_axial(crops, keys, probability=a.rotate90_probability)
         crops = mirror(crops, keys, probability=a.flip_probability)
         image = scale_values(crops.image, keys, probability=a.scale_probability, by=a.scale)
         image = shift_values(image, keys, probability=a.shift_probability, by=a.shift)
+        changes = Changes(
+            noise=a.noise_probability,
+            blur=a.blur_probability,
+            brightness=a.brightness_probability,
+            gamma=a.gamma_probability,
+        )
+        image = changed(image, keys, changes)
         return image.contiguous(memory_format=torch.channels_last_3d), crops.target
 
 
@@ -615,8 +649,8 @@ def _cached(
 
 def _network(
     request: FinetuneRequest, config: FinetuneConfig, labels: Sequence[Label]
-) -> SwinSegmenter:
-    from backend.models.segmentation import build_segmentation, freeze
+) -> nn.Module:
+    from backend.models.segmentation import build_segmentation, encoder_of, freeze
 
     network = build_segmentation(architecture(config, classes=len(labels) + 1))
     if request.init is not None:
@@ -625,12 +659,12 @@ def _network(
         file = resolve_weights(request.init, prefer=INIT_FILES)
         tensors, header = load_weights(file)
         prefix = "encoder." if header.kind == "segmentation" else ""
-        report = load_into(network.encoder, tensors, prefix=prefix, what=str(file))
+        report = load_into(encoder_of(network), tensors, prefix=prefix, what=str(file))
         log.info("Encoder from %s\n%s", file, report.text())
     elif not request.resume:
         log.info("Encoder from random weights")
     if config.freeze_encoder:
-        freeze(network.encoder)
+        freeze(encoder_of(network))
     return network
 
 
@@ -638,10 +672,11 @@ def architecture(config: FinetuneConfig, *, classes: int) -> dict[str, Any]:
     """Plain arguments of the network, as they stand in a weights file."""
     return {
         "encoder": encoder_arguments(config.method),
+        "decoder": config.decoder.kind,
         "classes": classes,
-        "width": config.decoder.width or config.method.encoder.embed_dim,
+        "width": config.decoder.width or config.method.encoder.first_width,
         "norm": config.decoder.norm,
-        "window": [config.crop] * 3,
+        "window": list(config.crop_size),
     }
 
 
@@ -676,9 +711,10 @@ def _batch(samples: Sequence[list[Crop]]) -> Batch:
 
     crops = [crop for sample in samples for crop in sample]
     return Batch(
-        torch.from_numpy(np.stack([image for image, _, _ in crops])),
-        torch.from_numpy(np.stack([target for _, target, _ in crops])),
-        torch.tensor([derive_key(*identity) for _, _, identity in crops]),
+        torch.from_numpy(np.stack([crop.hu for crop in crops])),
+        torch.from_numpy(np.stack([crop.target for crop in crops])),
+        torch.tensor([derive_key(*crop.identity) for crop in crops]),
+        torch.tensor([crop.moments for crop in crops]),
     )
 
 
@@ -759,7 +795,7 @@ class _Judge:
             self.save("best.safetensors")
 
     def _segment(self, volume: CachedVolume) -> NDArray[np.integer[Any]]:
-        from backend.inference.predictor import windowed_tensor
+        from backend.inference.predictor import intensity_tensor
         from backend.inference.sliding import Sliding, stream_logits
 
         network = self._loop.trainable.module
@@ -770,10 +806,8 @@ class _Judge:
         try:
             slabs = stream_logits(
                 network,
-                windowed_tensor(
-                    Volume(volume.read_all(), volume.geometry), self._config.preprocess.hu_window
-                ),
-                Sliding(window=index3([self._config.crop] * 3), device=self._device),
+                intensity_tensor(volume.read_all(), preprocessing(self._config.preprocess)),
+                Sliding(window=self._config.crop_size, device=self._device),
                 classes=len(values),
             )
             for start, logits in slabs:

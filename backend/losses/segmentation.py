@@ -39,3 +39,28 @@ def dice_cross_entropy(
     size = probability.square().sum(axes) + truth.sum(axes)
     dice = 1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH)
     return DiceCE(dice.mean(), F.cross_entropy(logits, target))
+
+
+def dice_binary_cross_entropy(
+    logits: Float[Tensor, "b k z y x"], target: Int64[Tensor, "b z y x"]
+) -> DiceCE:
+    """Soft Dice and binary cross-entropy of each structure on its own (PGL, eq. 11), fp32.
+
+    The logit of a structure is its channel less that of the background, so that the largest
+    channel still tells the class of a voxel: a structure wins where its probability is above one
+    half and above that of the others. Dice is 1 - (2 sum p y + s) / (sum p + sum y + s), summed
+    over the batch, as in the paper with s = 1e-5.
+
+    Args:
+        logits: one channel for each class, background first.
+        target: class of each voxel.
+    """
+    logits = logits.float()
+    binary = logits[:, 1:] - logits[:, :1]
+    truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1)[:, 1:].to(binary.dtype)
+    probability = torch.sigmoid(binary)
+    axes = (0, 2, 3, 4)
+    overlap = (probability * truth).sum(axes)
+    size = probability.sum(axes) + truth.sum(axes)
+    dice = 1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH)
+    return DiceCE(dice.mean(), F.binary_cross_entropy_with_logits(binary, truth))

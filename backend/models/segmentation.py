@@ -5,15 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backend.models.baselines import build_baseline
 from backend.models.encoder import build_encoder
 from backend.models.swin import SwinEncoder
-from backend.models.unet import UnetSegmenter
+from backend.models.unet import EncoderDecoder, UnetSegmenter
 
 with warnings.catch_warnings():
     # MONAI's import warns about its own dependencies; nothing a user could act on.
@@ -114,8 +113,12 @@ def build_segmentation(architecture: Mapping[str, Any]) -> nn.Module:
     if decoder != "default":
         raise ValueError(f"decoder {decoder!r} is none for the encoder {kind!r}")
     if kind in ("unet", "resenc"):
-        return UnetSegmenter(build_encoder(arguments), classes=classes)
-    return build_baseline(arguments, classes=classes)
+        backbone = cast(EncoderDecoder, build_encoder(arguments))
+        return UnetSegmenter(backbone, classes=classes)
+    from backend.models.baselines import build_baseline
+
+    baseline: nn.Module = build_baseline(arguments, classes=classes)
+    return baseline
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -140,3 +143,9 @@ def freeze(module: nn.Module) -> None:
     """Take a module out of training: no gradients."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
+
+
+def encoder_of(network: nn.Module) -> nn.Module:
+    """The part of a segmentation network that pretraining gives."""
+    encoder: nn.Module = network.get_submodule("encoder")
+    return encoder

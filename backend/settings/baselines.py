@@ -22,6 +22,11 @@ class BaselineNetworkConfig:
     """The crop that UNETR's learned positions are made for; null for the others."""
 
     @property
+    def first_width(self) -> int:
+        """As that of the encoders."""
+        return int(self.width)
+
+    @property
     def stride(self) -> Grid:
         """What the edges of a crop must be multiples of."""
         edge = {"segresnet": 8, "unetr": 16, "swinunetr": 32, "dynunet": 32}[self.kind]

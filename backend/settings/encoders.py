@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -53,6 +54,11 @@ class SwinConfig:
         return self
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """What builds the network: all but how its branches are dropped in training."""
+        return {name: value for name, value in asdict(self).items() if name != "drop_path"}
+
+    @property
     def merges(self) -> int:
         """How often the grid is halved after the patch embedding."""
         return len(self.depths) - (0 if self.final_merge else 1)
@@ -66,6 +72,11 @@ class SwinConfig:
     def bottleneck_width(self) -> int:
         """Channels of the coarsest map."""
         return int(self.embed_dim * 2**self.merges)
+
+    @property
+    def first_width(self) -> int:
+        """Channels of a decoder at full resolution, where none are set."""
+        return int(self.embed_dim)
 
     @property
     def stride(self) -> Grid:
@@ -109,6 +120,11 @@ class VitConfig:
         return self
 
     @property
+    def first_width(self) -> int:
+        """Channels of a decoder at full resolution, where none are set."""
+        return int(self.width)
+
+    @property
     def stride(self) -> Grid:
         """Voxels per token."""
         return (self.patch, self.patch, self.patch)
@@ -128,6 +144,11 @@ class ResnetConfig:
     norm: Norm = "batch"
 
     @property
+    def first_width(self) -> int:
+        """Channels of a decoder at full resolution, where none are set."""
+        return int(self.width)
+
+    @property
     def stride(self) -> Grid:
         """Voxels per cell of the last stage."""
         z, y, x = self.stem_stride
@@ -144,6 +165,11 @@ class UnetConfig:
     norm: Norm = "batch"
     decoder: bool = True
     """Pretrained with its decoder; false: only the way down, fine-tuning adds a fresh decoder."""
+
+    @property
+    def first_width(self) -> int:
+        """Channels of a decoder at full resolution, where none are set."""
+        return int(self.widths[0])
 
     @property
     def stride(self) -> Grid:
@@ -169,6 +195,11 @@ class ResencConfig:
                 f"widths {list(self.widths)} and blocks {list(self.blocks)} differ in length"
             )
         return self
+
+    @property
+    def first_width(self) -> int:
+        """Channels of a decoder at full resolution, where none are set."""
+        return int(self.widths[0])
 
     @property
     def stride(self) -> Grid:
