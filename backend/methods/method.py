@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -43,13 +44,15 @@ class Method(nn.Module, ABC):
         teacher: the moving average of `student`; stays in evaluation mode.
     """
 
-    healthy: Mapping[str, tuple[float, float]] = {}
-    student: nn.Module | None = None
-    teacher: nn.Module | None = None
+    healthy: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    student: nn.Module | None
+    teacher: nn.Module | None
 
     def __init__(self, *, epochs: float) -> None:
         super().__init__()
         self.epochs = epochs
+        self.register_module("student", None)
+        self.register_module("teacher", None)
 
     @property
     @abstractmethod
@@ -69,7 +72,7 @@ class Method(nn.Module, ABC):
         """What changes over the run, by the name it has in the record."""
         return {}
 
-    def after_backward(self, progress: float) -> None:  # noqa: B027 - most do nothing
+    def after_backward(self, progress: float) -> None:
         """Called when all gradients of a step are there, before clipping."""
 
     def after_step(self, progress: float) -> dict[str, float]:  # noqa: ARG002 - most do nothing
