@@ -4,7 +4,7 @@ Large (global) and small (local) parts of a scan are resized to views. A student
 the patches of each and predicts the voxels of the others (eq. 2). A teacher, the student's moving
 average, sees the global views whole; its class token guides those of all the masked views of the
 same scan (eq. 8). With one kind of views and without the teacher this is MAE3D (Chen et al.,
-doi:10.1109/WACV56688.2023.00201).
+WACV 2023, arXiv 2204.11716).
 
 The equations are missing from the public text; what stands here is rebuilt from the words around
 them, see docs/glmae.md.
@@ -183,7 +183,7 @@ class Glmae(Method):
         mask = random_cells(keys, grid, self.config.mask_ratio)
         return _Seen(image, mask, self.student.encoder(image, mask.visible))
 
-    def _decoded(self, seen: _Seen) -> Float[Tensor, "views*b n voxels"]:
+    def _decoded(self, seen: _Seen) -> Float[Tensor, "vb n voxels"]:
         out = seen.features
         predicted: Tensor = self.decoder(out.cls, out.tokens, seen.mask.visible, out.grid)
         return predicted
