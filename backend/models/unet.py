@@ -27,7 +27,8 @@ class UnetOutput(NamedTuple):
 
     Attributes:
         decoded: the decoder's map at the input's resolution, (b, c, z, y, x).
-        pyramid: maps of the decoder's levels, finest first; the first one is `decoded`.
+        pyramid: maps of the decoder's levels, finest first; the first one is `decoded`. Where
+            there is no decoder, both are the encoder's.
         bottleneck: the coarsest map, (b, c, z, y, x).
         skips: maps of the encoder's levels above the bottleneck, finest first.
     """
@@ -103,13 +104,9 @@ class EncoderDecoder(nn.Module, ABC):
         """
 
     def decode(self, levels: Sequence[Tensor]) -> UnetOutput:
-        """Go up from what `encode` gave.
-
-        Raises:
-            ValueError: if there is no decoder.
-        """
+        """Go up from what `encode` gave; without a decoder, hand on what the encoder knows."""
         if self.decoder is None:
-            raise ValueError("the network was built without a decoder")
+            return UnetOutput(levels[0], tuple(levels[:-1]), levels[-1], tuple(levels[:-1]))
         output: UnetOutput = self.decoder(levels)
         return output
 

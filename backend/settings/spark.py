@@ -1,19 +1,49 @@
-"""Settings of Spark (sparse masked pretraining of a residual-encoder U-Net)."""
+"""Settings of Spark: masked pretraining of a U-Net that does not see what is hidden."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT
+from backend.settings.common import STRICT, Count, OpenFraction, triple
 from backend.settings.encoders import ResencConfig
-from backend.settings.views import AnyViews
+from backend.settings.views import AnyViews, ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SparkConfig(AnyViews):
-    """Spark (sparse masked pretraining of a residual-encoder U-Net)."""
+    """Sparse masked pretraining of a residual-encoder U-Net (SparK 2023; S3D, CVPR 2025)."""
 
     name: Literal["spark"] = "spark"
     encoder: ResencConfig = ResencConfig()
+    mask_ratio: OpenFraction = 0.75
+    """Share of cells hidden from the network."""
+    mask_cell: Count = 16
+    """Edge of a masked cell in voxels."""
+    densify: Literal["convolution", "token"] = "convolution"
+    """What fills hidden places before the decoder: a token after a norm and before a convolution
+    (SparK), or the token alone."""
+
+    def check_views(self, views: ViewsConfig) -> None:
+        """Cells must fill a view, fit the network's levels, and not all be hidden."""
+        size = triple(views.main.size)
+        if any(n % self.mask_cell for n in size):
+            raise ValueError(
+                f"views.main.size {views.main.size} is no multiple of "
+                f"method.mask_cell {self.mask_cell}"
+            )
+        for n, stride in zip(size, self.encoder.stride, strict=True):
+            cells, coarsest = n // self.mask_cell, n // stride
+            if max(cells, coarsest) % min(cells, coarsest):
+                raise ValueError(
+                    f"method.mask_cell {self.mask_cell} and the encoder's stride {stride} do not "
+                    f"divide each other in a view of {n} voxels"
+                )
+        cells = math.prod(n // self.mask_cell for n in size)
+        if cells * (1 - self.mask_ratio) < 1:
+            raise ValueError(
+                f"method.mask_ratio {self.mask_ratio:g} hides all {cells} cells of "
+                f"views.main.size {views.main.size}"
+            )

@@ -100,8 +100,9 @@ def test_without_a_decoder_a_network_only_encodes_and_a_segmenter_adds_one() -> 
     half = UnetBackbone(widths=(4, 6, 8), decoder=False)
     whole = UnetBackbone(widths=(4, 6, 8))
     assert set(half.state_dict()) == {n for n in whole.state_dict() if n.startswith("down.")}
-    with pytest.raises(ValueError, match="without a decoder"):
-        half(_volume(8, 8, 8))
+    levels, out = half.encode(_volume(8, 8, 8)), half(_volume(8, 8, 8))
+    assert torch.equal(out.bottleneck, levels[-1])
+    assert torch.equal(out.decoded, levels[0])
     segmenter = UnetSegmenter(half, classes=2)
     assert segmenter(_volume(8, 8, 8)).shape == (2, 2, 8, 8, 8)
     names = {name.removeprefix("encoder.") for name in segmenter.state_dict()}
