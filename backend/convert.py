@@ -16,13 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import ValidationError
 
-from backend.config import PretrainConfig, SmitConfig, SwinConfig, load_config
+from backend.cards import card
+from backend.config import PretrainConfig, load_config
 from backend.errors import UserError, told_plainly
-from backend.provenance import citations, encoder_arguments, preprocessing, software_versions
+from backend.provenance import encoder_arguments, preprocessing, software_versions
+from backend.settings.encoders import SwinConfig
+from backend.settings.smit import SmitConfig
 from backend.weights import LoadReport, WeightsHeader, load_into, save_weights
 
 if TYPE_CHECKING:
@@ -127,14 +130,14 @@ def run(
     _check_output(file, output, overwrite=overwrite)
     _check_input(file)
     # Not above: what is refused until here needs no torch.
+    from backend.models.encoder import build_encoder
     from backend.models.segmentation import parameter_count
-    from backend.models.swin import build_encoder
 
     found = find_encoder(read_tensors(file), file=file)
     _check_source(found.tensors, source=source, file=file)
     arguments = infer_architecture(found.tensors, source=source, file=file)
     order = _RELEASED if source == "smit" else _MONAI[merging]
-    encoder = build_encoder(arguments)
+    encoder = cast("SwinEncoder", build_encoder(arguments))
     sizes = {name: tensor.numel() for name, tensor in encoder.state_dict().items()}
     _check_tensors(found.tensors, sizes, source=source, file=file)
     converted = converted_tensors(found.tensors, source=source, order=order, file=file)
@@ -624,7 +627,7 @@ def _header(
             "notes": list(notes),
         },
         versions=software_versions(),
-        citations=citations("smit") if source == "smit" else _SWIN_UNETR,
+        citations=card("smit").citations if source == "smit" else _SWIN_UNETR,
     )
 
 

@@ -3,129 +3,209 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backend.config import PRESETS, PretrainConfig, SmitConfig, load_config, to_plain
-from backend.provenance import citations
+from backend.cards import card, card_facts, deviations
+from backend.config import (
+    BASELINES,
+    PRESETS,
+    FinetuneConfig,
+    PretrainConfig,
+    load_config,
+    preset_names,
+    to_plain,
+)
+from backend.engine.record import read_json
+from backend.errors import UserError
+from backend.preparation import segmentation_architecture
+from backend.settings.common import triple
+from backend.settings.views import ViewConfig
 
 if TYPE_CHECKING:
     import torch
 
+    from backend.views.crops import ViewSet
 
-@dataclass(frozen=True, kw_only=True)
-class MethodCard:
-    """What a method is, for those who choose one.
+_CLASSES = 14
+"""Outputs of the segmentation networks that are counted: thirteen organs and background."""
+_SAMPLES = 2
+"""Scans that a step is counted with: some methods compare scans with each other."""
 
-    Attributes:
-        name: as given to --method.
-        clinician: one sentence without jargon.
-        engineer: one sentence with it.
-        backbone: the network that is trained.
-        kept: what goes on to fine-tuning.
-        presets: the first is the default.
-        citations: papers.
+
+def show_methods(*, as_json: bool, baselines: bool = False, measure: bool = False) -> None:
+    """Print every method, or the networks they are compared with.
+
+    Args:
+        as_json: for programs.
+        baselines: the networks that are only trained from scratch instead.
+        measure: take a few real steps of each method's smallest preset, for time and memory.
     """
-
-    name: str
-    clinician: str
-    engineer: str
-    backbone: str
-    kept: str
-    presets: tuple[str, ...]
-    citations: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deviation:
-    """Something done otherwise than the paper says, or where the paper says nothing.
-
-    Attributes:
-        what: the setting or part.
-        paper: what the paper says, with its section, or "not stated".
-        here: what is done.
-        reason: why.
-    """
-
-    what: str
-    paper: str
-    here: str
-    reason: str
-
-
-METHODS: dict[str, MethodCard] = {
-    "smit": MethodCard(
-        name="smit",
-        clinician="Hides parts of each scan and learns to fill them in, while a slowly following "
-        "teacher keeps the description of the anatomy consistent.",
-        engineer="Masked image prediction with one linear pixel layer, plus masked patch token and "
-        "image token self-distillation against an EMA teacher.",
-        backbone="3D Swin transformer",
-        kept="student encoder",
-        presets=PRESETS["smit"],
-        citations=citations("smit"),
-    ),
-}
-
-
-def show_methods(*, as_json: bool) -> None:
-    """Print every method."""
+    facts = [card_facts(name) for name in (BASELINES if baselines else PRESETS)]
+    if measure and not baselines:
+        for entry in facts:
+            config = load_config(PretrainConfig, method=entry["name"], preset="tiny")
+            entry["measured"] = measured(config)
     if as_json:
-        _print(json.dumps([asdict(card) for card in METHODS.values()], indent=1))
+        _print(json.dumps(facts, indent=1))
         return
-    for card in METHODS.values():
-        _print(f"{card.name}  ({', '.join(card.presets)})")
-        _print(f"  {card.clinician}\n  {card.engineer}")
-        _print(f"  Trains: {card.backbone}. Keeps: {card.kept}.")
-        _print("".join(f"  {text}\n" for text in card.citations))
+    for entry in facts:
+        _print(f"{entry['name']}  ({', '.join(entry['presets'])})")
+        _print_wrapped(entry["clinician"])
+        _print_wrapped(entry["engineer"])
+        _print_wrapped(f"{entry['paper']}. Trains: {entry['backbone']}. Keeps: {entry['kept']}.")
+        if "measured" in entry:
+            _print_wrapped("On this machine (tiny): {text}.".format(**entry["measured"]))
+        _print("")
+    if not baselines:
+        _print("Networks to compare with, trained from scratch: backend methods --baselines")
 
 
 def show_description(
-    *, method: str, preset: str | None, overrides: Sequence[str], as_json: bool
+    *,
+    method: str,
+    preset: str | None,
+    overrides: Sequence[str],
+    as_json: bool,
+    measure: bool = False,
 ) -> None:
     """Print what a method with its settings is and costs.
 
     Raises:
         UserError: as `load_config`.
     """
-    config = load_config(PretrainConfig, method=method, preset=preset, overrides=overrides)
-    facts = describe(config)
+    facts = (
+        describe_network(method, preset)
+        if method in BASELINES
+        else describe(
+            load_config(PretrainConfig, method=method, preset=preset, overrides=overrides)
+        )
+    )
+    if measure and method not in BASELINES:
+        facts["measured"] = measured(
+            load_config(PretrainConfig, method=method, preset=preset, overrides=overrides)
+        )
     if as_json:
         _print(json.dumps(facts, indent=1))
         return
-    _print(f"{method} {config.preset}: {METHODS[method].engineer}\n")
+    _print(f"{method}, preset {facts['preset']}")
+    _print_wrapped(card(method).engineer)
     _print_table("Parameters", {k: f"{v:,}" for k, v in facts["parameters"].items()})
-    _print_table("Masking", facts["mask"])
-    _print_table("Cost of one step", facts["cost"])
-    _print("Deviations from the paper")
-    for item in facts["deviations"]:
-        _print(f"  {item['what']}: {item['here']} (paper: {item['paper']}). {item['reason']}")
-    _print("\nSettings\n  " + json.dumps(facts["config"], indent=1).replace("\n", "\n  "))
+    if facts.get("mask"):
+        _print_table("Masking", {k: v["text"] for k, v in facts["mask"]["views"].items()})
+    if "cost" in facts:
+        _print_table("Cost of one step", facts["cost"])
+    if "measured" in facts:
+        _print_table("Measured on this machine", facts["measured"])
+    _print("\nWhere it leaves the paper, or the paper is silent")
+    for number, item in enumerate(facts["deviations"], start=1):
+        _print_wrapped(
+            f"{number}. {item['what']}: {item['here']} (paper: {item['paper']}). {item['reason']}"
+        )
+    for section, values in facts["config"].items():
+        if isinstance(values, Mapping):
+            _print_table(f"Settings: {section}", dict(_flat(values)))
+    _print("\nCite")
+    for text in facts["citations"]:
+        _print_wrapped(text)
+
+
+def show_difference(first: str, second: str, *, as_json: bool) -> None:
+    """Print the settings in which two recipes differ.
+
+    Args:
+        first: METHOD, METHOD/PRESET or a run folder.
+        second: likewise.
+        as_json: for programs.
+
+    Raises:
+        UserError: if there is no such method, preset or run.
+    """
+    ours, theirs = (dict(_flat(_recipe(name))) for name in (first, second))
+    rows = {
+        key: (_told(ours.get(key)), _told(theirs.get(key)))
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    }
+    if as_json:
+        _print(json.dumps({k: {first: a, second: b} for k, (a, b) in rows.items()}, indent=1))
+        return
+    if not rows:
+        _print(f"{first} and {second} are the same.")
+        return
+    table = [("setting", first, second), *((key, a, b) for key, (a, b) in rows.items())]
+    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        _print("  ".join(cells).rstrip())
 
 
 def describe(config: PretrainConfig) -> dict[str, Any]:
     """Parameter counts, mask, cost, deviations and settings, ready for JSON."""
-    from backend.views.masking import hidden_count
-
-    cells = (config.views.crop // config.method.mask_cell) ** 3
-    hidden = hidden_count(cells, config.method.mask_ratio)
     parameters, cost = _count(config)
     return {
         "method": config.method.name,
         "preset": config.preset,
-        "parameters": parameters,
-        "mask": {
-            "hidden_cells": hidden,
-            "cells": cells,
-            "text": f"{hidden} of {cells} cells of {config.method.mask_cell}³ voxels",
-        },
+        "parameters": parameters | _segmentation_parameters(config.method.name, config.preset),
+        "mask": _masking(config),
         "cost": cost,
-        "deviations": [asdict(d) for d in smit_deviations(config)],
-        "citations": list(citations(config.method.name)),
+        "deviations": [asdict(d) for d in deviations(config)],
+        "citations": list(card(config.method.name).citations),
         "config": to_plain(config),
+    }
+
+
+def describe_network(method: str, preset: str | None) -> dict[str, Any]:
+    """As `describe`, of a network that is only trained from scratch."""
+    config = load_config(FinetuneConfig, method=method, preset=preset)
+    return {
+        "method": method,
+        "preset": config.preset,
+        "parameters": _segmentation_parameters(method, config.preset),
+        "deviations": [asdict(d) for d in deviations(config)],
+        "citations": list(card(method).citations),
+        "config": to_plain(config),
+    }
+
+
+def measured(config: PretrainConfig, *, steps: int = 3) -> dict[str, Any]:
+    """Time and memory of a step on this machine's best device, on scans of noise."""
+    import torch
+
+    from backend.engine.device import autocast, memory_mb, resolve_device, use_bf16
+    from backend.methods import build_method
+    from backend.training import optimizer_of
+
+    device = resolve_device("auto")
+    bf16 = use_bf16(config.train.precision, device)
+    method = build_method(config.method, epochs=config.train.epochs).to(device).train()
+    optimizer = optimizer_of(config.train, method.named_parameters())
+    part = config.train.batch_size // config.train.accumulate
+    views = _noise(config, samples=max(part, _SAMPLES), device=device)
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        for _ in range(config.train.accumulate):
+            with autocast(device, bf16=bf16):
+                losses = method(views, 0.0)
+            torch.autograd.backward(losses.total)
+        optimizer.step()
+        method.after_step(0.0)
+        float(losses.total)  # waits for the device
+        times.append(time.perf_counter() - began)
+    seconds, megabytes = sorted(times)[len(times) // 2], memory_mb(device)
+    return {
+        "device": str(device),
+        "seconds_per_step": round(seconds, 3),
+        "memory_mb": round(megabytes),
+        "text": f"{seconds:.2f} s and {megabytes:.0f} MB for a step of {part} scans on {device}",
     }
 
 
@@ -136,39 +216,98 @@ def _count(config: PretrainConfig) -> tuple[dict[str, int], dict[str, Any]]:
 
     from backend.methods import build_method
     from backend.models.segmentation import parameter_count
-    from backend.views.crops import View
 
     with torch.device("meta"):
         method = build_method(config.method, epochs=config.train.epochs).train()
-        edge = config.views.crop
-        keys = torch.zeros(1, dtype=torch.int64)
-        view = View(torch.zeros(1, 1, edge, edge, edge), torch.zeros(1, 4, 4), keys)
+        views = _noise(config, samples=_SAMPLES, device=torch.device("meta"))
         saved = _SavedBytes()
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
-                losses = method([view, view], 0.0)
+                losses = method(views, 0.0)
             losses.total.backward()
-    student, teacher = method.student, method.teacher
+    teacher = 0 if method.teacher is None else parameter_count(method.teacher)
+    learned = sum(p.numel() for p in method.parameters() if p.requires_grad)
     parameters = {
-        "encoder": parameter_count(student.encoder),
-        "patch_head": parameter_count(student.patch_head),
-        "class_head": parameter_count(student.class_head),
-        "pixel_head": parameter_count(method.pixel_head),
-        "student_with_heads": parameter_count(student) + parameter_count(method.pixel_head),
-        "teacher": parameter_count(teacher),
+        **{name: parameter_count(part) for name, part in method.parts.items()},
+        "learned": learned,
+        "teacher": teacher,
     }
-    gflop = counter.get_total_flops() * config.train.batch_size / 1e9
-    # Weights, gradients and two moments for what learns; weights alone for the teacher.
-    state = 4 * (4 * parameters["student_with_heads"] + parameters["teacher"])
-    part = config.train.batch_size // config.train.accumulate
+    train = config.train
+    gflop = counter.get_total_flops() / _SAMPLES * train.batch_size / 1e9
+    saved_bytes = saved.total / _SAMPLES * (train.batch_size // train.accumulate)
+    # Weights, gradients and the optimiser's moments for what learns; weights for the teacher.
+    moments = 2 if train.optimizer in {"adamw", "adam"} else 1
+    state = 4 * ((2 + moments) * learned + teacher)
     return parameters, {
         "gflop_per_step": round(gflop, 1),
-        "scans_per_step": config.train.batch_size,
-        "saved_activations_mib_fp32": round(saved.total * part / 2**20),
+        "scans_per_step": train.batch_size,
+        "saved_activations_mib_fp32": round(saved_bytes / 2**20),
         "weights_and_optimizer_mib": round(state / 2**20),
-        "memory_mib_fp32_at_least": round((saved.total * part + state) / 2**20),
+        "memory_mib_fp32_at_least": round((saved_bytes + state) / 2**20),
         "seconds_per_step_here_at_least": round(gflop / _gflops_here(), 2),
     }
+
+
+def _segmentation_parameters(method: str, preset: str) -> dict[str, int]:
+    """Sizes of the network that fine-tuning trains, for thirteen organs."""
+    import torch
+
+    from backend.models.segmentation import build_segmentation, encoder_of, parameter_count
+
+    config = load_config(FinetuneConfig, method=method, preset=preset)
+    with torch.device("meta"):
+        network = build_segmentation(segmentation_architecture(config, classes=_CLASSES))
+    whole = parameter_count(network)
+    if method in BASELINES:
+        return {"segmentation_network": whole}
+    encoder = parameter_count(encoder_of(network))
+    return {"segmentation_network": whole, "segmentation_decoder": whole - encoder}
+
+
+def _noise(config: PretrainConfig, *, samples: int, device: torch.device) -> ViewSet:
+    """Views of the shapes that a batch has."""
+    import torch
+
+    from backend.views.crops import View, ViewSet
+
+    def view(edges: Any) -> View:
+        image = torch.rand(samples, 1, *triple(edges), device=device)
+        affine = torch.eye(4, dtype=torch.float64, device=device).expand(samples, 4, 4)
+        return View(image, affine, torch.arange(samples, device=device))
+
+    def views(settings: ViewConfig | None) -> tuple[View, ...]:
+        return () if settings is None else tuple(view(settings.size) for _ in range(settings.count))
+
+    return ViewSet(views(config.views.main), views(config.views.local))
+
+
+def _masking(config: PretrainConfig) -> dict[str, Any]:
+    """What is hidden of each kind of view, where the method hides a share of cells."""
+    from backend.views.masking import hidden_count
+
+    method = config.method
+    ratio = getattr(method, "mask_ratio", None)
+    cell = getattr(method, "mask_cell", None) or getattr(method.encoder, "patch", None)
+    if not ratio or not cell:
+        return {}
+    low, high = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+    views = {}
+    for kind, view in (("main", config.views.main), ("local", config.views.local)):
+        if view is None:
+            continue
+        cells = 1
+        for n, edge in zip(triple(view.size), triple(cell), strict=True):
+            cells *= n // edge
+        hidden = hidden_count(cells, high)
+        span = f"{hidden_count(cells, low)} to {hidden}" if low < high else f"{hidden}"
+        views[kind] = {
+            "hidden_cells": hidden,
+            "visible_cells": cells - hidden,
+            "cells": cells,
+            "text": f"{span} of {cells} cells of {_told(cell)}³ voxels hidden, "
+            f"{cells - hidden} visible",
+        }
+    return {**views["main"], "views": views}
 
 
 class _SavedBytes:
@@ -205,193 +344,49 @@ def _gflops_here() -> float:
     return best
 
 
-def smit_deviations(config: PretrainConfig) -> list[Deviation]:
-    """Where the settings leave the SMIT paper, found by comparing them with what it states."""
-    found = []
-    for what, (paper, stated, here) in _stated_by_paper(config).items():
-        if stated != here:
-            reason = _REASONS.get((config.preset, what), _REASONS.get(("", what), "Set by you."))
-            found.append(Deviation(what=what, paper=paper, here=_text(here), reason=reason))
-    return found + _silent(config)
+def _recipe(name: str) -> dict[str, Any]:
+    """The settings of METHOD, METHOD/PRESET or of a run."""
+    path = Path(name)
+    if (path / "config.json").is_file():
+        values: dict[str, Any] = read_json(path / "config.json", needs=("config",))["config"]
+        return values
+    method, _, preset = name.partition("/")
+    if method not in PRESETS | BASELINES:
+        raise UserError(f"{name!r} is neither a method nor a run folder.", "See `backend methods`.")
+    chosen = preset or preset_names(method)[0]
+    if method in BASELINES:
+        return to_plain(load_config(FinetuneConfig, method=method, preset=chosen))
+    return to_plain(load_config(PretrainConfig, method=method, preset=chosen))
 
 
-def _stated_by_paper(config: PretrainConfig) -> dict[str, tuple[str, Any, Any]]:
-    """What, (how the paper puts it, its value, our value)."""
-    m, t, p, v = config.method, config.train, config.preprocess, config.views
-    impl, data = "sec. 2, implementation details", "sec. 3, training dataset"
-    width = m.encoder.embed_dim * 2**m.encoder.merges
-    return {
-        "spacing": (f"1.5×1.5×2 mm, {data}", (2.0, 1.5, 1.5), p.spacing_mm),
-        "region": (f"128³, {data}", 128, v.region),
-        "crop": (f"96³, {data}", 96, v.crop),
-        "mask ratio": (f"0.7, {impl}", 0.7, m.mask_ratio),
-        "bottleneck width": (f"768, {impl}", 768, width),
-        "attention window": (f"4×4×4, {impl}", 4, m.encoder.window),
-        "patch": (f"2, {impl}", 2, m.encoder.patch),
-        "distilled tokens": (
-            "6×6×6 of the encoder's output, sec. 2 and 3",
-            "last_stage",
-            m.tokens,
-        ),
-        "weights of the losses": (
-            f"1, 0.1, 0.1, {impl}",
-            (1.0, 0.1, 0.1),
-            (m.weight_mip, m.weight_mpd, m.weight_itd),
-        ),
-        "student temperature": (f"0.1, {impl}", 0.1, m.student_temperature),
-        "teacher temperature": (f"0.04 to 0.07, {impl}", (0.04, 0.07), m.teacher_temperature),
-        "teacher temperature warm-up": (
-            f"30 epochs, {impl}",
-            30.0,
-            m.teacher_temperature_warmup_epochs,
-        ),
-        "patch temperature delay": (f"none named, {impl}", 0.0, m.patch_temperature_delay_epochs),
-        "teacher momentum": ("0.996 to 1, cosine, sec. 2", (0.996, 1.0), m.ema_momentum),
-        "learning rate": (f"2e-4, {impl}", 2e-4, t.learning_rate),
-        "warm-up": (f"30 epochs, {impl}", 30.0, t.warmup_epochs),
-        "epochs": (f"400, {impl}", 400, t.epochs),
-    }
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping):
+            yield from _flat(value, name)
+        else:
+            yield name, value
 
 
-_CODE = "As in the released code."
-_SMALL = "Sized for two CPU cores."
-_REASONS: dict[tuple[str, str], str] = {
-    ("released", "spacing"): "The released data pipeline resamples to 2 mm.",
-    ("released", "distilled tokens"): "The released code distils the input of the last stage; "
-    "that stage learns from masked image prediction alone.",
-    ("released", "patch temperature delay"): "The released code holds the patch temperature for "
-    "30 epochs before it warms up.",
-    ("released", "learning rate"): "The released script takes 1e-4 times its batch of 6.",
-    ("released", "warm-up"): _CODE,
-    ("released", "epochs"): _CODE,
-    ("tiny", "distilled tokens"): "Architecture as in the released code, only narrower.",
-    **{("tiny", what): _SMALL for what in ("spacing", "region", "crop", "bottleneck width")},
-    **{("tiny", what): _SMALL for what in ("learning rate", "warm-up", "epochs")},
-    ("tiny", "teacher temperature warm-up"): _SMALL,
-}
-
-
-def _silent(config: PretrainConfig) -> list[Deviation]:
-    """What the paper leaves open or contradicts itself in, and what is done."""
-    m, t, p = config.method, config.train, config.preprocess
-    head: SmitConfig = m
-    silent = "not stated"
-    items = [
-        (
-            "size",
-            "28.19 M parameters",
-            _size_text(config),
-            "No part of the released code and no "
-            "reading of the text gives 28.19 M; it cannot be reproduced from public material.",
-        ),
-        (
-            "image token loss",
-            "eq. 4 sums over masked tokens",
-            "no sum: one class token a view",
-            "The sum has no meaning for a single token; the released code has none either.",
-        ),
-        (
-            "class token",
-            silent,
-            "mean of the tokens" if m.class_token == "mean" else "two class-attention blocks",
-            "Swin has no class token.",
-        ),
-        (
-            "masked image loss",
-            "a norm per token, eq. 1",
-            "one quotient of sums over masked voxels of both views",
-            _CODE,
-        ),
-        ("HU window", silent, f"{p.hu_window[0]:g} to {p.hu_window[1]:g}", _CODE),
-        (
-            "intensity augmentation and flips",
-            silent,
-            _augmentation_text(config),
-            "The released code has none.",
-        ),
-        (
-            "batch size",
-            silent,
-            str(t.batch_size),
-            "Released code: 6 on one GPU; the paper's four GPUs with two scans each give 8.",
-        ),
-        (
-            "weight decay",
-            silent,
-            f"{t.weight_decay:g}, not on norms, biases, tokens and position tables",
-            "AdamW's default in the released code, 0.05 as in MAE and Swin elsewhere.",
-        ),
-        (
-            "gradient clipping",
-            silent,
-            "none" if t.clip_norm is None else f"norm {t.clip_norm:g}",
-            "Guards the distillation terms.",
-        ),
-        (
-            "heads",
-            silent,
-            f"{head.head.hidden}-{head.head.hidden}-{head.head.bottleneck}, "
-            f"{head.head.prototypes} prototypes, {'shared' if head.head.shared else 'not shared'}",
-            _CODE,
-        ),
-        (
-            "centre momentum",
-            silent,
-            f"{m.centre_momentum:g}, averaged over all processes",
-            "Released code: 0.9; its averaging over processes was commented out.",
-        ),
-        (
-            "first epochs",
-            silent,
-            f"prototypes frozen for {m.freeze_prototypes_epochs:g} epochs",
-            _CODE,
-        ),
-        (
-            "arithmetic",
-            silent,
-            "bf16 on a GPU that has it, but fp32 softmax and losses",
-            "Half the memory; the released script computes in fp32.",
-        ),
-        ("orientation", silent, f"array axes towards {p.orientation}", "The house's convention."),
-        ("corpus", "3,643 CT, partly private", "your scans", "Not rebuildable."),
-    ]
-    return [Deviation(what=w, paper=q, here=h, reason=r) for w, q, h, r in items] + _MENDED
-
-
-_MENDED = [
-    Deviation(what="released code's mistakes", paper="-", here=text, reason="Mended.")
-    for text in (
-        "the teacher starts as a copy of the student",
-        "the teacher's momentum follows the step of the whole run and reaches 1",
-        "the teacher stays in evaluation mode, without dropped branches",
-        "scans are cached once per recipe",
-        "weights report what matched and fail below a stated share",
-    )
-]
-
-
-def _size_text(config: PretrainConfig) -> str:
-    e = config.method.encoder
-    return f"width {e.embed_dim}, depths {'-'.join(map(str, e.depths))}, {e.merges} merges"
-
-
-def _augmentation_text(config: PretrainConfig) -> str:
-    v = config.views
-    return f"flips {v.flip_probability:g}, scale {v.intensity_scale:g}, shift {v.intensity_shift:g}"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(f"{v:g}" for v in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _told(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(_told(v) for v in value)
+    return str(value)
 
 
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _print_table(title: str, rows: dict[str, Any]) -> None:
-    _print(title)
-    for name, value in rows.items():
-        _print(f"  {name.replace('_', ' '):<34} {value}")
-    _print("")
+def _print_wrapped(text: str) -> None:
+    width = max(60, min(100, shutil.get_terminal_size().columns))
+    _print(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
+
+
+def _print_table(title: str, rows: Mapping[str, Any]) -> None:
+    _print(f"\n{title}")
+    width = max(len(str(key)) for key in rows)
+    for key, value in rows.items():
+        _print(f"  {str(key).replace('_', ' ').ljust(width)}  {_told(value)}")

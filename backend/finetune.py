@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from backend.cards import card
 from backend.config import (
     FinetuneConfig,
     build_config,
@@ -49,13 +50,12 @@ from backend.preparation import (
     recipe_of,
     require_same_encoder,
     require_same_settings,
+    segmentation_architecture,
     stored,
     told_cache,
     write_report,
 )
 from backend.provenance import (
-    citations,
-    encoder_arguments,
     preprocessing,
     software_versions,
 )
@@ -652,7 +652,7 @@ def _network(
 ) -> nn.Module:
     from backend.models.segmentation import build_segmentation, encoder_of, freeze
 
-    network = build_segmentation(architecture(config, classes=len(labels) + 1))
+    network = build_segmentation(segmentation_architecture(config, classes=len(labels) + 1))
     if request.init is not None:
         from backend.weights import load_into, load_weights, resolve_weights
 
@@ -668,18 +668,6 @@ def _network(
     return network
 
 
-def architecture(config: FinetuneConfig, *, classes: int) -> dict[str, Any]:
-    """Plain arguments of the network, as they stand in a weights file."""
-    return {
-        "encoder": encoder_arguments(config.method),
-        "decoder": config.decoder.kind,
-        "classes": classes,
-        "width": config.decoder.width or config.method.encoder.first_width,
-        "norm": config.decoder.norm,
-        "window": list(config.crop_size),
-    }
-
-
 def _header(config: FinetuneConfig, labels: Sequence[Label], split: Split) -> WeightsHeader:
     from backend.weights import WeightsHeader
 
@@ -688,7 +676,7 @@ def _header(config: FinetuneConfig, labels: Sequence[Label], split: Split) -> We
         method=config.method.name,
         preset=config.preset,
         preprocessing=preprocessing(config.preprocess),
-        architecture=architecture(config, classes=len(labels) + 1),
+        architecture=segmentation_architecture(config, classes=len(labels) + 1),
         labels=tuple(
             {
                 "value": label.value,
@@ -700,7 +688,7 @@ def _header(config: FinetuneConfig, labels: Sequence[Label], split: Split) -> We
         ),
         fingerprint={"training": len(split.training), "validation": len(split.validation)},
         versions=software_versions(),
-        citations=citations(config.method.name),
+        citations=card(config.method.name).citations,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backend.cards import card
 from backend.config import PretrainConfig, build_config, load_config
 from backend.data.cache import Cache, CachedVolume
 from backend.data.index import SeriesRow, found_series, usable, write_index
@@ -290,7 +291,6 @@ def _initialise(method: Method, source: Path) -> None:
 
 def _encoder_header(config: PretrainConfig, recipe: Recipe, ids: Sequence[str]) -> Any:
     from backend.provenance import (
-        citations,
         encoder_arguments,
         preprocessing,
         software_versions,
@@ -309,7 +309,7 @@ def _encoder_header(config: PretrainConfig, recipe: Recipe, ids: Sequence[str]) 
             "recipe": recipe.key(),
         },
         versions=software_versions(),
-        citations=citations(config.method.name),
+        citations=card(config.method.name).citations,
     )
 
 

@@ -12,20 +12,6 @@ from backend.config import NetworkConfig, PreprocessConfig
 
 _PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "pydicom", "blosc2", "safetensors")
 
-_CITATIONS: dict[str, tuple[str, ...]] = {
-    "smit": (
-        "Jiang J, Tyagi N, Tringale K, Crane C, Veeraraghavan H. Self-supervised 3D anatomy "
-        "segmentation using self-distilled masked image transformer (SMIT). MICCAI 2022, "
-        "LNCS 13434, 556-566. doi:10.1007/978-3-031-16440-8_53",
-    ),
-}
-
-
-def citations(method: str) -> tuple[str, ...]:
-    """The papers to cite when a method was used."""
-    return _CITATIONS[method]
-
-
 def software_versions() -> dict[str, str]:
     """Versions of this program and of what it computes with, without importing any of it."""
     versions = {"backend": backend.__version__, "python": platform.python_version()}

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from backend.cards import card
 from backend.charts import Curve
-from backend.provenance import citations
+from backend.errors import UserError
 from backend.report.curves import ChartGroup, chart_groups, final_dice, has_points
 from backend.report.pictures import Pictures, choose_pictures
 from backend.report.run_files import RunFiles
@@ -198,8 +199,8 @@ def _citations(run: RunFiles, method: str) -> list[str]:
     if isinstance(recorded, list) and recorded:
         return [str(text) for text in recorded]
     try:
-        return list(citations(method))
-    except KeyError:
+        return list(card(method).citations)
+    except UserError:
         return []
 
 
