@@ -28,14 +28,14 @@ from tyro.conf import (
 )
 
 import backend
-from backend.errors import BackendError, told_plainly
+from backend.errors import BackendError, UserError, told_plainly
 
 # What happens where an option is left out stands in its own words, not as "(default: None)".
 Switch = Annotated[bool, arg(help_behavior_hint="")]
 OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
 OptionalName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 OptionalCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
-Names = Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")]
+Names = Annotated[tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="auto|cpu|cuda[:i]|mps")]
 Settings = Annotated[
     UseAppendAction[tuple[str, ...]],
@@ -147,7 +147,7 @@ class Pretrain:
         )
         if self.resume and _is_done(self.output, "pretrain"):
             pretrain.resolve(request)
-            _say(_told_done(self.output, longer=f"--init {self.output}"))
+            _say(_told_done(self.output, given=f"--method NAME --data PATH --init {self.output}"))
             return
         run = pretrain.run(request)
         _say(
@@ -171,7 +171,7 @@ class Finetune:
     """Method whose network is taken. Left out: that of --init, else smit."""
     preset: OptionalName = None
     """Settings of the method. Left out: those of --init."""
-    cases: Names = ()
+    cases: Names = None
     """Names or patterns of the cases to take, e.g. 'pt_1*'. Left out: all."""
     freeze_encoder: Switch = False
     """Leave the pretrained encoder as it is and train the decoder alone."""
@@ -205,7 +205,7 @@ class Finetune:
             init=None if self.init in {None, "none"} else Path(str(self.init)),
             method=self.method,
             preset=self.preset,
-            cases=self.cases,
+            cases=_some_cases(self.cases),
             fraction=self.fraction,
             folds=self.folds,
             config_file=self.config,
@@ -217,7 +217,7 @@ class Finetune:
         )
         if self.resume and not self.folds and _is_done(self.output, "finetune"):
             finetune.resumed(request)
-            _say(_told_done(self.output, longer="the same --data and --init"))
+            _say(_told_done(self.output, given="--data SET --init PRETRAINED"))
             return
         run = finetune.run(request)
         if not self.folds:
@@ -238,9 +238,7 @@ class Segment:
     """A volume file, a folder with one DICOM series, or a folder of scans."""
     output: Path
     """Label file (.nii.gz, .nrrd, .seg.nrrd, .mha) for one scan, a folder for many."""
-    structures: Annotated[
-        tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")
-    ] = None
+    structures: Names = None
     """Names of the structures to write. Left out: all."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
@@ -510,6 +508,15 @@ def _log_on_screen() -> Iterator[None]:
         log.removeHandler(handler)
 
 
+def _some_cases(names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Without --cases all are taken; without a name behind it, none can be meant."""
+    if names == ():
+        raise UserError(
+            "--cases names no case.", "Give names or patterns, or leave it out for all."
+        )
+    return names or ()
+
+
 def _lengths(max_steps: int | None, epochs: int | None) -> tuple[str, ...]:
     given = {"train.max_steps": max_steps, "train.epochs": epochs}
     return tuple(f"{key}={value}" for key, value in given.items() if value is not None)
@@ -523,19 +530,17 @@ def _is_done(run: Path, kind: Literal["pretrain", "finetune"]) -> bool:
     return bool(read_status(run)["state"] == "done")
 
 
-def _told_done(run: Path, *, longer: str) -> str:
-    """That a run is done, where its report is, and how to train for longer.
-
-    Its learning rate has come to its end with its last step: what is added behind would not be
-    what a longer run does.
-    """
+def _told_done(run: Path, *, given: str) -> str:
+    """That a run is done, where its report is, and how to train for longer."""
     from backend.engine.record import read_status
 
     status = read_status(run)
     return (
-        f"Already done: {run}, step {status.get('step')} of {status.get('total_steps')}.\n"
+        f"Already done: {run}, step {status.get('step')} of {status.get('total_steps')}. "
+        "Nothing was changed.\n"
         f"Report: {run / 'report.html'}\n"
-        f"Longer: backend {status['kind']} --output NEW --max-steps N with {longer}"
+        "Longer: its learning rate has come to the end; start a new run:\n"
+        f"        backend {status['kind']} {given} --max-steps N --output NEW"
     )
 
 

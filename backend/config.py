@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -536,10 +537,16 @@ def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
         return f"Setting {path!r} is missing.", "Give it in the file or with --set."
     # Shortened: an input may be huge, or hold itself.
     value = reprlib.repr(first["input"])
-    text = first["msg"].removeprefix("Value error, ")
+    text = _message(first)
     if not path or is_dataclass(first["input"]) or first["type"] == "value_error":
         return f"{path + ': ' if path else ''}{text}.", "Change one of the two."
     return f"Setting {path} = {value}: {text}.", "Change it in the file or with --set."
+
+
+def _message(fault: Mapping[str, Any]) -> str:
+    """What is wrong, without what only a programmer knows."""
+    text = fault["msg"].removeprefix("Value error, ")
+    return re.sub(r" or (?:an )?instance of \w+", "", text)
 
 
 def first_fault(error: ValidationError, *, tagged: bool = False) -> str:
@@ -551,7 +558,7 @@ def first_fault(error: ValidationError, *, tagged: bool = False) -> str:
     """
     fault = error.errors(include_url=False)[0]
     place = ".".join(map(str, fault["loc"][1:] if tagged else fault["loc"]))
-    message = fault["msg"].removeprefix("Value error, ")
+    message = _message(fault)
     if fault["type"] == "value_error":
         return f"{place}: {message}" if place else message
     if fault["type"] == "missing":

@@ -350,18 +350,28 @@ class _KeptRun(BaseModel):
     request: _KeptRequest
 
 
+def _kept_run(run: Path) -> tuple[FinetuneConfig, _KeptRequest]:
+    """What a run was started with; a setting that is not said is not guessed."""
+    file = run / "config.json"
+    kept = checked_json(file, _KeptRun)
+    try:
+        config = build_config(FinetuneConfig, kept.config)
+    except UserError as error:
+        raise UserError(f"{file}: {error.message}", "Start a new run.") from None
+    different = first_difference(to_plain(config), kept.config)
+    if different:
+        setting = different.partition("=")[0]
+        raise UserError(f"{file}: does not say {setting}.", "Start a new run.")
+    return config, kept.request
+
+
 def resumed(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig]:
     """The request and the configuration that the run in `output` was started with.
 
     Raises:
         UserError: if config.json is damaged, or something else is asked for now.
     """
-    file = request.output / "config.json"
-    kept = checked_json(file, _KeptRun)
-    try:
-        config = build_config(FinetuneConfig, kept.config)
-    except UserError as error:
-        raise UserError(f"{file}: {error.message}", "Start a new run.") from None
+    config, then = _kept_run(request.output)
     require_same_settings(
         request.output,
         config,
@@ -369,7 +379,6 @@ def resumed(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig]:
         file=request.config_file,
         overrides=request.overrides,
     )
-    then = kept.request
     _refuse_other_request(request, then.model_dump(mode="json"))
     return replace(
         request,
@@ -461,7 +470,7 @@ def _cross_validate(
 
 def _require_same_fold(folder: Path, config: FinetuneConfig) -> None:
     """Refuse to go on with a fold under other settings: its scores would not belong together."""
-    kept = build_config(FinetuneConfig, checked_json(folder / "config.json", _KeptRun).config)
+    kept, _ = _kept_run(folder)
     different = first_difference(to_plain(kept), to_plain(config))
     if different:
         raise UserError(

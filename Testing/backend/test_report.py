@@ -286,6 +286,14 @@ def test_the_latest_and_the_first_picture_are_given_room_before_others(tmp_path:
     assert [p.caption for p in all_of_them.earlier] == ["Step 1", "Step 3", "Step 5", "Step 7"]
 
 
+def test_earlier_pictures_are_spread_over_the_whole_run(tmp_path: Path) -> None:
+    for step in range(15, 151, 15):
+        write_png(tmp_path / f"step_{step:06d}.png")
+    pictures = choose_pictures(tmp_path)
+    assert [p.caption for p in pictures.shown] == ["Step 150 (latest)"]
+    assert [p.caption for p in pictures.earlier] == ["Step 15", "Step 45", "Step 75", "Step 120"]
+
+
 def test_a_file_that_is_no_png_is_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "step_1.png").write_text("no picture")
     pictures = choose_pictures(tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import psutil
 import pytest
+from cli_runner import REPOSITORY, environment
 
 from backend.data.index import read_index
 from backend.errors import UserError
@@ -84,36 +86,30 @@ def test_impossible_paths_are_refused_before_anything_is_read(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends a signal")
-def test_ctrl_c_ends_the_scan_and_its_processes_and_writes_no_index(tmp_path: Path) -> None:
-    for i in range(3000):
-        (tmp_path / "data").mkdir(exist_ok=True)
-        volume(tmp_path / "data" / f"{i}.nii", ct(i))
-    script = tmp_path / "scan.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from backend.errors import Cancelled\n"
-        "from backend.scan import run\n"
-        "if __name__ == '__main__':\n"
-        "    try:\n"
-        f"        run([Path({str(tmp_path / 'data')!r})], output=Path({str(tmp_path)!r}) / 'i.csv',"
-        " min_slices=16, quick=False, workers=2)\n"
-        "    except Cancelled:\n"
-        "        raise SystemExit(3)\n"
-    )
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 3), (signal.SIGTERM, 5)])
+def test_a_signal_ends_the_scan_and_its_processes_and_writes_no_index(
+    tmp_path: Path, kind: signal.Signals, code: int
+) -> None:
+    data = tmp_path / "data"
+    volume(data / "0.nii", ct(0))
+    for i in range(1, 3000):
+        shutil.copy(data / "0.nii", data / f"{i}.nii")
+    index = tmp_path / "i.csv"
     process = subprocess.Popen(
-        [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        [sys.executable, "-m", "backend", "scan", data, "--output", index, "--workers", "2"],
+        env=environment(PYTHONPATH=str(REPOSITORY)),
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
     parent = psutil.Process(process.pid)
     deadline = time.monotonic() + 60
     while len(children := parent.children(recursive=True)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.killpg(process.pid, kind)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 3
+    assert process.returncode == code
     assert b"Traceback" not in errors
+    assert errors.decode().rstrip().endswith("No index was written; scan again.")
     assert psutil.wait_procs(children, timeout=5)[1] == []
-    assert not (tmp_path / "i.csv").exists()
+    assert list(tmp_path.iterdir()) == [data]

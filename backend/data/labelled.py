@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.data.labels import Label, labels_from, read_json, read_labels
+from backend.data.native_guard import name_problem, printable
 from backend.data.preprocess import label_array, require_same_grid
 from backend.data.readers import read_label, read_volume
 from backend.errors import ScanError, UserError
@@ -435,6 +436,8 @@ def _case(name: str, image: Path, label: Path) -> LabelledCase:
             )
         )
     for what, file in (("image", files[0] if files else image), ("label map", label)):
+        if name_problem(file):
+            raise UserError(f"{printable(file)}: the name is not valid UTF-8.", "Rename it.")
         if not file.is_file():
             raise UserError(f"Case {name}: its {what} {file} is missing.", "Add or correct it.")
     return LabelledCase(id=name, image=files, label=label)

@@ -21,6 +21,12 @@ Color = tuple[int, int, int]
 MAX_VALUE = 32767
 """Label maps are at most int16."""
 
+_NUMBER = re.compile(r"\s*-?\d+\s*", re.ASCII)
+_LONGEST_NAME = 200
+_LONGEST_NUMBER = 20
+_LONGEST_TOLD = 60
+_LONGEST_TERMINOLOGY = 2000
+
 _GOLDEN_ANGLE = 0.381966
 """Share of the colour wheel; steps of it never come close to an earlier hue for long."""
 
@@ -124,7 +130,8 @@ def read_json(path: Path) -> Mapping[str, object]:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist.", _FORM) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # Besides broken text: numbers of thousands of digits, and brackets nested as deep.
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}.", _FORM) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object.", _FORM)
@@ -141,7 +148,7 @@ def labels_from(content: Mapping[str, object], *, source: str) -> tuple[Label, .
     if not isinstance(table, Mapping) or not table:
         raise UserError(f'{source} has no "labels".', _FORM)
     # MSD and this project write value: name, nnU-Net writes name: value.
-    by_value = all(re.fullmatch(r"\s*-?\d+\s*", str(key)) for key in table)
+    by_value = all(_NUMBER.fullmatch(str(key)) for key in table)
     pairs = table.items() if by_value else ((value, name) for name, value in table.items())
     labels = [_label(value, entry, source=source) for value, entry in pairs]
     kept = sorted((label for label in labels if label.value), key=lambda label: label.value)
@@ -194,17 +201,28 @@ def _label(value: object, entry: object, *, source: str) -> Label:
     name = detail.get("name")
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{source}: value {value} has no name.", _FORM)
+    _refuse_unseen(name.strip(), "a name", limit=_LONGEST_NAME, source=source)
     number = _number(value, name, source=source)
     color = detail.get("color")
     terminology = detail.get("terminology", "")
     if not isinstance(terminology, str):
         raise UserError(f"{source}: terminology of {name!r} is no text.", "Write it in quotes.")
+    _refuse_unseen(terminology, "a terminology", limit=_LONGEST_TERMINOLOGY, source=source)
     return Label(
         value=number,
         name=name.strip(),
         color=default_color(name, number) if color is None else _color(color, name, source=source),
         terminology=terminology,
     )
+
+
+def _refuse_unseen(text: str, what: str, *, limit: int, source: str) -> None:
+    """Raise for text that no list, header or screen shows as it is."""
+    if len(text) > limit or not text.isprintable():
+        raise UserError(
+            f"{source}: {text[:_LONGEST_TOLD]!a} is no text for {what}.",
+            f"Write at most {limit} characters in one line, without control characters.",
+        )
 
 
 def _number(value: object, name: str, *, source: str) -> int:
@@ -218,10 +236,13 @@ def _number(value: object, name: str, *, source: str) -> int:
             f"{source}: an ignore label ({value}) is not supported.",
             "Leave out the cases that are labelled in part, and the entry.",
         )
-    try:
-        number = int(str(value))
-    except ValueError as error:
-        raise UserError(f"{source}: {name!r} has the value {value!r}.", _FORM) from error
+    digits = str(value)
+    if not _NUMBER.fullmatch(digits) or len(digits) > _LONGEST_NUMBER:
+        told = repr(value)[:_LONGEST_TOLD]
+        raise UserError(
+            f"{source}: {name!r} has the value {told}, which is no number of a label.", _FORM
+        )
+    number = int(digits)
     if not 0 <= number <= MAX_VALUE:
         raise UserError(f"{source}: {name!r} has the value {number}.", f"Use 1 to {MAX_VALUE}.")
     if number == 0 and name.strip().casefold() not in ("background", "bg", "clear label"):

@@ -365,7 +365,7 @@ def _told_as_unreadable(path: Path, detail: str = "") -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except MemoryError:
+    except (ScanError, MemoryError):
         raise
     # Corrupt bytes make the libraries raise almost anything.
     except Exception as error:

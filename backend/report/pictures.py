@@ -68,8 +68,7 @@ def _telling_order(steps: Sequence[int]) -> list[int]:
     if not steps:
         return []
     end = len(steps) - 1
-    places = [end, 0, end // 2, end // 4, (3 * end) // 4]
-    return list(dict.fromkeys(steps[place] for place in places))
+    return list(dict.fromkeys(steps[round(end * part)] for part in (1, 0, 1 / 2, 1 / 4, 3 / 4)))
 
 
 def _step_caption(step: int, *, last: bool) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -276,6 +277,30 @@ def test_values_without_a_name_are_refused_with_their_voxels(tmp_path: Path) -> 
         check_case(case, LABELS)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v * np.float32(0.5), "no whole numbers"),
+        (lambda v: np.stack([v, v]), "dimensions, e.g. time points"),
+        (lambda v: v.astype(np.int16) - 1, "negative|below 0|-1"),
+        (lambda v: v[:, :, :9], "different grids"),
+    ],
+)
+def test_what_is_no_label_map_of_the_image_is_refused(
+    tmp_path: Path, change: Callable[[NDArray[np.generic]], NDArray[np.generic]], said: str
+) -> None:
+    with pytest.raises(ScanError, match=f"Case pat_7: .*({said})"):
+        check_case(one_case(tmp_path, change(label_voxels(1))), LABELS)
+
+
+def test_a_label_map_of_whole_floats_stored_along_other_axes_is_taken(tmp_path: Path) -> None:
+    case = one_case(tmp_path, label_voxels(1, 2).astype(np.float32))
+    turned = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(case.label)), "RSP")
+    SimpleITK.WriteImage(turned, str(case.label))
+    assert turned.GetSize() != SIZE[::-1]
+    assert check_case(case, LABELS) == {1: 10, 2: 10}
+
+
 def test_an_empty_label_map_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match="Case pat_7: nothing is labelled"):
         check_case(one_case(tmp_path, label_voxels()), LABELS)
@@ -420,13 +445,32 @@ def test_colours_and_terminology_are_kept_by_the_labels_file(tmp_path: Path) -> 
         ('{"names": {}}', 'has no "labels"'),
         ("[1]", "no JSON object"),
         ('{"labels": ', "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"a":' * 100_000, "cannot be read as JSON"),
+        ('{"labels": {"liver": %s}}' % ("9" * 5000), "cannot be read as JSON"),
+        ('{"labels": {"%s": "liver"}}' % ("9" * 5000), "no number of a label"),
+        ('{"labels": {"99999": "liver"}}', "has the value 99999"),
+        ('{"labels": {"1e5": "liver"}}', "no number of a label"),
+        ('{"labels": {"1.0": "liver"}}', "no number of a label"),
+        ('{"labels": {"liver": "1_0"}}', "no number of a label"),
+        ('{"labels": {"liver": true}}', "no number of a label"),
+        ('{"labels": {"liver": NaN}}', "no number of a label"),
+        ('{"labels": {"\u0661": "liver"}}', "no number of a label"),
+        ('{"labels": {"1": "li\\u0000ver"}}', r"'li\\x00ver' is no text for a name"),
+        ('{"labels": {"1": "li\\nver"}}', "no text for a name"),
+        ('{"labels": {"1": "\\u001b[31mliver"}}', "no text for a name"),
+        ('{"labels": {"1": "\\u202eliver"}}', "no text for a name"),
+        ('{"labels": {"1": "\\ud800"}}', "no text for a name"),
+        ('{"labels": {"1": "%s"}}' % ("a" * 201), "no text for a name"),
+        ('{"labels": {"1": {"name": "a", "terminology": "x\\ny"}}}', "no text for a termin"),
     ],
 )
 def test_a_labels_file_with_a_mistake_is_refused(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "labels.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as caught:
         read_labels(path)
+    assert len(str(caught.value)) < 400 + len(str(path))
 
 
 def test_colours_are_stable_conventional_and_far_apart() -> None:

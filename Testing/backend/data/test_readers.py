@@ -225,6 +225,82 @@ def test_broken_files_are_refused_by_name_without_a_word_on_the_console(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("ending", "old", "new", "said"),
+    [
+        (".mha", b"NDims = 3", b"NDims = 99", "NDims is '99'"),
+        (".mha", b"NDims = 3", b"NDims = 0", "NDims is '0'"),
+        (".mha", b"NDims = 3", b"NDims = -1", "NDims is '-1'"),
+        (".mha", b"NDims = 3", b"NDims = 3\nNDims\n= 2147483647", "NDims is '2147483647'"),
+        (".mha", b"DimSize = 5 6 9", b"DimSize = 99999 99999 99999", "missing or corrupt"),
+        (".mha", b"ElementDataFile = LOCAL", b"ElementDataFile = %s%n%d", "several files"),
+        (".mha", b"Offset", b"Name = " + b"a" * 70_000 + b"\nOffset", "Name in its header has"),
+        (".mha", b"ElementDataFile", b"Elephant", "names no ElementDataFile"),
+        (".mha", b"LOCAL", b"a" * 5000 + b".raw", "missing or corrupt"),
+        (".nrrd", b"space: left", b"space: " + b"a" * 2000 + b"left", "line 6 of its header has"),
+        (".nrrd", b"sizes: 5 6 9", b"sizes: 5 6 9" + b"9" * 5000, "line 7 of its header has"),
+        (".nrrd", b"sizes: 5 6 9", b"sizes: 99999 99999 99999", "missing or corrupt"),
+    ],
+)
+def test_a_header_that_native_code_would_end_the_process_over_is_refused(
+    tmp_path: Path, ending: str, old: bytes, new: bytes, said: str
+) -> None:
+    path = write_image(tmp_path / f"x{ending}", hu_values(9))
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    for read in (lambda: read_volume([path]), lambda: read_label(path)):
+        with pytest.raises(ScanError, match=said) as caught:
+            read()
+        assert len(str(caught.value)) < 300 + len(str(path))
+
+
+def test_long_texts_of_the_users_own_do_not_keep_a_header_from_being_read(tmp_path: Path) -> None:
+    for ending, mark, own in (
+        (".nrrd", b"type:", b"note:=a: "),
+        (".mha", b"NDims", b"Note = "),
+    ):
+        path = write_image(tmp_path / f"x{ending}", hu_values(9))
+        head, rest = path.read_bytes().split(mark, 1)
+        path.write_bytes(head + own + b"a" * 5000 + b"\n" + mark + rest)
+        np.testing.assert_array_equal(read_volume([path]).voxels, hu_values(9))
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "said"),
+    [
+        (112, np.nan, "scl_slope is nan"),
+        (112, np.inf, "scl_slope is inf"),
+        (116, -np.inf, "invalid intercept -inf"),
+        (116, 1e20, "scl_inter is 1e\\+20"),
+        (88, 51, "spacing 0.5x0.75x51 mm is not within 0.05 to 50 mm"),
+        (88, 0.01, "spacing 0.5x0.75x0.01 mm is not within 0.05 to 50 mm"),
+    ],
+)
+def test_a_nifti_header_of_impossible_numbers_is_refused(
+    tmp_path: Path, place: int, number: float, said: str
+) -> None:
+    path = write_nifti(tmp_path / "x.nii", hu_values(9))
+    content = bytearray(path.read_bytes())
+    content[place : place + 4] = np.float32(number).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(ScanError, match=said):
+        read_volume([path])
+
+
+def test_a_nifti_that_promises_more_than_its_file_can_hold_asks_for_no_memory(
+    tmp_path: Path,
+) -> None:
+    for name in ("x.nii", "x.nii.gz"):
+        path = write_nifti(tmp_path / name, hu_values(9))
+        content = path.read_bytes()
+        plain = bytearray(gzip.decompress(content) if name.endswith("gz") else content)
+        plain[42:48] = np.array([30000, 30000, 30000], np.int16).tobytes()
+        path.write_bytes(gzip.compress(plain) if name.endswith("gz") else plain)
+        with pytest.raises(ScanError, match="cut short"):
+            read_volume([path])
+
+
 def test_dicom_that_is_no_ct_volume_is_refused_by_name(tmp_path: Path) -> None:
     def refused(name: str, slices: list, reason: str) -> None:  # type: ignore[type-arg]
         with pytest.raises(ScanError, match=reason):
