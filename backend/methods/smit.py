@@ -8,56 +8,54 @@ average and sees the views unmasked.
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import NamedTuple
+import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from backend.losses.distillation import Centre, cross_entropy, entropy, teacher_distribution
+from backend.losses.distillation import (
+    Centre,
+    cross_entropy,
+    cross_entropy_of_pairs,
+    entropy,
+    feature_std,
+    teacher_distribution,
+)
 from backend.losses.reconstruction import masked_l1
 from backend.losses.terms import Losses
 from backend.methods.method import Method, Reconstruction
+from backend.methods.stochastic_depth import branch_scale
 from backend.methods.teacher import follow, teacher_of
-from backend.models.heads import ClassAttention, PixelHead, PrototypeHead
-from backend.models.swin import (
-    EncoderOutput,
-    SwinEncoder,
-    branch_rates,
-    build_encoder,
-    upsample_cells,
-)
+from backend.models.encoder import build_encoder
+from backend.models.heads import ClassAttention, DeconvHead, PixelHead, PrototypeHead
+from backend.models.swin import EncoderOutput, SwinEncoder, upsample_cells
 from backend.schedules import cosine, linear_warmup
-from backend.settings.smit import SmitConfig
+from backend.settings.smit import HeadConfig, SmitConfig
 from backend.views.crops import View, ViewSet
-from backend.views.masking import CellMask, random_cells
-from backend.views.randomness import uniform
-
-_DROP_PATH_STREAM = 201
+from backend.views.masking import HiddenCells, drawn_cells
 
 
 class SmitBranch(nn.Module):
-    """Encoder and distillation heads: what student and teacher both have."""
+    """Encoder and distillation heads: what student and teacher both have.
+
+    A head is there only if its term has a weight.
+    """
 
     def __init__(self, config: SmitConfig) -> None:
         super().__init__()
-        h = config.head
-        self.encoder = build_encoder(asdict(config.encoder))
+        self.encoder = cast(SwinEncoder, build_encoder(config.encoder.arguments))
         self.last_stage = config.tokens == "last_stage"
         width = self.encoder.widths[-1]
-        self.class_attention = ClassAttention(width) if config.class_token == "attention" else None
-        self.patch_head = PrototypeHead(
-            width, hidden=h.hidden, bottleneck=h.bottleneck, prototypes=h.prototypes
-        )
-        self.class_head = (
-            self.patch_head
-            if h.shared
-            else PrototypeHead(
-                width, hidden=h.hidden, bottleneck=h.bottleneck, prototypes=h.prototypes
-            )
-        )
+        attends = config.class_token == "attention" and config.weight_itd > 0
+        self.class_attention = ClassAttention(width) if attends else None
+        self.patch_head = _head(width, config.head) if config.weight_mpd else None
+        self.class_head: PrototypeHead | None = None
+        if config.weight_itd:
+            share = config.head.shared and self.patch_head is not None
+            self.class_head = self.patch_head if share else _head(width, config.head)
 
     def tokens(self, features: EncoderOutput) -> Float[Tensor, "b n c"]:
         """The distilled tokens, normalised without learned scale, in (z, y, x) order."""
@@ -73,44 +71,65 @@ class SmitBranch(nn.Module):
         return tokens.mean(dim=1)
 
 
+def _head(width: int, config: HeadConfig) -> PrototypeHead:
+    return PrototypeHead(
+        width,
+        hidden=config.hidden,
+        bottleneck=config.bottleneck,
+        prototypes=config.prototypes,
+    )
+
+
 class Smit(Method):
-    """The pretext task of SMIT.
+    """The pretext task of SMIT, and what is left of it where terms have no weight.
+
+    Only what learns is built: no teacher, heads and centres without distillation, no pixel head
+    without image prediction.
 
     Args:
         config: its settings.
         epochs: length of the run; warm-ups that are told in epochs become shares of it.
     """
 
+    student: SmitBranch
+    teacher: SmitBranch | None
+
     def __init__(self, config: SmitConfig, *, epochs: float) -> None:
         super().__init__(epochs=epochs)
         self.config = config
         self.student = SmitBranch(config)
-        self.teacher = teacher_of(self.student)
-        encoder = self.student.encoder
-        self.pixel_head = PixelHead(encoder.bottleneck_width, stride=encoder.stride)
-        prototypes = config.head.prototypes
-        self.patch_centre = Centre(prototypes, momentum=config.centre_momentum)
-        self.class_centre = Centre(prototypes, momentum=config.centre_momentum)
+        self.teacher = teacher_of(self.student) if config.distils else None
+        self.pixel_head = _pixel_head(config, self.student.encoder)
+        self.patch_centre = _centre(config) if config.weight_mpd else None
+        self.class_centre = _centre(config) if config.weight_itd else None
+        self.healthy = _healthy(config)
 
     @property
     def encoder(self) -> SwinEncoder:
-        """What is kept after pretraining: the student's encoder."""
+        """What is kept after pretraining."""
+        if self.config.kept == "teacher" and self.teacher is not None:
+            return self.teacher.encoder
         return self.student.encoder
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """Encoder and heads of the student."""
         branch = self.student
-        return {
+        shared = branch.patch_head is branch.class_head
+        parts: dict[str, nn.Module | None] = {
             "encoder": branch.encoder,
-            "patch_head": branch.patch_head,
-            "class_head": branch.class_head,
+            "class_attention": branch.class_attention,
+            "shared_head" if shared else "patch_head": branch.patch_head,
+            "class_head": None if shared else branch.class_head,
             "pixel_head": self.pixel_head,
         }
+        return {name: part for name, part in parts.items() if part is not None}
 
     def settings(self, progress: float) -> dict[str, float]:
         """What changes over the run, by the name it has in the record."""
         c = self.config
+        if self.teacher is None:
+            return {}
         share = c.teacher_temperature_warmup_epochs / self.epochs
         delay = c.patch_temperature_delay_epochs / self.epochs
         low, high = c.teacher_temperature
@@ -123,35 +142,37 @@ class Smit(Method):
         }
 
     def forward(self, views: ViewSet, progress: float) -> Losses:
-        """Losses of a batch of two views of each sample.
+        """Losses of a batch of views.
 
         Args:
-            views: u and v are the main ones.
+            views: the main ones are u and v, and more if there are; local ones serve the image
+                tokens alone.
             progress: how far the run is, in [0, 1].
         """
         c = self.config
-        settings = self.settings(progress)
         image = torch.cat([view.image for view in views.main])  # (2b, 1, z, y, x): u, then v
         keys = torch.cat([view.keys for view in views.main])
         mask = self._mask(image, keys)
-        features = self.student.encoder(image, mask.grid, self._branch_scale(keys))
+        grid = None if mask is None else mask.grid
+        features = self.student.encoder(image, grid, self._branch_scale(keys))
+        tokens = self.student.tokens(features)
         terms: dict[str, Tensor] = {}
-        monitors: dict[str, Tensor] = {}
+        monitors = {"feature_std": feature_std(tokens.detach())}
+        if self.pixel_head is not None:
+            counted = None if c.loss_on == "all" else mask
+            prediction = self.pixel_head(features.bottleneck)
+            terms["mip"] = masked_l1(prediction, image, _voxels(counted, image))
+        if self.teacher is not None:
+            targets = self._targets(self.teacher, image, self.settings(progress))
+            if self.student.patch_head is not None and mask is not None:
+                terms["mpd"] = self._mpd(self.student.patch_head, tokens, targets["patch"], mask)
+            if self.student.class_head is not None:
+                terms["itd"] = self._itd(self.student.class_head, tokens, targets["cls"], views)
+            monitors |= self._monitors(targets)
+        weights = {"mip": c.weight_mip, "mpd": c.weight_mpd, "itd": c.weight_itd}
         total = image.new_zeros(())
-        if c.weight_mip:
-            voxels = upsample_cells(mask.grid, image.shape[2:])
-            terms["mip"] = masked_l1(self.pixel_head(features.bottleneck), image, voxels)
-            total = total + c.weight_mip * terms["mip"]
-        if c.weight_mpd or c.weight_itd:
-            targets = self._targets(image, settings)
-            student_tokens = self.student.tokens(features)
-            if c.weight_mpd:
-                terms["mpd"] = self._mpd(student_tokens, targets.patch, mask.hidden)
-                total = total + c.weight_mpd * terms["mpd"]
-            if c.weight_itd:
-                terms["itd"] = self._itd(student_tokens, targets.whole)
-                total = total + c.weight_itd * terms["itd"]
-            monitors = self._monitors(targets, student_tokens)
+        for name, term in terms.items():
+            total = total + weights[name] * term
         detached = {name: term.detach() for name, term in terms.items()}
         return Losses(total, detached, monitors)
 
@@ -159,102 +180,178 @@ class Smit(Method):
         """Drop the prototypes' gradients in the first epochs (DINO's freeze_last_layer)."""
         # Rounded, because 1 / 49 * 49 < 1 in floating point.
         if round(progress * self.epochs, 9) < self.config.freeze_prototypes_epochs:
-            self.student.patch_head.prototypes.grad = None
-            self.student.class_head.prototypes.grad = None
+            for head in (self.student.patch_head, self.student.class_head):
+                if head is not None:
+                    head.prototypes.grad = None
 
     def after_step(self, progress: float) -> dict[str, float]:
         """Move teacher and centres on; `progress` counts the step just made.
 
         Returns the momentum that was used.
         """
+        if self.teacher is None:
+            return {}
         momentum = cosine(*self.config.ema_momentum, progress)
         follow(self.teacher, self.student, momentum)
-        self.patch_centre.update()
-        self.class_centre.update()
+        for centre in (self.patch_centre, self.class_centre):
+            if centre is not None:
+                centre.update()
         return {"ema_momentum": momentum}
 
     @torch.no_grad()
-    def reconstruct(self, view: View) -> Reconstruction:
-        """What the student predicts for a masked view, without dropping branches."""
-        mask = self._mask(view.image, view.keys)
-        features = self.student.encoder(view.image, mask.grid)
-        prediction = self.pixel_head(features.bottleneck)
-        hidden = upsample_cells(mask.grid, view.image.shape[2:])
-        return Reconstruction(view.image, hidden, prediction.float())
+    def reconstruct(self, view: View) -> Reconstruction | None:
+        """What the student predicts for a view that is masked as in training.
 
-    def _mask(self, image: Tensor, keys: Tensor) -> CellMask:
-        z, y, x = (n // self.config.mask_cell for n in image.shape[2:])
-        return random_cells(keys, (z, y, x), self.config.mask_ratio)
+        Where nothing is masked (full-image reconstruction) every voxel counts as one to predict.
+        """
+        if self.pixel_head is None:
+            return None
+        mask = self._mask(view.image, view.keys)
+        features = self.student.encoder(view.image, None if mask is None else mask.grid)
+        prediction = self.pixel_head(features.bottleneck).float()
+        shown = view.image if mask is None else None
+        return Reconstruction(view.image, _voxels(mask, view.image), prediction, shown)
+
+    def _mask(self, image: Tensor, keys: Tensor) -> HiddenCells | None:
+        c = self.config
+        if not c.mask_range[1]:
+            return None
+        z, y, x = (n // c.mask_cell for n in image.shape[2:])
+        return drawn_cells(
+            keys, (z, y, x), c.mask_range, chance=c.masked_views, blocks=c.masking == "block"
+        )
 
     def _branch_scale(self, keys: Tensor) -> Float[Tensor, "sites b"] | None:
         """Stochastic depth drawn for each sample, kept branches scaled up to the same mean."""
-        if not self.training or self.config.encoder.drop_path == 0:
+        if not self.training:
             return None
-        sites = self.student.encoder.drop_sites
-        rate = torch.tensor(branch_rates(self.config.encoder.drop_path, sites), device=keys.device)
-        kept = uniform(keys, sites, stream=_DROP_PATH_STREAM) >= rate
-        return (kept / (1 - rate)).T
+        drop_path = self.config.encoder.drop_path
+        return branch_scale(keys, drop_path=drop_path, sites=self.student.encoder.drop_sites)
 
     @torch.no_grad()
-    def _targets(self, image: Tensor, settings: dict[str, float]) -> _Targets:
-        tokens = self.teacher.tokens(self.teacher.encoder(image))
-        patch = self.teacher.patch_head(tokens)
-        whole = self.teacher.class_head(self.teacher.class_token(tokens))
-        if self.training:
-            self.patch_centre.observe(patch)
-            self.class_centre.observe(whole)
-        return _Targets(
-            teacher_distribution(
-                patch, self.patch_centre.value, settings["temperature/teacher_patch"]
-            ),
-            teacher_distribution(
-                whole, self.class_centre.value, settings["temperature/teacher_cls"]
-            ),
-        )
+    def _targets(
+        self, teacher: SmitBranch, image: Tensor, settings: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """Distributions of the teacher, (b, n, k) for "patch" and (b, k) for "cls"."""
+        tokens = teacher.tokens(teacher.encoder(image))
+        sources = {
+            "patch": (teacher.patch_head, self.patch_centre),
+            "cls": (teacher.class_head, self.class_centre),
+        }
+        targets = {}
+        for name, (head, centre) in sources.items():
+            if head is None or centre is None:
+                continue
+            logits = head(tokens if name == "patch" else teacher.class_token(tokens))
+            if self.training:
+                centre.observe(logits)
+            temperature = settings[f"temperature/teacher_{name}"]
+            targets[name] = teacher_distribution(logits, centre.value, temperature)
+        return targets
 
     def _mpd(
         self,
+        head: PrototypeHead,
         tokens: Float[Tensor, "b n c"],
         target: Float[Tensor, "b n k"],
-        hidden: Int64[Tensor, "b h"],
+        mask: HiddenCells,
     ) -> Tensor:
         """Eq. 2: hidden tokens of the same view; mean over tokens, samples and both views.
 
-        A token stands for one cell of the mask, and every sample hides the same number of them,
-        so the mean over all is the mean over samples of the mean over a sample's tokens.
+        A token stands for one cell of the mask. Where every sample hides the same number of them,
+        the mean over all is the mean over samples of the mean over a sample's tokens. A sample
+        that hides none counts as 0 (iBOT, eq. 2 and its code).
         """
         # Only hidden tokens go through the head: the others do not enter the loss.
-        logits = self.student.patch_head(_pick(tokens, hidden))
-        wanted = _pick(target, hidden)
-        return cross_entropy(wanted, logits, self.config.student_temperature).mean()
+        logits = head(_pick(tokens, mask.listed))
+        wanted = _pick(target, mask.listed)
+        entropies = cross_entropy(wanted, logits, self.config.student_temperature)
+        if mask.counted is None:
+            return entropies.mean()
+        counted = mask.counted.float()
+        return ((entropies * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).mean()
 
-    def _itd(self, tokens: Float[Tensor, "b n c"], target: Float[Tensor, "b k"]) -> Tensor:
+    def _itd(
+        self,
+        head: PrototypeHead,
+        tokens: Float[Tensor, "gb n c"],
+        target: Float[Tensor, "gb k"],
+        views: ViewSet,
+    ) -> Tensor:
         """Eq. 4 across views: the teacher's v for the student's masked u, and the reverse.
 
         The paper's sum over masked tokens has no meaning for a single class token and is left
-        out, as in the released code.
+        out, as in the released code. In general it is the mean over all pairs of a main view of
+        the teacher and any other view, main or local, of the student (DINO, eq. 3).
         """
-        logits = self.student.class_head(self.student.class_token(tokens))
-        other_view = target.roll(len(target) // 2, dims=0)
-        return cross_entropy(other_view, logits, self.config.student_temperature).mean()
+        heat = self.config.student_temperature
+        main, b = len(views.main), len(views.main[0].image)
+        logits = head(self.student.class_token(tokens))
+        shifted = (
+            cross_entropy(target.roll(shift * b, dims=0), logits, heat).mean()
+            for shift in range(1, main)
+        )
+        pairs, total = main * (main - 1), main * torch.stack(list(shifted)).sum()
+        if views.local:
+            logits = head(self._class_tokens(views.local))
+            count = main * len(views.local)
+            of_local = cross_entropy_of_pairs(
+                target.view(main, b, -1), logits.view(len(views.local), b, -1), heat
+            )
+            pairs, total = pairs + count, total + count * of_local
+        return total / pairs
+
+    def _class_tokens(self, views: tuple[View, ...]) -> Float[Tensor, "vb c"]:
+        """One token of the student for each view, shown whole."""
+        image = torch.cat([view.image for view in views])
+        scale = self._branch_scale(torch.cat([view.keys for view in views]))
+        features = self.student.encoder(image, None, scale)
+        return self.student.class_token(self.student.tokens(features))
 
     @torch.no_grad()
-    def _monitors(self, targets: _Targets, student_tokens: Tensor) -> dict[str, Tensor]:
-        unit = F.normalize(student_tokens.flatten(0, 1), dim=-1)
-        return {
-            "teacher_entropy_patch": entropy(targets.patch),
-            "teacher_entropy_cls": entropy(targets.whole),
-            # 1 for tokens spread evenly over the sphere, 0 when all tokens are the same.
-            "feature_std": unit.std(dim=0).mean() * unit.shape[-1] ** 0.5,
-            "centre_norm_patch": self.patch_centre.value.norm(),
-            "centre_norm_cls": self.class_centre.value.norm(),
+    def _monitors(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        centres = {"patch": self.patch_centre, "cls": self.class_centre}
+        entropies = {f"teacher_entropy_{name}": entropy(t) for name, t in targets.items()}
+        norms = {
+            f"centre_norm_{name}": centre.value.norm()
+            for name, centre in centres.items()
+            if centre is not None
         }
+        return entropies | norms
+
+
+def _pixel_head(config: SmitConfig, encoder: SwinEncoder) -> nn.Module | None:
+    if not config.weight_mip:
+        return None
+    kind = PixelHead if config.pixel_decoder == "linear" else DeconvHead
+    return kind(encoder.bottleneck_width, stride=encoder.stride)
+
+
+def _healthy(config: SmitConfig) -> dict[str, tuple[float, float]]:
+    """Bounds outside of which tokens are all alike, or the teacher tells nothing.
+
+    At the lower bound all mass is on one prototype, at the upper it is spread over all of them.
+    """
+    most = math.log(config.head.prototypes)
+    weights = {"patch": config.weight_mpd, "cls": config.weight_itd}
+    entropies = {
+        f"teacher_entropy_{name}": (0.02 * most, 0.98 * most)
+        for name, weight in weights.items()
+        if weight
+    }
+    return {"feature_std": (0.05, math.inf), **entropies}
+
+
+def _centre(config: SmitConfig) -> Centre:
+    return Centre(config.head.prototypes, momentum=config.centre_momentum)
+
+
+def _voxels(mask: HiddenCells | None, image: Tensor) -> Bool[Tensor, "b z y x"]:
+    """The voxels of hidden cells; all of them where nothing is hidden."""
+    if mask is None:
+        return torch.ones_like(image[:, 0], dtype=torch.bool)
+    return upsample_cells(mask.grid, image.shape[2:])
 
 
 def _pick(tokens: Float[Tensor, "b n c"], index: Int64[Tensor, "b h"]) -> Float[Tensor, "b h c"]:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-
-
-class _Targets(NamedTuple):
-    patch: Float[Tensor, "b n k"]
-    whole: Float[Tensor, "b k"]

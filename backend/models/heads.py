@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
@@ -109,6 +110,67 @@ class ConvProjector(nn.Sequential):
         if last_norm:
             layers.append(nn.BatchNorm3d(widths[-1], affine=False))
         super().__init__(*layers)
+
+
+class DeconvHead(nn.Sequential):
+    """Voxels from bottleneck cells by transposed convolutions that double the grid each.
+
+    Kernel and stride 2, halving the channels, without norms or activations: the decoder of several
+    layers that SMIT compares its one layer with (sec. 3, ablation experiments: five of them), and
+    an option of Swin UNETR's pretraining.
+
+    Args:
+        width: channels of the bottleneck.
+        stride: voxels per cell along each axis, a power of 2.
+
+    Raises:
+        ValueError: if the stride is no power of 2.
+    """
+
+    def __init__(self, width: int, *, stride: int) -> None:
+        inputs = [width // 2**step for step in range(_doublings(stride))]
+        super().__init__(
+            *(
+                nn.ConvTranspose3d(before, after, kernel_size=2, stride=2)
+                for before, after in zip(inputs, [*inputs[1:], 1], strict=True)
+            )
+        )
+
+
+class ConvUpHead(nn.Sequential):
+    """Voxels from bottleneck cells by convolutions and interpolation.
+
+    The "vae" decoder of Swin UNETR's pretraining (Tang et al. 2022; released code): as often as the
+    grid must be doubled a 3³ convolution that halves the channels (not below a sixteenth), instance
+    norm, leaky ReLU and trilinear upsampling; one 1³ convolution at the end.
+
+    Args:
+        width: channels of the bottleneck.
+        stride: voxels per cell along each axis, a power of 2.
+
+    Raises:
+        ValueError: if the stride is no power of 2.
+    """
+
+    def __init__(self, width: int, *, stride: int) -> None:
+        steps = _doublings(stride)
+        widths = [width, *(width // 2 ** min(step, 4) for step in range(1, steps + 1))]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [
+                nn.Conv3d(before, after, kernel_size=3, padding=1),
+                nn.InstanceNorm3d(after),
+                nn.LeakyReLU(),
+                nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
+            ]
+        super().__init__(*layers, nn.Conv3d(widths[-1], 1, kernel_size=1))
+
+
+def _doublings(stride: int) -> int:
+    times = stride.bit_length() - 1
+    if stride != 2**times:
+        raise ValueError(f"stride {stride} is no power of 2")
+    return times
 
 
 class ClassAttention(nn.Module):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from backend.settings.common import (
@@ -13,8 +13,8 @@ from backend.settings.common import (
     Fraction,
     HalfOpenFraction,
     NotNegative,
-    OpenFraction,
     Positive,
+    triple,
 )
 from backend.settings.encoders import SwinConfig
 from backend.settings.views import AnyViews, ViewsConfig

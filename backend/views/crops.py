@@ -218,7 +218,7 @@ def _whole_voxels(cut: Cut) -> bool:
 
 def _cut_out(
     regions: Regions, boxes: Boxes, flip: Bool[Tensor, "b 3"], cut: Cut
-) -> Float[Tensor, "b 1 z y x"]:
+) -> Int16[Tensor, "b 1 z y x"] | Float[Tensor, "b 1 z y x"]:
     if _whole_voxels(cut):
         return copied(regions.hu, boxes.start.long(), flip, cut.size)
     return resampled(regions.hu, regions.sizes, boxes, flip, cut.size)

@@ -45,9 +45,13 @@ def uniform(keys: Int64[Tensor, " b"], count: int, *, stream: int) -> Float[Tens
 
 
 def integers(
-    keys: Int64[Tensor, " b"], high: Int64[Tensor, " count"] | int, count: int, *, stream: int
+    keys: Int64[Tensor, " b"],
+    high: Int64[Tensor, "b count"] | Int64[Tensor, " count"] | int,
+    count: int,
+    *,
+    stream: int,
 ) -> Int64[Tensor, "b count"]:
-    """Whole numbers in [0, high)."""
+    """Whole numbers in [0, high); `high` may differ by number, and by key as well."""
     return (uniform(keys, count, stream=stream).double() * high).floor().to(torch.int64)
 
 

@@ -7,17 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.config import (
-    PRESETS,
-    HeadConfig,
-    PretrainConfig,
-    SmitConfig,
-    SwinConfig,
-    load_config,
-)
+from backend.config import PRESETS, PretrainConfig, load_config
 from backend.methods import build_method
 from backend.methods.smit import Smit
-from backend.views.crops import View, random_view
+from backend.settings.encoders import SwinConfig
+from backend.settings.smit import HeadConfig, SmitConfig
+from backend.views.crops import Cut, Regions, View, ViewSet, cut_views
 from backend.views.masking import random_cells
 
 _EPOCHS = 40.0
@@ -47,14 +42,15 @@ def _method(config: SmitConfig | None = None, *, apart: bool = True) -> Smit:
     return method
 
 
-def _views(samples: int = 2, *, edge: int = 32) -> list[View]:
+def _views(samples: int = 2, *, edge: int = 32) -> ViewSet:
     generator = torch.Generator().manual_seed(2)
     shape = (samples, 1, edge + 8, edge + 8, edge + 8)
-    regions = torch.randint(-300, 400, shape, generator=generator).to(torch.int16)
+    hu = torch.randint(-300, 400, shape, generator=generator).to(torch.int16)
     keys = torch.arange(10, 10 + samples)
-    return [
-        random_view(regions, keys, number=n, size=edge, hu_window=(-175.0, 250.0)) for n in (1, 2)
-    ]
+    sizes = torch.tensor(shape[2:]).expand(samples, 3)
+    regions = Regions(hu, sizes, keys, torch.zeros(samples, 2))
+    cut = Cut(count=2, size=(edge, edge, edge))
+    return ViewSet(cut_views(regions, cut, hu_window=(-175.0, 250.0)))
 
 
 def _encoded(method: Smit, view: View, *, masked: bool, teacher: bool) -> tuple[Tensor, Tensor]:
@@ -84,14 +80,14 @@ def _shifted(logits: Tensor, centre: Tensor, temperature: float) -> list[float]:
 
 
 @torch.no_grad()
-def _terms_by_hand(method: Smit, views: list[View], progress: float) -> dict[str, float]:
+def _terms_by_hand(method: Smit, views: ViewSet, progress: float) -> dict[str, float]:
     """Equations 1, 2 and 4 of the paper, view by view and token by token, in fp64."""
-    samples = len(views[0].image)
+    samples = len(views.main[0].image)
     temperature = 0.04 + 0.03 * min(1.0, progress * _EPOCHS / 30)
     above = below = patches = whole = 0.0
-    students = [_encoded(method, view, masked=True, teacher=False) for view in views]
-    teachers = [_encoded(method, view, masked=False, teacher=True) for view in views]
-    for number, view in enumerate(views):
+    students = [_encoded(method, view, masked=True, teacher=False) for view in views.main]
+    teachers = [_encoded(method, view, masked=False, teacher=True) for view in views.main]
+    for number, view in enumerate(views.main):
         hidden = random_cells(view.keys, (2, 2, 2), method.config.mask_ratio).grid
         voxels = hidden.double()
         for axis in (1, 2, 3):
@@ -135,7 +131,11 @@ def test_terms_and_total_equal_the_equations_of_the_paper(tokens: Any, progress:
 def test_a_term_of_weight_0_is_left_out_and_the_others_stay(name: str) -> None:
     views = _views()
     every = _method(_config(tokens="last_stage"))(views, 0.5)
-    without = _method(_config(tokens="last_stage", **{f"weight_{name}": 0.0}))(views, 0.5)
+    left_out = _method(_config(tokens="last_stage", **{f"weight_{name}": 0.0}), apart=False)
+    # What is left out draws no first weights either: the others get those of the whole method.
+    whole = _method(_config(tokens="last_stage")).state_dict()
+    left_out.load_state_dict({key: whole[key] for key in left_out.state_dict()})
+    without = left_out(views, 0.5)
     assert set(every.terms) - set(without.terms) == {name}
     weights = {"mip": 1.0, "mpd": 0.1, "itd": 0.1}
     left = sum(weights[n] * float(every.terms[n]) for n in without.terms)
@@ -200,7 +200,7 @@ def test_gradient_reaches_every_block_in_every_preset(preset: str) -> None:
     config = load_config(PretrainConfig, method="smit", preset=preset, overrides=small)
     torch.manual_seed(0)
     method = build_method(config.method, epochs=config.train.epochs).train()
-    method(_views(1, edge=2 * config.method.encoder.stride), 0.5).total.backward()
+    method(_views(1, edge=2 * config.method.encoder.stride[0]), 0.5).total.backward()
     for name, parameter in method.student.encoder.stages.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().max()) > 0, name
@@ -305,7 +305,7 @@ def test_centres_are_updated_once_a_step_from_the_teacher_on_unmasked_views() ->
     patch, whole = method.patch_centre.value.clone(), method.class_centre.value.clone()
     with torch.no_grad():
         tokens = torch.cat(
-            [_encoded(method, view, masked=False, teacher=True)[0].float() for view in views]
+            [_encoded(method, view, masked=False, teacher=True)[0].float() for view in views.main]
         )
         patch_mean = method.teacher.patch_head(tokens).mean((0, 1))
         whole_mean = method.teacher.class_head(tokens.mean(1)).mean(0)
@@ -331,8 +331,8 @@ def test_a_step_in_two_parts_gives_the_same_gradient_and_centres_as_in_one() -> 
     whole, parts = _method(_config(drop_path=0.5)), _method(_config(drop_path=0.5))
     whole(views, 0.5).total.backward()
     for rows in (slice(0, 2), slice(2, 4)):
-        part = [View(v.image[rows], v.affine[rows], v.keys[rows]) for v in views]
-        (parts(part, 0.5).total / 2).backward()
+        part = (View(v.image[rows], v.affine[rows], v.keys[rows]) for v in views.main)
+        (parts(ViewSet(tuple(part)), 0.5).total / 2).backward()
     for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
         if one.grad is not None:
             assert other.grad is not None
@@ -366,7 +366,7 @@ def test_monitors_tell_a_collapse_from_health() -> None:
 
 
 def test_pictures_show_the_view_its_hidden_voxels_and_the_prediction_of_the_student() -> None:
-    method, view = _method(_config(drop_path=0.5)).eval(), _views()[0]
+    method, view = _method(_config(drop_path=0.5)).eval(), _views().main[0]
     seen = method.reconstruct(view)
     cells = random_cells(view.keys, (2, 2, 2), 0.7).grid
     assert torch.equal(seen.image, view.image)
