@@ -6,14 +6,64 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT
+from backend.settings.common import STRICT, Count, Fraction, NotNegative, Positive, triple
 from backend.settings.encoders import UnetConfig
-from backend.settings.views import AnyViews
+from backend.settings.views import AnyViews, ViewsConfig
+
+SMALLEST_EDGE = 14
+"""Below it painted boxes have no room in a view."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PcrlConfig(AnyViews):
-    """PCRL."""
+    """Preservational contrastive representation learning (PCRL, Zhou et al., ICCV 2021)."""
 
     name: Literal["pcrl"] = "pcrl"
     encoder: UnetConfig = UnetConfig()
+    projection: Count = 128
+    """Length of the vectors that are compared, and width of the layer before them."""
+    condition: Count = 256
+    """Hidden width of what turns a transformation into weights of channels."""
+    queue: Count = 16_384
+    """Vectors of earlier scans that a scan is told apart from."""
+    temperature: Positive = 0.2
+    ema_momentum: Fraction = 0.999
+    """Share of the teacher that stays at each step."""
+    restore: Literal["clean", "seen"] = "clean"
+    """What is reconstructed: the view before it was spoilt, or after (released code)."""
+    blur_probability: Fraction = 1.0
+    blur_sigma: tuple[Positive, Positive] = (0.01, 2.0)
+    """Standard deviation in voxels of the blur that spoils a view, drawn for each one."""
+    shuffle_probability: Fraction = 0.5
+    """Chance that voxels are shuffled within small blocks of a view."""
+    shuffle_blocks: Count = 10_000
+    paint_probability: Fraction = 0.9
+    """Chance that boxes of a view, or all but boxes, are painted over with noise."""
+    inpaint_share: Fraction = 0.2
+    """Share of the painted views in which the boxes are painted."""
+    weight_contrast: NotNegative = 1.0
+    weight_own: NotNegative = 0.2
+    """Weight of the reconstruction of the own view, transformed."""
+    weight_other: NotNegative = 0.2
+    """Weight of the reconstruction of the other view from the teacher's features (code: 0)."""
+    weight_mixup: NotNegative = 0.2
+    """Weight of the reconstruction of both views from mixed features."""
+    weight_mixed: NotNegative = 0.4
+    """Weight of the two reconstructions of mixed images, taken together."""
+
+    def check_views(self, views: ViewsConfig) -> None:
+        """Refuse views that the method cannot learn from.
+
+        Raises:
+            ValueError: with what is wrong and what would do.
+        """
+        z, y, x = triple(views.main.size)
+        if views.main.count != 2 or views.local is not None:
+            raise ValueError("PCRL compares two views: set views.main.count=2, views.local=null")
+        if y != x:
+            raise ValueError(f"views.main.size [{z}, {y}, {x}]: quarter turns need y = x")
+        if self.paint_probability and min(z, y) < SMALLEST_EDGE:
+            raise ValueError(
+                f"views.main.size {min(z, y)} leaves painted boxes no room: "
+                f"take {SMALLEST_EDGE} or more, or method.paint_probability=0"
+            )
