@@ -488,8 +488,24 @@ def main() -> None:
     try:
         with _log_on_screen():
             command.run()
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as caught:
+        if _reader_left(caught):
+            return
         sys.exit(_tell(caught))
+
+
+def _reader_left(caught: BaseException) -> bool:
+    """Whether whoever reads the output has seen enough, as `| head` has."""
+    if not isinstance(caught, BrokenPipeError):
+        return False
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _tell(caught: BaseException) -> int:
