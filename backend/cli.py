@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -497,15 +498,15 @@ def main() -> None:
 
 def _reader_left(caught: BaseException) -> bool:
     """Whether whoever reads the output has seen enough, as `| head` has."""
-    if not isinstance(caught, BrokenPipeError):
+    if not isinstance(caught, BrokenPipeError) or not hasattr(select, "poll"):
         return False
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    left = any(event & select.POLLERR for _, event in pipe.poll(0))
+    if left:
         # Python flushes once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return left
 
 
 def _tell(caught: BaseException) -> int:
