@@ -51,7 +51,7 @@ class PglBranch(nn.Module):
             self.encoder.bottleneck_width, p.widths, last_norm=p.last_norm
         )
 
-    def project(self, bottleneck: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k z y x"]:
+    def project(self, bottleneck: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k pz py px"]:
         """What is compared (eq. 3), at each place or, pooled, at one."""
         if self.pooled:
             bottleneck = bottleneck.mean((2, 3, 4), keepdim=True)
@@ -161,7 +161,7 @@ class Pgl(Method):
         return upsample_cells(random_cells(both.keys, (z, y, x), self.config.mask_ratio).grid, size)
 
     @torch.no_grad()
-    def _target(self, image: Tensor, projected: Tensor) -> Float[Tensor, "b k z y x"]:
+    def _target(self, image: Tensor, projected: Tensor) -> Float[Tensor, "b k pz py px"]:
         if self.teacher is None:
             return projected.detach()
         return self.teacher.project(self.teacher.encoder(image).bottleneck)
