@@ -86,7 +86,7 @@ class PixelHead(nn.Module):
 
 
 class ConvProjector(nn.Sequential):
-    """Convolutions of 1³ with batch norm and ReLU between (PGL, sec. 3.2; BYOL, sec. 3.2).
+    """Convolutions of 1³ with batch norm and ReLU between (PGL, sec. 3.3; BYOL, sec. 3.3).
 
     On a map it keeps the places apart, as in PGL; on one cell it is the perceptron of BYOL. With
     2048 inputs and (4096, 256) it has 9,445,632 parameters.

@@ -1,4 +1,4 @@
-"""The 3D ResNet-50 of PGL (Xie et al. 2020, arXiv 2011.12640, sec. 3.2), after He et al. 2016.
+"""The 3D ResNet-50 of PGL (Xie et al. 2020, arXiv 2011.12640, sec. 3.3), after He et al. 2016.
 
 Shapes: b batch, c channels, (z, y, x) the grid.
 """

@@ -23,7 +23,7 @@ from backend.settings.views import AnyViews, ViewsConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProjectorConfig:
-    """Convolutions of 1³ with batch norm and ReLU between, on the encoder's map (PGL, sec. 3.2)."""
+    """Convolutions of 1³ with batch norm and ReLU between, on the encoder's map (PGL, sec. 3.3)."""
 
     layers: Count = 2
     """Convolutions."""
