@@ -443,9 +443,9 @@ def test_the_paper_presets_are_those_of_the_papers() -> None:
 def test_settings_that_do_not_go_together_are_refused_with_the_cure() -> None:
     with pytest.raises(ValueError, match="set features=pooled"):
         PglConfig(loss="info_nce")
-    with pytest.raises(ValueError, match=r"views.main.count 3: byol compares 2 views"):
+    with pytest.raises(ValueError, match=r"views\.main\.count 3: byol compares 2 views"):
         PglConfig(name="byol").check_views(ViewsConfig(main=ViewConfig(count=3)))
-    with pytest.raises(ValueError, match=r"leave views.local out"):
+    with pytest.raises(ValueError, match=r"leave views\.local out"):
         PglConfig().check_views(ViewsConfig(local=ViewConfig(size=48)))
     with pytest.raises(ValueError, match=r"mask_cell \[32, 32, 32\] does not divide"):
         PglConfig(weight_mip=1.0, mask_cell=32).check_views(ViewsConfig(main=ViewConfig(size=48)))
