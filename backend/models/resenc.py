@@ -65,7 +65,7 @@ class ResencBackbone(EncoderDecoder):
                 nn.Sequential(
                     nn.Conv3d(2 * width, width, kernel_size=3, padding=1),
                     nn.InstanceNorm3d(width, affine=True, eps=_EPSILON),
-                    nn.LeakyReLU(_SLOPE),
+                    nn.LeakyReLU(_SLOPE, inplace=True),
                 )
                 for width, _ in steps
             ),
@@ -90,7 +90,7 @@ class ResencBackbone(EncoderDecoder):
         check_edges(volume, self.stride)
         seen = None if visible is None else visible_at(visible, volume.shape[2:])
         x = self.stem(volume if seen is None else volume * seen, seen)
-        x = functional.leaky_relu(x, _SLOPE)
+        x = functional.leaky_relu(x, _SLOPE, inplace=True)
         levels: list[Tensor] = []
         for level, stage in enumerate(self.down):
             if visible is not None and level:
@@ -182,12 +182,12 @@ class ResidualBlock(nn.Module):
         self, x: Float[Tensor, "b c z y x"], seen: Float[Tensor, "b 1 z2 y2 x2"] | None
     ) -> Float[Tensor, "b c2 z2 y2 x2"]:
         """`seen` is 1 where the result may be seen, at the result's resolution."""
-        y = self.second(functional.leaky_relu(self.first(x, seen), _SLOPE), seen)
+        y = self.second(functional.leaky_relu(self.first(x, seen), _SLOPE, inplace=True), seen)
         if self.pool is not None:
             x = self.pool(x)
         if self.project is not None:
             x = self.project(x, seen)
-        return functional.leaky_relu(y + x, _SLOPE)
+        return functional.leaky_relu(y + x, _SLOPE, inplace=True)
 
 
 class SparseConvolution(nn.Module):

@@ -208,4 +208,4 @@ def _layer(inputs: int, outputs: int, norm: Norm) -> tuple[nn.Module, ...]:
     normalise = (
         nn.BatchNorm3d(outputs) if norm == "batch" else nn.InstanceNorm3d(outputs, affine=True)
     )
-    return nn.Conv3d(inputs, outputs, kernel_size=3, padding=1), normalise, nn.ReLU()
+    return nn.Conv3d(inputs, outputs, kernel_size=3, padding=1), normalise, nn.ReLU(inplace=True)
