@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,14 +97,86 @@ def show_description(
     if as_json:
         _print(json.dumps(facts, indent=1))
         return
-    _print(f"{method} {config.preset}: {METHODS[method].engineer}\n")
-    _print_table("Parameters", {k: f"{v:,}" for k, v in facts["parameters"].items()})
-    _print_table("Masking", facts["mask"])
-    _print_table("Cost of one step", facts["cost"])
-    _print("Deviations from the paper")
-    for item in facts["deviations"]:
-        _print(f"  {item['what']}: {item['here']} (paper: {item['paper']}). {item['reason']}")
-    _print("\nSettings\n  " + json.dumps(facts["config"], indent=1).replace("\n", "\n  "))
+    _print(summary(facts))
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """What `describe` found, for people: sections of aligned lines, deviations numbered."""
+    card = METHODS[facts["method"]]
+    parts = [
+        f"{facts['method']} {facts['preset']}\n"
+        + _wrapped(f"{card.engineer} Trains: {card.backbone}. Keeps: {card.kept}."),
+        _table("Parameters", {k: f"{v:>12,}" for k, v in facts["parameters"].items()}),
+        f"Mask\n  {facts['mask']['text']}\n",
+        _table("Cost of one step", _costs(facts["cost"])),
+        *_settings(facts["config"]),
+        _deviations(facts["deviations"]),
+        "Cite\n" + "".join(_wrapped(text) for text in facts["citations"]),
+    ]
+    return "\n".join(parts).rstrip()
+
+
+def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "scans": f"{cost['scans_per_step']}",
+        "arithmetic": f"{cost['gflop_per_step']:,} GFLOP",
+        "memory, fp32": f"{cost['memory_mib_fp32_at_least']:,} MiB at least: "
+        f"{cost['saved_activations_mib_fp32']:,} activations, "
+        f"{cost['weights_and_optimizer_mib']:,} weights and optimizer",
+        "time on this machine": f"{cost['seconds_per_step_here_at_least']:g} s at least",
+    }
+
+
+def _settings(config: Mapping[str, Any]) -> list[str]:
+    """One table for each section of the settings, under the names that --set takes."""
+    tables = []
+    for section, values in config.items():
+        if isinstance(values, Mapping):
+            rows = {name: _plain(value) for name, value in _flat(values, f"{section}.")}
+            tables.append(_table(f"Settings of {section}", rows, plain_names=True))
+    return tables
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _plain(value: Any) -> str:
+    """A value as --set takes it."""
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    if isinstance(value, list):
+        return f"[{', '.join(_plain(v) for v in value)}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _deviations(deviations: Sequence[Mapping[str, str]]) -> str:
+    lines = ["Deviations from the paper\n"]
+    for number, item in enumerate(deviations, start=1):
+        lines.append(f"{number:>3}. {item['what']}\n")
+        lines += [
+            _wrapped(item[name], first=f"     {name + ':':<8}", rest=" " * 13)
+            for name in ("paper", "here", "reason")
+        ]
+    return "".join(lines)
+
+
+def _wrapped(text: str, *, first: str = "  ", rest: str = "  ") -> str:
+    lines = textwrap.wrap(
+        text, 100, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _table(title: str, rows: Mapping[str, str], *, plain_names: bool = False) -> str:
+    """Names to the left, values below each other to their right."""
+    named = {k if plain_names else k.replace("_", " "): value for k, value in rows.items()}
+    width = max(map(len, named), default=0)
+    return f"{title}\n" + "".join(f"  {k:<{width}}  {value}\n" for k, value in named.items())
 
 
 def describe(config: PretrainConfig) -> dict[str, Any]:
@@ -388,10 +461,3 @@ def _text(value: Any) -> str:
 
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
-
-
-def _print_table(title: str, rows: dict[str, Any]) -> None:
-    _print(title)
-    for name, value in rows.items():
-        _print(f"  {name.replace('_', ' '):<34} {value}")
-    _print("")
