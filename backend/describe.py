@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import textwrap
 import time
@@ -56,13 +55,12 @@ def show_methods(*, as_json: bool, baselines: bool = False, measure: bool = Fals
         _print(json.dumps(facts, indent=1))
         return
     for entry in facts:
-        _print(f"{entry['name']}  ({', '.join(entry['presets'])})")
-        _print_wrapped(entry["clinician"])
-        _print_wrapped(entry["engineer"])
-        _print_wrapped(f"{entry['paper']}. Trains: {entry['backbone']}. Keeps: {entry['kept']}.")
+        told = f"{entry['paper']}. Trains: {entry['backbone']}. Keeps: {entry['kept']}."
+        lines = [entry["clinician"], entry["engineer"], told]
         if "measured" in entry:
-            _print_wrapped("On this machine (tiny): {text}.".format(**entry["measured"]))
-        _print("")
+            lines.append(f"On this machine, preset tiny: {entry['measured']['text']}.")
+        _print(f"{entry['name']}  ({', '.join(entry['presets'])})")
+        _print("".join(_wrapped(line) for line in lines))
     if not baselines:
         _print("Networks to compare with, trained from scratch: backend methods --baselines")
 
@@ -94,26 +92,7 @@ def show_description(
     if as_json:
         _print(json.dumps(facts, indent=1))
         return
-    _print(f"{method}, preset {facts['preset']}")
-    _print_wrapped(card(method).engineer)
-    _print_table("Parameters", {k: f"{v:,}" for k, v in facts["parameters"].items()})
-    if facts.get("mask"):
-        _print_table("Masking", {k: v["text"] for k, v in facts["mask"]["views"].items()})
-    if "cost" in facts:
-        _print_table("Cost of one step", facts["cost"])
-    if "measured" in facts:
-        _print_table("Measured on this machine", facts["measured"])
-    _print("\nWhere it leaves the paper, or the paper is silent")
-    for number, item in enumerate(facts["deviations"], start=1):
-        _print_wrapped(
-            f"{number}. {item['what']}: {item['here']} (paper: {item['paper']}). {item['reason']}"
-        )
-    for section, values in facts["config"].items():
-        if isinstance(values, Mapping):
-            _print_table(f"Settings: {section}", dict(_flat(values)))
-    _print("\nCite")
-    for text in facts["citations"]:
-        _print_wrapped(text)
+    _print(summary(facts))
 
 
 def show_difference(first: str, second: str, *, as_json: bool) -> None:
@@ -144,6 +123,87 @@ def show_difference(first: str, second: str, *, as_json: bool) -> None:
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         _print("  ".join(cells).rstrip())
+
+
+def summary(facts: Mapping[str, Any]) -> str:
+    """What `describe` found, for people: sections of aligned lines, deviations numbered."""
+    told = card(facts["method"])
+    masks = facts.get("mask", {}).get("views", {})
+    parts = [
+        f"{facts['method']} {facts['preset']}\n"
+        + _wrapped(f"{told.engineer} Trains: {told.backbone}. Keeps: {told.kept}."),
+        _table("Parameters", {k: f"{v:>12,}" for k, v in facts["parameters"].items()}),
+        *([_table("Mask", {k: v["text"] for k, v in masks.items()})] if masks else []),
+        *([_table("Cost of one step", _costs(facts["cost"]))] if "cost" in facts else []),
+        *([f"Measured\n{_wrapped(facts['measured']['text'])}"] if "measured" in facts else []),
+        *_settings(facts["config"]),
+        _deviations(facts["deviations"]),
+        "Cite\n" + "".join(_wrapped(text) for text in facts["citations"]),
+    ]
+    return "\n".join(parts).rstrip()
+
+
+def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "scans": f"{cost['scans_per_step']}",
+        "arithmetic": f"{cost['gflop_per_step']:,} GFLOP",
+        "memory, fp32": f"{cost['memory_mib_fp32_at_least']:,} MiB at least: "
+        f"{cost['saved_activations_mib_fp32']:,} activations, "
+        f"{cost['weights_and_optimizer_mib']:,} weights and optimizer",
+        "time on this machine": f"{cost['seconds_per_step_here_at_least']:g} s at least",
+    }
+
+
+def _settings(config: Mapping[str, Any]) -> list[str]:
+    """One table for each section of the settings, under the names that --set takes."""
+    tables = []
+    for section, values in config.items():
+        if isinstance(values, Mapping):
+            rows = {name: _plain(value) for name, value in _flat(values, f"{section}.")}
+            tables.append(_table(f"Settings of {section}", rows, plain_names=True))
+    return tables
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _plain(value: Any) -> str:
+    """A value as --set takes it."""
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    if isinstance(value, list):
+        return f"[{', '.join(_plain(v) for v in value)}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _deviations(deviations: Sequence[Mapping[str, str]]) -> str:
+    lines = ["Deviations from the paper\n"]
+    for number, item in enumerate(deviations, start=1):
+        lines.append(f"{number:>3}. {item['what']}\n")
+        lines += [
+            _wrapped(item[name], first=f"     {name + ':':<8}", rest=" " * 13)
+            for name in ("paper", "here", "reason")
+        ]
+    return "".join(lines)
+
+
+def _wrapped(text: str, *, first: str = "  ", rest: str = "  ") -> str:
+    lines = textwrap.wrap(
+        text, 100, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _table(title: str, rows: Mapping[str, str], *, plain_names: bool = False) -> str:
+    """Names to the left, values below each other to their right."""
+    named = {k if plain_names else k.replace("_", " "): value for k, value in rows.items()}
+    width = max(map(len, named), default=0)
+    return f"{title}\n" + "".join(f"  {k:<{width}}  {value}\n" for k, value in named.items())
 
 
 def describe(config: PretrainConfig) -> dict[str, Any]:
@@ -359,15 +419,6 @@ def _recipe(name: str) -> dict[str, Any]:
     return to_plain(load_config(PretrainConfig, method=method, preset=chosen))
 
 
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        name = f"{path}.{key}" if path else key
-        if isinstance(value, Mapping):
-            yield from _flat(value, name)
-        else:
-            yield name, value
-
-
 def _told(value: Any) -> str:
     if value is None:
         return "-"
@@ -378,15 +429,3 @@ def _told(value: Any) -> str:
 
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
-
-
-def _print_wrapped(text: str) -> None:
-    width = max(60, min(100, shutil.get_terminal_size().columns))
-    _print(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
-
-
-def _print_table(title: str, rows: Mapping[str, Any]) -> None:
-    _print(f"\n{title}")
-    width = max(len(str(key)) for key in rows)
-    for key, value in rows.items():
-        _print(f"  {str(key).replace('_', ' ').ljust(width)}  {_told(value)}")

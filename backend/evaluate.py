@@ -349,7 +349,7 @@ def _embedded_names(file: Path) -> tuple[Label, ...]:
                 raise ScanError(f"{file}: {key} is {value!r}.", "Label values are whole numbers.")
             named[int(value)] = fields.get(key.replace("_LabelValue", "_Name"), "")
     return tuple(
-        Label(value=value, name=name, color=default_color(name, value))
+        Label(value=value, name=name, color=default_color(value))
         for value, name in sorted(named.items())
         if name
     )

@@ -36,8 +36,8 @@ from backend.data.labelled import (
 )
 from backend.data.labels import Label
 from backend.data.stream import Position, random_start
-from backend.engine.record import RunFolder, check_target, read_json
-from backend.engine.signals import StopRequest
+from backend.engine.record import STOP_FILE, RunFolder, check_target, read_json
+from backend.engine.signals import StopRequest, ending_at_once
 from backend.errors import UserError
 from backend.files import write_json
 from backend.geometry import Index3, index3
@@ -51,6 +51,7 @@ from backend.preparation import (
     require_same_encoder,
     require_same_settings,
     segmentation_architecture,
+    spaced,
     stored,
     told_cache,
     write_report,
@@ -73,7 +74,8 @@ log = logging.getLogger("backend")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _VALIDATIONS_AT_LEAST = 5
-"""However short a run is, its model is judged this often, or there is no best one to keep."""
+"""A run of fewer epochs is judged this often, or there is no choice of a best model; one of a few
+steps less often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +285,7 @@ class FinetuneTask:
         return image.contiguous(memory_format=torch.channels_last_3d), crops.target
 
 
+@ending_at_once()
 def run(request: FinetuneRequest) -> Path:
     """Fine-tune, or continue; with `folds`, one run after the other in subfolders.
 
@@ -482,16 +485,21 @@ def _require_same_fold(folder: Path, config: FinetuneConfig) -> None:
 def _one_run(
     request: FinetuneRequest, config: FinetuneConfig, labelled: LabelledSet, split: Split
 ) -> Path:
-    folder = RunFolder(request.output, kind="finetune", argv=request.argv, resume=request.resume)
-    stop = StopRequest(folder.stop_file)
-    try:
-        with folder, stop.listening(), folder.outcome():
-            split = _kept_split(folder, labelled, split, resume=request.resume)
-            if not request.resume:
-                folder.write_config(stored("finetune", config, _plain_request(request)))
-            _train(request, config, labelled.labels, split, folder=folder, stop=stop)
-    finally:
-        write_report(request.output)
+    stop = StopRequest(request.output / STOP_FILE)
+    with stop.listening():
+        folder = RunFolder(
+            request.output, kind="finetune", argv=request.argv, resume=request.resume
+        )
+        try:
+            with folder, folder.outcome():
+                # The settings come first: with them, whatever happens next can be resumed.
+                if not request.resume:
+                    folder.write_config(stored("finetune", config, _plain_request(request)))
+                stop.check()
+                split = _kept_split(folder, labelled, split, resume=request.resume)
+                _train(request, config, labelled.labels, split, folder=folder, stop=stop)
+        finally:
+            write_report(request.output)
     return request.output
 
 
@@ -626,8 +634,9 @@ def _train(
     wanted = round(config.validate_every_epochs * loop.plan.steps_per_epoch)
     events = [Event(every=preview_every(config.train, total), action=judge.draw)]
     if split.validation:
-        every = max(1, min(wanted, total // _VALIDATIONS_AT_LEAST))
+        every = max(1, min(wanted, spaced(total, times=_VALIDATIONS_AT_LEAST)))
         events.insert(0, Event(every=every, action=judge.validate))
+    stop.check()
     loop.fit(
         samples.batches(config.train, first_step=loop.step),
         stop=stop,
@@ -745,7 +754,8 @@ class _Judge:
         from backend.metrics import overlap
 
         found: dict[str, list[float]] = {label.name: [] for label in self._labels}
-        for volume in self._volumes.values():
+        volumes = tuple(self._volumes.values())
+        for volume in self._loop.run.through(volumes, doing="Validating"):
             prediction = self._segment(volume)
             reference = volume.read_label((0, 0, 0), volume.geometry.size)
             for label in self._labels:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -180,12 +180,13 @@ def test_a_signal_while_the_data_is_looked_through_ends_with_one_line_and_leaves
     assert not run.exists()
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_a_signal_before_the_first_step_leaves_a_run_that_can_be_resumed(
-    tmp_path: Path, material: Material
+    kind: Literal["pretrain", "finetune"], tmp_path: Path, material: Material
 ) -> None:
     run = tmp_path / "run"
-    with started(*line("pretrain", run, material), *ENDLESS) as process:
-        wait_until(lambda: (run / "index.csv").exists(), process=process)
+    with started(*line(kind, run, material), *ENDLESS) as process:
+        wait_until(lambda: (run / "config.json").exists(), process=process)
         process.send_signal(signal.SIGTERM)
         done = ended(process)
     kept = assert_ended(run, done, code=5, state="interrupted")
@@ -193,7 +194,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_that_can_be_resumed(
     assert kept["step"] == 0
     assert records(run) == []
     assert not list((run / "checkpoints").iterdir())
-    check_target(run, kind="pretrain", resume=True)
+    check_target(run, kind=kind, resume=True)
 
 
 def told_in(run: Path) -> list[Path]:

@@ -54,7 +54,7 @@ class Projector(nn.Sequential):
         )
         for layer in self:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from backend.views.randomness import uniform
+from backend.views.randomness import normal, uniform
 
 _NOISE, _NOISE_VALUES, _BLUR, _BRIGHTNESS, _GAMMA = 11, 12, 13, 14, 15
 _BLUR_RADIUS = 6
@@ -67,15 +67,9 @@ def noisy(
 ) -> Float[Tensor, "b 1 z y x"]:
     """Add Gaussian noise of a variance drawn for each sample."""
     chosen, amount = _drawn(keys, _NOISE, probability, variance)
-    voxels = image[0].numel()
-    # Box and Muller: two uniform numbers give two normal ones.
-    half = (voxels + 1) // 2
-    u = uniform(keys, 2 * half, stream=_NOISE_VALUES).view(-1, 2, half)
-    radius = (-2 * torch.log1p(-u[:, 0])).sqrt()
-    angle = 2 * math.pi * u[:, 1]
-    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :voxels]
+    added = normal(keys, image[0].numel(), stream=_NOISE_VALUES).view_as(image)
     size = torch.where(chosen, amount.sqrt(), 0.0)
-    return image + normal.view_as(image) * _per_sample(size)
+    return image + added * _per_sample(size)
 
 
 def blurred(

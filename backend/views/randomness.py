@@ -7,6 +7,8 @@ and position (SplitMix64, doi:10.1145/2660193.2660195) instead of the state of a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -42,6 +44,16 @@ def uniform(keys: Int64[Tensor, " b"], count: int, *, stream: int) -> Float[Tens
     states = derive_keys(keys, stream).unsqueeze(1) + steps * _signed(_GOLDEN)
     # The upper 24 bits fill the mantissa of an fp32 exactly.
     return _shift_right(_mix_tensor(states), 40).to(torch.float32) * 2.0**-24
+
+
+def normal(keys: Int64[Tensor, " b"], count: int, *, stream: int) -> Float[Tensor, "b count"]:
+    """Normal numbers of mean 0 and deviation 1, `count` for each key."""
+    # Box and Muller: two uniform numbers give two normal ones.
+    half = (count + 1) // 2
+    u = uniform(keys, 2 * half, stream=stream).view(-1, 2, half)
+    radius = (-2 * torch.log1p(-u[:, 0])).sqrt()
+    angle = 2 * math.pi * u[:, 1]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
 
 def integers(

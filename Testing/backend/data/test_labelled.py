@@ -420,7 +420,7 @@ def test_smaller_fractions_are_part_of_larger_ones() -> None:
 def test_colours_and_terminology_are_kept_by_the_labels_file(tmp_path: Path) -> None:
     labels = (
         Label(value=1, name="Leber µ", color=(1, 2, 3), terminology="SCT^10200004^Liver"),
-        Label(value=300, name="spleen", color=default_color("spleen", 300)),
+        Label(value=300, name="spleen", color=default_color(300)),
     )
     write_labels(tmp_path / "labels.json", labels)
     assert read_labels(tmp_path / "labels.json") == labels
@@ -473,13 +473,43 @@ def test_a_labels_file_with_a_mistake_is_refused(tmp_path: Path, content: str, s
     assert len(str(caught.value)) < 400 + len(str(path))
 
 
-def test_colours_are_stable_conventional_and_far_apart() -> None:
-    assert default_color("liver", 1) == default_color("Liver_segment", 9) == (221, 130, 101)
-    assert default_color("kidney_left", 2) != default_color("kidney_right", 2)
-    assert default_color("parotidLeft", 2) == default_color("parotid left", 5)
-    wheel = np.array([default_color("structure", value) for value in range(1, 25)], dtype=int)
-    distances = np.abs(wheel[:, None] - wheel[None]).max(axis=-1) + 255 * np.eye(24, dtype=int)
-    assert distances.min() >= 20
+# Linear RGB as full, red blind and green blind sight have it (Machado 2009), and to CIE XYZ.
+SIGHTS = (
+    np.eye(3),
+    [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+)
+XYZ = [[0.4339, 0.3762, 0.1899], [0.2127, 0.7152, 0.0722], [0.0178, 0.1095, 0.8727]]
+
+
+def nearest(colors: list[tuple[int, int, int]], sight: int) -> float:
+    """The smallest distance of two colours in CIELAB, as seen by one of the sights."""
+    rgb = np.array(colors) / 255
+    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    f = np.cbrt((linear @ np.transpose(SIGHTS[sight])).clip(0.009, 1) @ np.transpose(XYZ))
+    lab = np.stack([116 * f[:, 1], 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=-1)
+    distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+    return float(distances[np.triu_indices(len(colors), 1)].min())
+
+
+@pytest.mark.parametrize(("sight", "apart_7", "apart_13"), [(0, 45, 22), (1, 20, 14), (2, 20, 14)])
+def test_colours_are_far_apart_for_every_sight_and_from_the_greys_of_a_scan(
+    sight: int, apart_7: float, apart_13: float
+) -> None:
+    greys = [(g, g, g) for g in (60, 110, 150, 190, 235)]
+    colors = [default_color(value) for value in range(1, 25)]
+    assert len(set(colors)) == 24
+    assert nearest(colors[:7], sight) > apart_7
+    assert nearest(colors[:13], sight) > apart_13
+    assert all(nearest([grey, color], 0) > 30 for grey in greys for color in colors[:13])
 
 
 def test_labels_are_read_without_torch() -> None:
