@@ -345,18 +345,16 @@ def _masking(config: PretrainConfig) -> dict[str, Any]:
     """What is hidden of each kind of view, where the method hides a share of cells."""
     from backend.views.masking import hidden_count
 
-    method = config.method
-    ratio = getattr(method, "mask_ratio", None)
-    cell = getattr(method, "mask_cell", None) or getattr(method.encoder, "patch", None)
-    if not ratio or not cell:
+    hiding = config.method.hiding
+    if hiding is None:
         return {}
-    low, high = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+    low, high, cell = hiding
     views = {}
     for kind, view in (("main", config.views.main), ("local", config.views.local)):
         if view is None:
             continue
         cells = 1
-        for n, edge in zip(triple(view.size), triple(cell), strict=True):
+        for n, edge in zip(triple(view.size), cell, strict=True):
             cells *= n // edge
         hidden = hidden_count(cells, high)
         span = f"{hidden_count(cells, low)} to {hidden}" if low < high else f"{hidden}"
@@ -364,10 +362,14 @@ def _masking(config: PretrainConfig) -> dict[str, Any]:
             "hidden_cells": hidden,
             "visible_cells": cells - hidden,
             "cells": cells,
-            "text": f"{span} of {cells} cells of {_told(cell)}³ voxels hidden, "
+            "text": f"{span} of {cells} cells of {_edges_text(cell)} voxels hidden, "
             f"{cells - hidden} visible",
         }
     return {**views["main"], "views": views}
+
+
+def _edges_text(edges: Sequence[int]) -> str:
+    return f"{edges[0]}³" if len(set(edges)) == 1 else "×".join(map(str, edges))
 
 
 class _SavedBytes:

@@ -18,7 +18,7 @@ from backend.settings.common import (
     triple,
 )
 from backend.settings.encoders import VitConfig
-from backend.settings.views import AnyViews, ViewsConfig
+from backend.settings.views import AnyViews, Hiding, ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -72,6 +72,11 @@ class GlmaeConfig(AnyViews):
     """Share of the old centre kept at each step."""
     ema_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
     """Teacher momentum at the first and the last step; cosine between."""
+
+    @property
+    def hiding(self) -> Hiding | None:
+        """What the student does not see of a view."""
+        return Hiding(self.mask_ratio, self.mask_ratio, triple(self.encoder.patch))
 
     def check_views(self, views: ViewsConfig) -> None:
         """Some patches of each view must stay visible."""

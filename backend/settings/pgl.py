@@ -18,7 +18,7 @@ from backend.settings.common import (
     triple,
 )
 from backend.settings.encoders import ResnetConfig
-from backend.settings.views import AnyViews, ViewsConfig
+from backend.settings.views import AnyViews, Hiding, ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -90,6 +90,15 @@ class PglConfig(AnyViews):
         if self.loss == "info_nce" and self.features == "map":
             raise ValueError("loss=info_nce compares one vector per view: set features=pooled")
         return self
+
+    @property
+    def hiding(self) -> Hiding | None:
+        """What the student does not see of a view."""
+        return (
+            Hiding(self.mask_ratio, self.mask_ratio, triple(self.mask_cell))
+            if self.weight_mip
+            else None
+        )
 
     def check_views(self, views: ViewsConfig) -> None:
         """Two views, and whole cells where some are hidden."""

@@ -17,7 +17,7 @@ from backend.settings.common import (
     triple,
 )
 from backend.settings.encoders import SwinConfig
-from backend.settings.views import AnyViews, ViewsConfig
+from backend.settings.views import AnyViews, Hiding, ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -131,6 +131,11 @@ class SmitConfig(AnyViews):
         # Rounded, because 0.3 - 0.1 is less than 0.2 in floating point.
         low, high = (self.mask_ratio + s * self.mask_ratio_spread for s in (-1, 1))
         return round(low, 9), round(high, 9)
+
+    @property
+    def hiding(self) -> Hiding | None:
+        """What the student does not see of a view."""
+        return Hiding(*self.mask_range, triple(self.mask_cell)) if self.mask_range[1] else None
 
     def check_views(self, views: ViewsConfig) -> None:
         """Two views or more where they are compared, cut into whole masked cells."""

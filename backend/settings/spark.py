@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from backend.settings.common import STRICT, Count, OpenFraction, triple
 from backend.settings.encoders import ResencConfig
-from backend.settings.views import AnyViews, ViewsConfig
+from backend.settings.views import AnyViews, Hiding, ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -25,6 +25,11 @@ class SparkConfig(AnyViews):
     densify: Literal["convolution", "token"] = "convolution"
     """What fills hidden places before the decoder: a token after a norm and before a convolution
     (SparK), or the token alone."""
+
+    @property
+    def hiding(self) -> Hiding | None:
+        """What the student does not see of a view."""
+        return Hiding(self.mask_ratio, self.mask_ratio, triple(self.mask_cell))
 
     def check_views(self, views: ViewsConfig) -> None:
         """Cells must fill a view, fit the network's levels, and not all be hidden."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -13,6 +13,7 @@ from backend.settings.common import (
     Count,
     Edges,
     Fraction,
+    Grid,
     HalfOpenFraction,
     NotNegative,
     Positive,
@@ -96,8 +97,27 @@ class ViewsConfig:
                 raise ValueError(f"{name}: a cut of {largest} is larger than region {room}")
 
 
+class Hiding(NamedTuple):
+    """What a method hides of a view.
+
+    Attributes:
+        low: least share of cells.
+        high: largest share of cells.
+        cell: edges of a cell in voxels (z, y, x).
+    """
+
+    low: float
+    high: float
+    cell: Grid
+
+
 class AnyViews:
-    """What the settings of a method inherit if it takes any views."""
+    """What the settings of a method inherit."""
+
+    @property
+    def hiding(self) -> Hiding | None:
+        """What is hidden of each view; None if the method hides no cells."""
+        return None
 
     def check_views(self, views: ViewsConfig) -> None:
         """Refuse views that the method cannot learn from.
