@@ -1,10 +1,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from backend.schedules import cosine, linear_warmup, warmup_cosine
+from backend.schedules import cosine, halving, linear_warmup, polynomial, warmed_up
+
+FALLS: dict[str, Callable[[float], float]] = {
+    "cosine": partial(cosine, 1.0, 0.0),
+    "polynomial": polynomial,
+    "halving": partial(halving, every=0.3),
+}
 
 
 def test_cosine_meets_its_ends_exactly_and_its_middle() -> None:
@@ -41,17 +49,34 @@ def test_learning_rate_rises_linearly_then_falls_along_half_a_cosine() -> None:
             wanted = peak * (step + 1) / 10
         else:
             wanted = peak * (1 + math.cos(math.pi * (step - 10) / 40)) / 2
-        assert warmup_cosine(peak, step, total=total, warmup=warmup) == pytest.approx(wanted)
+        rate = warmed_up(peak, step, total=total, warmup=warmup, fall=FALLS["cosine"])
+        assert rate == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("fall", FALLS)
 @pytest.mark.parametrize("warmup", [0.0, 0.013, 0.5, 1.0])
 @pytest.mark.parametrize("total", [1, 2, 7, 100])
 def test_learning_rate_is_never_0_nor_above_its_peak_and_reaches_it(
-    total: int, warmup: float
+    total: int, warmup: float, fall: str
 ) -> None:
-    rates = [warmup_cosine(1.0, step, total=total, warmup=warmup) for step in range(total)]
+    rates = [
+        warmed_up(1.0, step, total=total, warmup=warmup, fall=FALLS[fall]) for step in range(total)
+    ]
     assert all(0 < rate <= 1 for rate in rates)
     assert max(rates) == pytest.approx(1.0)
     top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_halving_halves_when_another_span_has_passed_also_where_thirds_round() -> None:
+    assert [halving(n / 10, every=0.1) for n in range(5)] == [1, 0.5, 0.25, 0.125, 0.0625]
+    assert [halving(n / 3, every=1 / 3) for n in range(4)] == [1, 0.5, 0.25, 0.125]
+    assert halving(0.0999, every=0.1) == 1
+    assert halving(0.5, every=2.0) == 1
+
+
+def test_polynomial_falls_from_1_to_0_as_in_nnu_net() -> None:
+    for step in range(11):
+        assert polynomial(step / 10) == pytest.approx((1 - step / 10) ** 0.9)
+    assert (polynomial(-0.1), polynomial(1.1)) == (1.0, 0.0)

@@ -3,28 +3,33 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from backend.config import HeadConfig, SmitConfig, SwinConfig
 from backend.engine.loop import Event, Loop, Plan, TrainingError
-from backend.engine.optim import adamw
+from backend.engine.optim import decay_groups
 from backend.engine.record import RunFolder, read_metrics, read_status
 from backend.engine.signals import StopRequest
 from backend.errors import BackendError, Cancelled, Interrupted, UserError
 from backend.losses.terms import Losses
 from backend.methods.smit import Smit
-from backend.schedules import warmup_cosine
-from backend.views.crops import View, random_view
+from backend.schedules import cosine, warmed_up
+from backend.settings.encoders import SwinConfig
+from backend.settings.smit import HeadConfig, SmitConfig
+from backend.views.crops import Cut, Regions, ViewSet, cut_views
 
 
 class _Regression:
     """The smallest thing that the loop can train; it notes what it is told."""
+
+    healthy: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
     def __init__(self, *, seed: int = 0, width: int = 6) -> None:
         torch.manual_seed(seed)
@@ -59,13 +64,17 @@ def _batches(first: int = 0, *, parts: int = 1, odd: int | None = None) -> Itera
         step += 1
 
 
-def _plan(total: int = 8, **changes: Any) -> Plan:
+def _rate(step: int, *, total: int, peak: float = 0.05) -> float:
+    return warmed_up(peak, step, total=total, warmup=0.25, fall=lambda p: cosine(1.0, 0.0, p))
+
+
+def _plan(total: int = 8, *, peak: float = 0.05, **changes: Any) -> Plan:
     values: dict[str, Any] = {
         "total_steps": total,
         "steps_per_epoch": 2.5,
         "scans_per_step": 4,
-        "learning_rate": 0.05,
-        "warmup": 0.25,
+        "learning_rate": partial(_rate, total=total, peak=peak),
+        "weight_decay": None,
         "clip_norm": 1.0,
         "checkpoint_every_steps": None,
         "checkpoint_every_s": 1e9,
@@ -76,8 +85,8 @@ def _plan(total: int = 8, **changes: Any) -> Plan:
 def _loop(task: Any, run: RunFolder, plan: Plan) -> Loop[Any]:
     return Loop(
         task,
-        optimizer=adamw(
-            task.module.named_parameters(), learning_rate=1.0, weight_decay=0.05, betas=(0.9, 0.99)
+        optimizer=torch.optim.AdamW(
+            decay_groups(task.module.named_parameters(), weight_decay=0.05), lr=1.0
         ),
         run=run,
         plan=plan,
@@ -191,8 +200,7 @@ def test_record_holds_every_term_the_rate_the_epoch_and_the_gradient(tmp_path: P
     _trained(tmp_path / "run")
     task = _Regression()
     for step, (told, parts) in enumerate(zip(_told(tmp_path / "run"), _batches(), strict=False)):
-        rate = warmup_cosine(0.05, step, total=8, warmup=0.25)
-        assert told["lr"] == pytest.approx(rate)
+        assert told["lr"] == pytest.approx(_rate(step, total=8))
         assert told["epoch"] == pytest.approx((step + 1) / 2.5)
         if step == 0:
             losses = task.loss(parts[0], 0.0)
@@ -344,31 +352,24 @@ class _SmitTask:
             ),
             epochs=3,
         ).train()
+        self.healthy = self.module.healthy
         self.loss = self.module.forward
         self.after_backward = self.module.after_backward
         self.after_step = self.module.after_step
         self.settings = self.module.settings
 
 
-def _view_batches(first: int = 0, *, parts: int = 1) -> Iterator[list[list[View]]]:
+def _view_batches(first: int = 0, *, parts: int = 1) -> Iterator[list[ViewSet]]:
     step = first
+    cut = Cut(count=2, size=(32, 32, 32))
     while True:
         generator = torch.Generator().manual_seed(step)
-        regions = torch.randint(-300, 400, (2, 1, 36, 36, 36), generator=generator)
-        keys = torch.tensor([2 * step, 2 * step + 1])
-        rows = torch.arange(2).chunk(parts)
+        hu = torch.randint(-300, 400, (2, 1, 36, 36, 36), generator=generator).to(torch.int16)
+        sizes, moments = torch.full((2, 3), 36), torch.tensor([[0.0, 1.0]] * 2)
+        whole = Regions(hu, sizes, torch.tensor([2 * step, 2 * step + 1]), moments)
+        chunks = zip(*(part.chunk(parts) for part in whole), strict=True)
         yield [
-            [
-                random_view(
-                    regions[r].to(torch.int16),
-                    keys[r],
-                    number=n,
-                    size=32,
-                    hu_window=(-175.0, 250.0),
-                )
-                for n in (1, 2)
-            ]
-            for r in rows
+            ViewSet(cut_views(Regions(*chunk), cut, hu_window=(-175.0, 250.0))) for chunk in chunks
         ]
         step += 1
 
@@ -378,7 +379,7 @@ def test_smit_in_parts_learns_the_same_as_in_whole_batches(tmp_path: Path) -> No
     for parts in (1, 2):
         task = _SmitTask()
         with _folder(tmp_path / str(parts)) as run:
-            plan = _plan(3, learning_rate=1e-3)
+            plan = _plan(3, peak=1e-3)
             _loop(task, run, plan).fit(_view_batches(parts=parts), stop=StopRequest(), what="Test")
         states.append(task.module.state_dict())
     for name, value in states[0].items():
@@ -402,7 +403,7 @@ def test_smit_resumes_bit_for_bit_with_its_teacher_and_centres(tmp_path: Path) -
         # A crash in the fourth step: its batch never comes.
         batches = _view_batches()
 
-        def three() -> Iterator[list[list[View]]]:
+        def three() -> Iterator[list[ViewSet]]:
             for _ in range(3):
                 yield next(batches)
             raise KeyError
