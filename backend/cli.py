@@ -362,7 +362,7 @@ class Convert:
     merging: Literal["merging", "mergingv2", "merging_before_1_5"] = "merging"
     """How MONAI's network merged patches, which its weights do not tell."""
     approximate: Switch = False
-    """Also convert what our encoder cannot be exactly (patch_norm=False, merging_before_1_5)."""
+    """Also convert what our encoder cannot be exactly (merging_before_1_5)."""
     overwrite: Switch = False
     """Replace the output if it exists."""
 

@@ -142,7 +142,7 @@ def run(
     _check_tensors(found.tensors, sizes, source=source, file=file)
     converted = converted_tensors(found.tensors, source=source, order=order, file=file)
     report = load_into(encoder, converted, minimum_share=MINIMUM_SHARE, what=str(file))
-    inexact = _inexact(report, merging if source == "monai" else None)
+    inexact = _inexact(merging if source == "monai" else None)
     if inexact and not approximate:
         raise UserError(
             f"{file}: {inexact[0]}",
@@ -361,6 +361,7 @@ def infer_architecture(
             mlp_ratio=stages[0].mlp_ratio,
             qkv_bias="stages.0.0.attention.qkv.bias" in renamed,
             final_merge=merges == len(stages),
+            patch_norm="patch_norm.weight" in renamed,
         )
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
@@ -534,7 +535,7 @@ def _neutral_value(name: str) -> float | None:
     """What a tensor that a source does not have is set to, None where nothing is neutral."""
     if name == "mask_token":
         return 0.0
-    if name.startswith(("norms.", "patch_norm.")):
+    if name.startswith("norms."):
         return 1.0 if name.endswith("weight") else 0.0
     return None
 
@@ -553,14 +554,9 @@ def _fill_neutral(encoder: SwinEncoder, report: LoadReport) -> list[str]:
     return notes
 
 
-def _inexact(report: LoadReport, merging: Merging | None) -> list[str]:
+def _inexact(merging: Merging | None) -> list[str]:
     """Why the converted encoder is not quite the original; empty if it is the same network."""
     reasons = []
-    if "patch_norm.weight" in report.missing:
-        reasons.append(
-            "trained without a norm behind the patch embedding (patch_norm=False), which our "
-            "encoder always has, so its features would be others."
-        )
     if merging == "merging_before_1_5":
         reasons.append(
             "merges with two neighbours twice (merging_before_1_5); folded into one each they give "

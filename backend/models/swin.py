@@ -49,6 +49,7 @@ class SwinEncoder(nn.Module):
         mlp_ratio: hidden width of a block's MLP over its width.
         qkv_bias: bias in the projection to queries, keys and values.
         final_merge: whether the last stage is merged as well.
+        patch_norm: whether tokens are normalised once they are embedded.
     """
 
     def __init__(  # noqa: PLR0913 - the plain arguments of a weights file
@@ -62,6 +63,7 @@ class SwinEncoder(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = False,
         final_merge: bool = True,
+        patch_norm: bool = True,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -71,7 +73,7 @@ class SwinEncoder(nn.Module):
         self.stride = patch * 2**merges
         self.bottleneck_width = embed_dim * 2**merges
         self.patch_embed = nn.Conv3d(1, embed_dim, kernel_size=patch, stride=patch)
-        self.patch_norm = nn.LayerNorm(embed_dim)
+        self.patch_norm = nn.LayerNorm(embed_dim) if patch_norm else nn.Identity()
         self.mask_token = nn.Parameter(torch.zeros(embed_dim))
         self.stages = nn.ModuleList(
             nn.ModuleList(

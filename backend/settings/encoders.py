@@ -36,6 +36,8 @@ class SwinConfig:
     """Stochastic depth of the last block; rises linearly from 0 at the first."""
     final_merge: bool = True
     """Whether the last stage is followed by a merge too (released code: yes)."""
+    patch_norm: bool = True
+    """Normalise tokens once they are embedded (SMIT: yes; MONAI's Swin UNETR: no)."""
 
     @model_validator(mode="after")
     def _check(self) -> SwinConfig:
