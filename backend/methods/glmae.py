@@ -54,6 +54,7 @@ class Projector(nn.Sequential):
         )
         for layer in self:
             if isinstance(layer, nn.Linear):
+                # Outputs as large whatever the widths: small ones start, and stay, uniform.
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
