@@ -25,6 +25,8 @@ class BaselineNetworkConfig:
     """The crop that UNETR's learned positions are made for; null for the others."""
     hidden: Count | None = None
     """Channels of UNETR's tokens; its heads have 64 each. Null for the others."""
+    window: Count | None = None
+    """Edge of Swin UNETR's attention windows in tokens; null for the others."""
 
     @property
     def stride(self) -> Grid:
@@ -32,24 +34,26 @@ class BaselineNetworkConfig:
         edge = _STRIDES[self.kind]
         return (edge, edge, edge)
 
+    @property
+    def first_width(self) -> int:
+        """Channels at full resolution."""
+        return self.width
+
     @model_validator(mode="after")
     def _check(self) -> BaselineNetworkConfig:
-        if self.kind == "unetr":
-            self._check_unetr()
-        elif self.patch is not None or self.hidden is not None:
-            raise ValueError(f"patch and hidden belong to unetr: set both to null for {self.kind}")
+        for name, kind in (("patch", "unetr"), ("hidden", "unetr"), ("window", "swinunetr")):
+            given = getattr(self, name) is not None
+            if given != (kind == self.kind):
+                told = f"is needed by {kind}" if not given else f"belongs to {kind}: set it to null"
+                raise ValueError(f"{name} {told}")
         divisor = {"segresnet": 8, "swinunetr": 12}.get(self.kind, 1)
         if self.width % divisor:
             raise ValueError(f"width {self.width} of {self.kind} is no multiple of {divisor}")
-        return self
-
-    def _check_unetr(self) -> None:
-        if self.patch is None or self.hidden is None:
-            raise ValueError("unetr needs patch and hidden, e.g. patch=[96,96,96] hidden=768")
-        if self.hidden % 64:
+        if self.hidden is not None and self.hidden % 64:
             raise ValueError(f"hidden {self.hidden} is no multiple of 64, the width of a head")
-        if any(edge % 16 for edge in self.patch):
+        if self.patch is not None and any(edge % 16 for edge in self.patch):
             raise ValueError(f"patch {list(self.patch)} is no multiple of 16, the edge of a token")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
