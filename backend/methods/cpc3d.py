@@ -1,4 +1,4 @@
-"""CPC-3D: 3D contrastive predictive coding (Taleb et al., NeurIPS 2020, sec. 3.1).
+"""CPC-3D: 3D contrastive predictive coding (Taleb et al., NeurIPS 2020, "3D-CPC").
 
 A view is cut into a grid of overlapping patches, and each is encoded alone to a code. For each
 column of the grid a recurrent network reads the codes above a row, in an upside-down pyramid that

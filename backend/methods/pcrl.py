@@ -1,11 +1,11 @@
 """PCRL: preservational contrastive representation learning (Zhou et al., ICCV 2021).
 
 Two views of a scan are spoilt. A U-Net, the student, sees one and a teacher, its moving average,
-the other; their pooled bottlenecks are compared across scans (sec. 3.1). So that they keep what
-contrast alone would drop, the student's decoder reconstructs, from features weighted by a drawn
-transformation (transformation-conditioned attention, sec. 3.2), the own view so transformed, the
-other view, and from features of both the mixture of both (cross-model mixup, sec. 3.3). The same is
-done with images that are mixed with those of another scan.
+the other; their pooled bottlenecks are compared across scans. So that they keep what contrast alone
+would drop, the student's decoder reconstructs, from features weighted by a drawn transformation
+("transformation-conditioned attention"), the own view so transformed, the other view, and from
+features of both the mixture of both ("cross-model mixup"). The same is done with images that are
+mixed with those of another scan. What the text leaves open is as in the released code (docs/pcrl.md).
 """
 
 from __future__ import annotations

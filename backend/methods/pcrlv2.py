@@ -1,10 +1,11 @@
 """PCRLv2: pixels, scales and semantics preserved together (Zhou et al., IEEE TPAMI 2023).
 
-A U-Net whose decoder sees nothing of the encoder but the bottleneck (non-skip U-Net, sec. 3.1)
-restores two spoilt views of a scan, at the end and, ever less, at a drawn scale of the decoder
-(sec. 3.2). At a drawn scale, too, pooled features of one view predict those of another without any
-gradient to these (SimSiam; sec. 3.3): the two main views of each other, and those and smaller local
-ones of each other (sec. 3.4).
+A U-Net whose decoder sees nothing of the encoder but the bottleneck ("non-skip U-Net") restores two
+spoilt views of a scan, at the end and, ever less, at a drawn scale of the decoder ("multi-scale
+pixel restoration"). At a drawn scale, too, pooled features of one view predict those of another
+without any gradient to these ("siamese feature comparison", SimSiam): the two main views of each
+other, and those and smaller local ones of each other ("sub-crop"). What the text leaves open is as
+in the released code (docs/pcrlv2.md).
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Pcrlv2(Method):
     def _decoded(self, image: Tensor) -> UnetOutput:
         levels = self.unet.encode(image)
         if not self.config.skips:
-            # Zeros in place of the skips make the non-skip U-Net of sec. 3.1 out of weights that
+            # Zeros in place of the skips make the paper's non-skip U-Net out of weights that
             # fit the one with skips.
             levels = (*(torch.zeros_like(level) for level in levels[:-1]), levels[-1])
         return self.unet.decode(levels)

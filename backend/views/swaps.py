@@ -1,4 +1,4 @@
-"""Cells of a view that change places (PCRLv2, sec. 3.2 and its code)."""
+"""Cells of a view that change places (PCRLv2's released code)."""
 
 from __future__ import annotations
 
