@@ -422,7 +422,7 @@ def test_ablations_leave_out_the_transformation_with_its_alignment() -> None:
 
 def test_the_paper_presets_are_those_of_the_papers() -> None:
     pgl = load_config(PretrainConfig, method="pgl", preset="paper")
-    assert pgl.method == PglConfig()
+    assert pgl.method == PglConfig(target_statistics="batch")
     assert pgl.train.optimizer == "lars"
     with torch.device("meta"):
         parts = build_method(pgl.method, epochs=1).parts
