@@ -105,9 +105,9 @@ class Glmae(Method):
         self.centre = Centre(config.projector.output, momentum=config.centre_momentum)
         uniform = math.log(config.projector.output)
         self.healthy = {
-            "feature_std": (0.05, math.inf),
+            "feature_std": (0.02, math.inf),
             # All mass on one feature, or spread over all of them.
-            "teacher_entropy": (0.02 * uniform, 0.98 * uniform),
+            "teacher_entropy": (0.02 * uniform, 0.995 * uniform),
         }
 
     @property
