@@ -14,6 +14,7 @@ from backend.engine.record import RunFolder
 from backend.geometry import Geometry
 from backend.losses.reconstruction import masked_l1
 from backend.methods.method import Reconstruction
+from backend.models.encoder import feature_maps
 from backend.pretext import PretrainTask, Reader, collated
 from backend.previews import columns_png, triptych_png, write_preview_volumes
 from backend.views.crops import Regions, View, ViewSet
@@ -113,7 +114,7 @@ class Watcher:
         columns = {"View 1": first}
         if len(views.main) > 1:
             columns["View 2"] = self._grey(views.main[1].image, regions)
-        features = self._task.module.encoder(views.main[0].image).bottleneck
+        features = feature_maps(self._task.module.encoder, views.main[0].image)[-1]
         columns["Features of view 1"] = principal_component(features, first.shape)
         columns_png(
             self._folder.previews / f"step_{step:06d}.png",

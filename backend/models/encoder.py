@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from backend.models.vit import VitOutput
 
 _CLASSES = {
     "swin": "swin.SwinEncoder",
@@ -24,3 +27,15 @@ def build_encoder(arguments: Mapping[str, Any]) -> nn.Module:
     rest = {k: v for k, v in arguments.items() if k != "kind"}
     encoder: nn.Module = getattr(import_module(f"backend.models.{file}"), name)(**rest)
     return encoder
+
+
+def feature_maps(encoder: nn.Module, volume: Float[Tensor, "b 1 z y x"]) -> tuple[Tensor, ...]:
+    """Maps (b, c, z, y, x) that an encoder gives of volumes, from the finest to the coarsest."""
+    output = encoder(volume)
+    if isinstance(output, VitOutput):
+        # A transformer without stages: its final tokens, as a map.
+        tokens = output.tokens.transpose(1, 2)
+        return (tokens.reshape(len(tokens), -1, *output.grid),)
+    finer: tuple[Tensor, ...] = tuple(output.pyramid)
+    coarsest: Tensor = output.bottleneck
+    return finer if finer[-1] is coarsest else (*finer, coarsest)
