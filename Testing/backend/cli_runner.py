@@ -38,7 +38,7 @@ _NETWORK = (
 )
 PRETRAIN = (
     *("pretrain", "--method", "smit", *_NETWORK, "--set", "train.batch_size=2"),
-    *("--set", "views.region=40", "--set", "views.crop=32", "--set", "method.head.hidden=16"),
+    *("--set", "views.region=40", "--set", "views.main.size=32", "--set", "method.head.hidden=16"),
     *("--set", "method.head.bottleneck=8", "--set", "method.head.prototypes=32"),
 )
 """The smallest pretraining that has all parts; lacks --data, --output, --cache and a length."""
@@ -78,6 +78,7 @@ def backend(
     first: Callable[[], None] | None = None,
     python: tuple[str, ...] = (),
     cwd: Path = REPOSITORY,
+    limit_s: float = LIMIT_S,
 ) -> Ended:
     """Run a command to its end.
 
@@ -87,6 +88,7 @@ def backend(
         first: called in the child before the program starts.
         python: options of the interpreter.
         cwd: folder to run in.
+        limit_s: a command that takes longer hangs.
     """
     done = subprocess.run(
         [sys.executable, *python, "-m", "backend", *map(str, words)],
@@ -94,7 +96,7 @@ def backend(
         env=environment(PYTHONPATH=str(REPOSITORY), **(env or {})),
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=limit_s,
         preexec_fn=first,
         check=False,
     )
