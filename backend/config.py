@@ -41,7 +41,7 @@ from backend.settings.common import (
     triple,
 )
 from backend.settings.cpc3d import Cpc3dConfig
-from backend.settings.encoders import Norm
+from backend.settings.encoders import EncoderConfig, Norm
 from backend.settings.glmae import GlmaeConfig
 from backend.settings.models_genesis import ModelsGenesisConfig
 from backend.settings.pcrl import PcrlConfig
@@ -308,6 +308,8 @@ BASELINES: dict[str, tuple[str, ...]] = dict.fromkeys(
 )
 """Presets of the networks that are only trained from scratch."""
 
+_ENCODER_KINDS = {kind.kind for kind in get_args(EncoderConfig)} | BASELINES.keys()
+
 
 def load_config(
     kind: type[ConfigT],
@@ -554,10 +556,14 @@ def first_fault(error: ValidationError, *, tagged: bool = False) -> str:
 
     Args:
         error: of pydantic.
-        tagged: whether places begin with the kind of header that was chosen.
+        tagged: whether places name which kind of header was chosen, and of encoder within it.
     """
     fault = error.errors(include_url=False)[0]
-    place = ".".join(map(str, fault["loc"][1:] if tagged else fault["loc"]))
+    location = [str(part) for part in fault["loc"]]
+    if tagged:
+        pairs = zip(location, location[1:], strict=False)
+        location = [p for above, p in pairs if above != "encoder" or p not in _ENCODER_KINDS]
+    place = ".".join(location)
     message = _message(fault)
     if fault["type"] == "value_error":
         return f"{place}: {message}" if place else message

@@ -384,6 +384,12 @@ class _SegmentationHeader(_Header):
     architecture: _Segmentation
 
     @model_validator(mode="after")
+    def _one_spacing(self) -> _SegmentationHeader:
+        if self.preprocessing.spacing_mm is None:
+            raise ValueError("preprocessing.spacing_mm is null: a model labels one spacing")
+        return self
+
+    @model_validator(mode="after")
     def _one_class_each(self) -> _SegmentationHeader:
         classes = self.architecture.classes
         if len(self.labels) != classes - 1:
@@ -509,10 +515,15 @@ def _refuse_other_network(path: Path, header: WeightsHeader, table: Mapping[str,
     other kind of network.
     """
     described = _Segmentation if header.kind == "segmentation" else _Encoder
-    encoder = described.model_validate(header.architecture).encoder
+    architecture = described.model_validate(header.architecture)
+    encoder = architecture.encoder
     if not isinstance(encoder, SwinConfig):
         return
     inside = "encoder." if header.kind == "segmentation" else ""
+    expected = {inside + name: shape for name, shape in _swin_shapes(encoder).items()}
+    if isinstance(architecture, _Segmentation):
+        out = (architecture.classes, architecture.width, 1, 1, 1)
+        expected["out.conv.conv.weight"] = out
     prefix = f"{inside}stages."
     blocks = {tuple(n.removeprefix(prefix).split(".")[:2]) for n in table if n.startswith(prefix)}
     depths = [sum(stage == str(i) for stage, _ in blocks) for i in range(_stages(blocks))]
@@ -522,11 +533,11 @@ def _refuse_other_network(path: Path, header: WeightsHeader, table: Mapping[str,
             f"{reprlib.repr(list(encoder.depths))}, the tensors are of {depths}.",
             _CURE,
         )
-    for name, shape in _swin_shapes(encoder).items():
-        entry = table.get(inside + name)
+    for name, shape in expected.items():
+        entry = table.get(name)
         if entry is not None and entry.shape != shape:
             raise UserError(
-                f"{path}: damaged header: its architecture makes {inside + name} {list(shape)}, "
+                f"{path}: damaged header: its architecture makes {name} {list(shape)}, "
                 f"in the file it is {list(entry.shape)}.",
                 _CURE,
             )

@@ -320,7 +320,7 @@ def test_a_wrong_settings_file_is_told_with_key_value_and_cure(
     [
         ("train.lerning_rate=1", ("train.lerning_rate", "'learning_rate'")),
         ("method.mask_ratio=1.5", ("method.mask_ratio", "1.5")),
-        ("views.crop=33", ("views.crop", "33", "16")),
+        ("views.main.size=33", ("views.main.size", "33", "16")),
         ("train.seed", ("train.seed", "--set")),
         ("preprocess.orientation=LLL", ("preprocess.orientation", "LLL")),
         ("train.learning_rate=.nan", ("train.learning_rate", "finite")),
@@ -614,7 +614,7 @@ def test_too_little_memory_ends_with_code_4_and_says_what_to_lower(
     done = backend(
         *(*PRETRAIN, "--data", material.unlabelled, "--output", tmp_path / "run"),
         *("--cache", material.cache, "--max-steps", 1),
-        *("--set", "views.region=384", "--set", "views.crop=384"),
+        *("--set", "views.region=384", "--set", "views.main.size=384"),
         first=limited(resource.RLIMIT_AS, 3000 * MIB),
     )
     assert_told(done, "emory", "train.batch_size", code=4)

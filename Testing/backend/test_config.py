@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from backend.config import (
+    BASELINES,
     PRESETS,
     FinetuneConfig,
     PretrainConfig,
@@ -48,10 +49,22 @@ def test_every_preset_builds_and_survives_the_way_to_json_and_back(
     assert build_config(kind, stored) == config
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_network_without_pretraining_has_settings_for_fine_tuning_alone(name: str) -> None:
+    for preset in BASELINES[name]:
+        config = load_config(FinetuneConfig, method=name, preset=preset)
+        assert (config.method.name, config.method.encoder.kind) == (name, name)
+        assert build_config(FinetuneConfig, json.loads(json.dumps(to_plain(config)))) == config
+    with pytest.raises(UserError, match=f"{name} is only trained on labels") as caught:
+        load_config(PretrainConfig, method=name)
+    assert f"backend finetune --method {name}" in caught.value.hint
+
+
 def test_presets_are_those_files_that_are_shipped() -> None:
     folder = Path(__file__).parents[2] / "backend" / "presets"
     shipped = {(path.parent.name, path.stem) for path in folder.glob("*/*.yaml")}
-    assert shipped == set(_ALL)
+    baselines = {(name, preset) for name, presets in BASELINES.items() for preset in presets}
+    assert shipped == {*_ALL, *baselines}
 
 
 def test_released_preset_is_that_of_the_released_code() -> None:
@@ -63,9 +76,10 @@ def test_released_preset_is_that_of_the_released_code() -> None:
     assert (encoder.mlp_ratio, encoder.drop_path, encoder.final_merge) == (4.0, 0.3, True)
     assert config.preprocess.spacing_mm == (2.0, 2.0, 2.0)
     assert config.preprocess.hu_window == (-175.0, 250.0)
-    assert (config.views.region, config.views.crop) == (128, 96)
-    assert (config.views.flip_probability, config.views.intensity_scale) == (0, 0)
-    assert config.views.intensity_shift == 0
+    view = config.views.main
+    assert (config.views.region, view.size, view.count, view.scale) == (128, 96, 2, (1, 1))
+    assert (view.flip_probability, view.intensity_scale, view.intensity_shift) == (0, 0, 0)
+    assert config.views.local is None
     assert config.method.tokens == "before_last_stage"
     assert config.method.patch_temperature_delay_epochs == 30
     assert (train.learning_rate, train.weight_decay, train.clip_norm) == (6e-4, 0.01, None)
@@ -95,7 +109,7 @@ def test_file_goes_over_preset_and_override_over_file(tmp_path: Path) -> None:
     config = _load("train.epochs=9", "train.learning_rate=2e-4", file=file)
     assert (config.train.batch_size, config.train.epochs) == (2, 9)
     assert config.train.learning_rate == 2e-4
-    assert (config.views.region, config.views.crop) == (112, 96)  # the rest is the preset's
+    assert (config.views.region, config.views.main.size) == (112, 96)  # the rest is the preset's
     assert config.train.warmup_epochs == 20
     assert _load("train.clip_norm=null", preset="paper").train.clip_norm is None
     assert _load("method.teacher_temperature=[0.05, 0.06]").method.teacher_temperature[1] == 0.06
@@ -116,6 +130,33 @@ def test_unknown_key_is_told_with_its_path_and_the_nearest_name(
     error = _told(override)
     assert repr(path) in error.message
     assert f"Did you mean {near!r}?" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "near"),
+    [
+        ("dino", "method.kepd", "kept"),
+        ("glmae", "method.encoder.widht", "width"),
+        ("mae3d", "method.mask_ration", "mask_ratio"),
+        ("pgl", "method.encoder.stem_strides", "stem_stride"),
+        ("simclr", "method.temparature", "temperature"),
+        ("swinunetr_trio", "method.encoder.embed_dims", "embed_dim"),
+        ("models_genesis", "method.encoder.width", "widths"),
+        ("pcrl", "method.encoder.norms", "norm"),
+        ("pcrlv2", "method.encoder.decoders", "decoder"),
+        ("rubik", "method.encoder.norms", "norm"),
+        ("rubik_pp", "method.encoder.norms", "norm"),
+        ("cpc3d", "method.encoder.norms", "norm"),
+        ("spark", "method.encoder.block", "blocks"),
+    ],
+)
+def test_an_unknown_key_of_any_method_is_told_with_the_nearest_of_its_own(
+    method: str, path: str, near: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(PretrainConfig, method=method, overrides=[f"{path}=1"])
+    assert repr(path) in caught.value.message
+    assert f"Did you mean {near!r}?" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -145,8 +186,8 @@ def test_value_out_of_range_is_told_with_its_path(override: str, path: str, valu
     ("overrides", "words"),
     [
         (["train.accumulate=4"], ["train", "batch_size 6", "accumulate=4"]),
-        (["views.region=80"], ["views", "crop 96", "region 80"]),
-        (["views.crop=48"], ["views.crop 48", "32"]),
+        (["views.region=80"], ["views", "main", "96 voxels", "region 80"]),
+        (["views.main.size=48"], ["views.main.size 48", "32"]),
         (["method.mask_cell=8"], ["method.mask_cell 8", "16"]),
         (["method.encoder.heads=[2, 4, 4]"], ["method.encoder", "[2, 4, 4]"]),
         (["method.encoder.heads=[5, 4, 4, 4]"], ["stage 0", "48 channels", "5 heads"]),
@@ -237,7 +278,7 @@ def test_settings_are_read_without_torch_and_monai() -> None:
             "train:\n  epochs: 3\n  batch_size: 4\n  epochs: 5\n",
             ["'epochs' stands twice", "line 4"],
         ),
-        ("train: {epochs: 3}\nviews: {crop: 96}\ntrain: {seed: 1}\n", ["'train'", "line 3"]),
+        ("train: {epochs: 3}\nviews: {region: 96}\ntrain: {seed: 1}\n", ["'train'", "line 3"]),
         ('{"train": {"epochs": 3,\n"epochs": 3}}', ["'epochs' stands twice", "line 2"]),
         ("train: {epochs: [1, {a: 1, a: 2}]}\n", ["'a' stands twice", "line 1"]),
         ("train: {batch_size: 4\n", ["line 2"]),
@@ -258,10 +299,10 @@ def test_a_key_that_stands_twice_in_an_override_is_refused() -> None:
 
 def test_a_key_taken_over_from_an_anchor_may_be_written_again(tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
-    file.write_text("views: &v {crop: 64, region: 96}\ntrain: {}\n")
-    assert read_mapping(file)["views"] == {"crop": 64, "region": 96}
-    file.write_text("a: &v {crop: 64, region: 96}\nviews:\n  <<: *v\n  crop: 96\n")
-    assert read_mapping(file)["views"] == {"crop": 96, "region": 96}
+    file.write_text("views: &v {region: 96, minimum_overlap: 0.5}\ntrain: {}\n")
+    assert read_mapping(file)["views"] == {"region": 96, "minimum_overlap": 0.5}
+    file.write_text("a: &v {minimum_overlap: 0.5, region: 64}\nviews:\n  <<: *v\n  region: 96\n")
+    assert read_mapping(file)["views"] == {"region": 96, "minimum_overlap": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -299,7 +340,7 @@ def test_a_file_may_name_the_preset_that_is_chosen_anyway(tmp_path: Path) -> Non
     [
         *("train.max_steps", "train.learning_rate", "train.clip_norm", "train.seed"),
         *("method.encoder.embed_dim", "method.encoder.drop_path", "preprocess.body_threshold_hu"),
-        *("data.workers", "data.held_out", "views.intensity_scale", "method.mask_ratio"),
+        *("data.workers", "data.held_out", "views.main.intensity_scale", "method.mask_ratio"),
     ],
 )
 @pytest.mark.parametrize("value", ["true", "no"])

@@ -131,7 +131,7 @@ def test_preview_volumes_keep_their_place_in_the_patient(tmp_path: Path) -> None
     )  # fmt: skip
     inputs = np.linspace(0, 1, 120, dtype=np.float32).reshape(4, 5, 6)
     paths = write_preview_volumes(
-        tmp_path, 100, inputs=inputs, masked=inputs * 0, reconstruction=1 - inputs,
+        tmp_path, 100, {"input": inputs, "masked": inputs * 0, "reconstruction": 1 - inputs},
         geometry=geometry, hu_window=(-175.0, 250.0),
     )  # fmt: skip
     assert [p.name for p in paths] == [
@@ -152,10 +152,9 @@ def test_preview_volumes_keep_their_place_in_the_patient(tmp_path: Path) -> None
 def test_preview_volumes_without_window_hold_the_values_themselves(tmp_path: Path) -> None:
     inputs = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
     geometry = Geometry(size=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
-    paths = write_preview_volumes(
-        tmp_path, 1, inputs=inputs, masked=inputs, reconstruction=inputs, geometry=geometry
-    )
-    array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(paths[1])))
+    paths = write_preview_volumes(tmp_path, 1, {"features": inputs}, geometry=geometry)
+    assert [p.name for p in paths] == ["step_000001_features.nrrd"]
+    array = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(paths[0])))
     np.testing.assert_array_equal(array, inputs)
 
 

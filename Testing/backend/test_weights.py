@@ -25,6 +25,7 @@ from backend.weights import (
 )
 
 ENCODER: dict[str, object] = {
+    "kind": "swin",
     "embed_dim": 4,
     "depths": [1, 2],
     "heads": [1, 2],
@@ -33,16 +34,19 @@ ENCODER: dict[str, object] = {
     "mlp_ratio": 2.0,
     "qkv_bias": False,
     "final_merge": True,
+    "patch_norm": True,
 }
 PREPROCESSING: dict[str, object] = {
     "spacing_mm": [2.0, 1.5, 1.5],
     "orientation": "LPS",
     "hu_window": [-175, 250],
+    "intensity": "window",
     "body_margin_mm": 8.0,
     "body_threshold_hu": -350,
 }
 ARCHITECTURE: dict[str, object] = {
     "encoder": ENCODER,
+    "decoder": "default",
     "classes": 2,
     "width": 4,
     "norm": "instance",
@@ -215,6 +219,9 @@ def test_a_newer_header_is_refused_and_an_unknown_key_is_not(
         ("architecture.width", 8, "out.conv.conv.weight [2, 8, 1, 1, 1]"),
         ("architecture.norm", "none", "architecture.norm = 'none'"),
         ("architecture.encoder", None, "architecture.encoder = None"),
+        ("architecture.decoder", "aspp", "architecture.decoder = 'aspp'"),
+        ("architecture.encoder.kind", "huge", "kind"),
+        ("architecture.encoder.kind", ABSENT, "kind"),
         ("architecture.encoder.added", 1, "architecture.encoder.added = 1"),
         ("architecture.encoder.window", ABSENT, "architecture.encoder lacks window"),
         ("architecture.encoder.window", "4", "architecture.encoder.window = '4'"),
@@ -229,6 +236,9 @@ def test_a_newer_header_is_refused_and_an_unknown_key_is_not(
         ("preprocessing.hu_window", [250, -175], "hu_window must rise"),
         ("preprocessing.spacing_mm", [float("nan"), 1, 1], "preprocessing.spacing_mm.0 = nan"),
         ("preprocessing.spacing_mm", [1e-9, 1, 1], "preprocessing.spacing_mm.0 = 1e-09"),
+        ("preprocessing.spacing_mm", None, "spacing_mm"),
+        ("preprocessing.intensity", "zs", "preprocessing.intensity = 'zs'"),
+        ("preprocessing.intensity", ABSENT, "preprocessing lacks intensity"),
         ("preprocessing.spacing_mm", [1, 1], "preprocessing.spacing_mm.2 is missing"),
         ("preprocessing.orientation", 1, "preprocessing.orientation = 1"),
         ("preprocessing.body_margin_mm", float("inf"), "preprocessing.body_margin_mm = inf"),

@@ -9,9 +9,9 @@ from backend.errors import ResourceError, UserError
 from backend.geometry import Geometry, Volume, direction9
 from backend.inference.predictor import (
     Predictor,
+    intensity_tensor,
     load_predictor,
     told_as_resource_error,
-    windowed_tensor,
 )
 from backend.models.segmentation import build_segmentation
 from backend.weights import WeightsHeader, save_weights
@@ -21,7 +21,9 @@ ARCHITECTURE = {
     "classes": 3,
     "width": 4,
     "norm": "instance",
+    "decoder": "default",
     "encoder": {
+        "kind": "swin",
         "embed_dim": 4,
         "depths": [1, 1],
         "heads": [1, 1],
@@ -30,6 +32,7 @@ ARCHITECTURE = {
         "mlp_ratio": 2.0,
         "qkv_bias": True,
         "final_merge": True,
+        "patch_norm": True,
     },
 }
 
@@ -43,6 +46,7 @@ def _header(**changes: object) -> WeightsHeader:
             "spacing_mm": [2.0, 1.5, 1.5],
             "orientation": "LPS",
             "hu_window": [-175, 250],
+            "intensity": "window",
             "body_margin_mm": 4.0,
             "body_threshold_hu": -350,
         },
@@ -119,9 +123,21 @@ def test_labels_follow_the_scan_through_anisotropic_resampling(direction: np.nda
 
 def test_windowing_is_linear_between_its_ends_and_clipped_beyond() -> None:
     voxels = np.array([[[-2000, -100, 0, 100, 3000]]], dtype=np.int16)
-    volume = Volume(voxels, Geometry(size=(1, 1, 5), spacing_mm=(1.0, 1.0, 1.0)))
-    expected = torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0])
-    assert torch.allclose(windowed_tensor(volume, (-100, 100)).ravel(), expected)
+    expected = torch.tensor([[[[0.0, 0.0, 0.5, 1.0, 1.0]]]])
+    settings = {"hu_window": [-100, 100], "intensity": "window"}
+    assert torch.allclose(intensity_tensor(voxels, settings), expected)
+
+
+def test_z_scores_have_mean_0_and_deviation_1_over_the_clipped_scan() -> None:
+    voxels = np.random.default_rng(1).integers(-900, 900, (5, 6, 7)).astype(np.int16)
+    found = intensity_tensor(voxels, {"hu_window": [-500, 800], "intensity": "zscore"})
+    clipped = np.clip(voxels.astype(np.float64), -500, 800)
+    wanted = (clipped - clipped.mean()) / clipped.std()
+    assert found.shape == (1, 5, 6, 7)
+    np.testing.assert_allclose(found[0].numpy(), wanted, atol=1e-5)
+    # A scan without any contrast is 0, not a division by 0.
+    flat = np.full((2, 3, 4), 7, dtype=np.int16)
+    assert not intensity_tensor(flat, {"hu_window": [0, 9], "intensity": "zscore"}).any()
 
 
 def test_a_saved_network_gives_the_labels_it_gave_before(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ ARCHITECTURE = {
     "classes": 3,
     "width": 4,
     "norm": "instance",
+    "decoder": "default",
     "encoder": {
+        "kind": "swin",
         "embed_dim": 4,
         "depths": [1, 1],
         "heads": [1, 1],
@@ -27,6 +29,7 @@ ARCHITECTURE = {
         "mlp_ratio": 2.0,
         "qkv_bias": True,
         "final_merge": True,
+        "patch_norm": True,
     },
 }
 SPACING_XYZ = (3.0, 2.0, 4.0)
@@ -44,6 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "spacing_mm": [4.0, 4.0, 4.0],
             "orientation": "LPS",
             "hu_window": [-175, 250],
+            "intensity": "window",
             "body_margin_mm": 8.0,
             "body_threshold_hu": -350,
         },
