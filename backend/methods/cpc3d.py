@@ -42,7 +42,7 @@ class Cpc3d(Method):
     def __init__(self, config: Cpc3dConfig, *, epochs: float) -> None:
         super().__init__(epochs=epochs)
         self.config = config
-        self.healthy = {"feature_std": (0.02, math.inf)}
+        self.healthy = {"feature_std": (0.01, math.inf)}
         self.unet = cast(EncoderDecoder, build_encoder(asdict(config.encoder)))
         cells = (config.patch // self.unet.stride[0]) ** 3
         self.to_code = nn.Linear(cells * self.unet.bottleneck_width, config.code)
@@ -123,13 +123,13 @@ class Cpc3d(Method):
 
 
 def _score(
-    predicted: Float[Tensor, "*batch r c"], codes: Float[Tensor, "*batch r c"], divisor: float
-) -> Float[Tensor, "*batch"]:
+    predicted: Float[Tensor, "*#batch r c"], codes: Float[Tensor, "*#batch r c"], divisor: float
+) -> Float[Tensor, "*others"]:
     """Dot products over the code, mean over the predicted rows."""
     return (predicted * codes).sum(dim=-1).mean(dim=-1) / divisor
 
 
-def cut_patches(view: View, config: Cpc3dConfig) -> Float[Tensor, "b*n*n*n 1 p p p"]:
+def cut_patches(view: View, config: Cpc3dConfig) -> Float[Tensor, "patches 1 p p p"]:
     """The grid of patches of each sample, row by row (z, then y, then x), at a drawn place.
 
     Each patch is mirrored along z or not and loses a drawn part of its border, so that what runs on
@@ -155,7 +155,7 @@ def cut_patches(view: View, config: Cpc3dConfig) -> Float[Tensor, "b*n*n*n 1 p p
 
 def _kept(
     keys: Int64[Tensor, " b"], number: int, config: Cpc3dConfig
-) -> Float[Tensor, "b*number 1 p p p"]:
+) -> Float[Tensor, "patches 1 p p p"]:
     """1 within a box at a drawn place of each patch, 0 around it."""
     edge = int(config.patch * config.patch_kept)
     first = integers(keys, config.patch - edge + 1, 3 * number, stream=_KEPT).view(-1, 3, 1)
@@ -203,7 +203,7 @@ def _mirrored(index: int, side: int) -> int:
 
 def other_columns(
     keys: Int64[Tensor, " b"], columns: int, count: int
-) -> Int64[Tensor, "b*columns count"]:
+) -> Int64[Tensor, "all_columns count"]:
     """For each column of each sample `count` columns of the batch that are others.
 
     Each of the others is equally likely.

@@ -83,7 +83,7 @@ class Pcrl(Method):
     def __init__(self, config: PcrlConfig, *, epochs: float) -> None:
         super().__init__(epochs=epochs)
         self.config = config
-        self.healthy = {"feature_std": (0.02, math.inf)}
+        self.healthy = {"feature_std": (0.01, math.inf)}
         self.student = PcrlBranch(config)
         self.teacher = teacher_of(self.student)
         unet = self.student.encoder

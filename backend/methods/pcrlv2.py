@@ -89,7 +89,7 @@ class Pcrlv2(Method):
     def __init__(self, config: Pcrlv2Config, *, epochs: float) -> None:
         super().__init__(epochs=epochs)
         self.config = config
-        self.healthy = {"feature_std": (0.02, math.inf)}
+        self.healthy = {"feature_std": (0.01, math.inf)}
         self.unet = cast(EncoderDecoder, build_encoder(asdict(config.encoder)))
         self.scales = nn.ModuleList(ScaleHead(width) for width in self.unet.widths[:-1])
         self.pixel_head = nn.Conv3d(self.unet.widths[0], 1, kernel_size=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from backend.settings.common import STRICT, Count, Fraction, NotNegative, Positive, triple
@@ -50,6 +51,12 @@ class PcrlConfig(AnyViews):
     """Weight of the reconstruction of both views from mixed features."""
     weight_mixed: NotNegative = 0.4
     """Weight of the two reconstructions of mixed images, taken together."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PcrlConfig:
+        if not self.encoder.decoder:
+            raise ValueError("encoder.decoder must be true: the decoder reconstructs")
+        return self
 
     def check_views(self, views: ViewsConfig) -> None:
         """Refuse views that the method cannot learn from.

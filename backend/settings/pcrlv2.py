@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from backend.settings.common import STRICT, Edges, Fraction, NotNegative, Positive, triple
@@ -42,14 +42,18 @@ class Pcrlv2Config(AnyViews):
     weight_intermediate: NotNegative = 1.0
     """Weight of the reconstruction at a drawn scale, before it falls (beta)."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Pcrlv2Config:
+        if not self.encoder.decoder:
+            raise ValueError("encoder.decoder must be true: scales of the decoder are compared")
+        return self
+
     def check_views(self, views: ViewsConfig) -> None:
         """Refuse views that the method cannot learn from.
 
         Raises:
             ValueError: with what is wrong and what would do.
         """
-        if not self.encoder.decoder:
-            raise ValueError("PCRLv2 compares scales of the decoder: set method.encoder.decoder")
         if views.main.count != 2:
             raise ValueError("PCRLv2 compares two main views: set views.main.count=2")
         cells = 1
