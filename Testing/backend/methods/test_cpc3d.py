@@ -175,13 +175,13 @@ def test_gradient_reaches_every_part_and_some_steps_of_the_tiny_preset_lower_the
         method="cpc3d",
         preset="tiny",
         overrides=[
-            *("method.patch=8", "method.step=4", "method.patches_per_side=4", "method.code=16"),
+            *("method.patch=8", "method.step=4", "method.patches_per_side=4"),
             *("views.region=20", "views.main.size=20", "method.encoder.widths=[8,16]"),
         ],
     )
     torch.manual_seed(0)
     method = build_method(config.method, epochs=10).train()
-    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=2e-3)
     views, seen = _set(_view(20, samples=4)), []
     for _ in range(15):
         losses = method(views, 0.0)
