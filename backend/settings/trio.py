@@ -73,13 +73,13 @@ class TrioConfig(AnyViews):
         _, y, x = triple(views.main.size)
         if y != x:
             raise ValueError(f"views.main.size {views.main.size}: quarter turns need equal y and x")
+        if max(triple(views.main.size)) <= self.encoder.stride[0]:
+            raise ValueError(
+                f"views.main.size {views.main.size} gives one token; the heads need two or more"
+            )
         low, high = (int(share * min(triple(views.main.size))) for share in self.cut_out_edges)
         if low < 1 or high <= low:
             raise ValueError(
                 f"method.cut_out_edges {list(self.cut_out_edges)} are less than a voxel of "
                 f"views.main.size {views.main.size}"
-            )
-        if max(triple(views.main.size)) <= self.encoder.stride[0]:
-            raise ValueError(
-                f"views.main.size {views.main.size} gives one token; the heads need two or more"
             )

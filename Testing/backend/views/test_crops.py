@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 import torch
 from scipy.ndimage import map_coordinates
 from torch import Tensor
@@ -154,19 +154,19 @@ def test_resized_boxes_equal_those_of_simpleitk() -> None:
     boxes = Boxes(torch.tensor([start]).double(), torch.tensor([extent]).double())
     no_flip = torch.zeros(1, 3, dtype=torch.bool)
     found = resampled(volume, torch.tensor([[9, 10, 11]]), boxes, no_flip, size)
-    source = sitk.GetImageFromArray(volume[0, 0].double().numpy())
+    source = SimpleITK.GetImageFromArray(volume[0, 0].double().numpy())
     spacing = [e / n for e, n in zip(extent, size, strict=True)]
     origin = [s - 0.5 + d / 2 for s, d in zip(start, spacing, strict=True)]
-    wanted = sitk.Resample(
+    wanted = SimpleITK.Resample(
         source,
         size[::-1],
-        sitk.Transform(),
-        sitk.sitkLinear,
+        SimpleITK.Transform(),
+        SimpleITK.sitkLinear,
         origin[::-1],
         spacing[::-1],
         (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
     )
-    np.testing.assert_allclose(found[0, 0].numpy(), sitk.GetArrayFromImage(wanted), atol=1e-5)
+    np.testing.assert_allclose(found[0, 0].numpy(), SimpleITK.GetArrayFromImage(wanted), atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 1.0)])
