@@ -73,7 +73,7 @@ class Trio(Method):
         self.pixel_head = (
             kinds[config.decoder](width, stride=stride) if config.weight_reconstruction else None
         )
-        self.healthy = {"feature_std": (0.05, math.inf)}
+        self.healthy = {"feature_std": (0.02, math.inf)}
 
     @property
     def encoder(self) -> SwinEncoder:
