@@ -811,10 +811,11 @@ class _Judge:
         result = np.zeros(size, dtype=np.int16)
         network.eval()
         try:
+            seen = intensity_tensor(volume.read_all(), preprocessing(self._config.preprocess))
             slabs = stream_logits(
                 network,
-                intensity_tensor(volume.read_all(), preprocessing(self._config.preprocess)),
-                Sliding(window=self._config.crop_size, device=self._device),
+                seen.image,
+                Sliding(window=self._config.crop_size, device=self._device, air=seen.air),
                 classes=len(values),
             )
             for start, logits in slabs:

@@ -12,6 +12,7 @@ from backend.config import NetworkConfig, PreprocessConfig
 
 _PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "pydicom", "blosc2", "safetensors")
 
+
 def software_versions() -> dict[str, str]:
     """Versions of this program and of what it computes with, without importing any of it."""
     versions = {"backend": backend.__version__, "python": platform.python_version()}

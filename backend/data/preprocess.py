@@ -91,8 +91,9 @@ def preprocess(volume: Volume, recipe: Recipe) -> Volume:
         recipe: the wanted grid.
 
     Returns:
-        int16 HU at exactly `recipe.spacing_mm` (at the scan's own, if that is None). The first outer corner of the kept box stays where
-        it was; the opposite faces move by at most half a voxel.
+        int16 HU at exactly `recipe.spacing_mm` (at the scan's own, if that is None). The first
+        outer corner of the kept box stays where it was; the opposite faces move by at most half a
+        voxel.
     """
     oriented = _oriented_view(volume, recipe.orientation)
     start, size = body_box(

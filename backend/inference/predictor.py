@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -106,11 +106,12 @@ class Predictor:
         values = (0, *(label.value for label in self.labels))
         with told_as_resource_error(self.batch_size, self.device):
             prepared = preprocess(volume, self.recipe)
-            windowed = intensity_tensor(prepared.voxels, self.header.preprocessing)
+            seen = intensity_tensor(prepared.voxels, self.header.preprocessing)
+            sliding = self._sliding(prepared.geometry.size, classes=len(values))
             slabs = stream_logits(
                 self.network,
-                windowed,
-                self._sliding(prepared.geometry.size, classes=len(values)),
+                seen.image,
+                replace(sliding, air=seen.air),
                 classes=len(values),
                 should_stop=should_stop,
                 progress=progress,
@@ -165,9 +166,19 @@ def load_predictor(path: Path, *, device: str) -> Predictor:
         return Predictor(network=network.eval().to(place), header=header, device=place)
 
 
-def intensity_tensor(
-    hu: NDArray[np.generic], settings: Mapping[str, Any]
-) -> Float[Tensor, "1 z y x"]:
+class Seen(NamedTuple):
+    """A scan as the network sees it.
+
+    Attributes:
+        image: its values, (1, z, y, x).
+        air: the value of air, than which nothing is darker.
+    """
+
+    image: Float[Tensor, "1 z y x"]
+    air: float
+
+
+def intensity_tensor(hu: NDArray[np.generic], settings: Mapping[str, Any]) -> Seen:
     """A preprocessed scan as the network sees it.
 
     Args:
@@ -177,11 +188,14 @@ def intensity_tensor(
     """
     low, high = settings["hu_window"]
     voxels = np.ascontiguousarray(hu, dtype=np.int16)
-    values = torch.from_numpy(voxels).float()
-    if settings.get("intensity", "window") == "zscore":
+    shift, scale = low, high - low
+    if settings["intensity"] == "zscore":
         mean, deviation = clipped_moments(voxels, (low, high))
-        return values.clamp_(low, high).sub_(mean).div_(max(deviation, 1.0))[None]
-    return values.sub_(low).div_(high - low).clamp_(0, 1)[None]
+        shift, scale = mean, max(deviation, 1.0)
+    values = torch.from_numpy(voxels).float().clamp_(low, high).sub_(shift).div_(scale)
+    # By the same arithmetic, so that air is equal to it and not close.
+    air = torch.tensor(float(low)).sub_(shift).div_(scale)
+    return Seen(values[None], float(air))
 
 
 def accumulation_device(device: torch.device, needed_bytes: int) -> torch.device:

@@ -42,7 +42,8 @@ class Sliding:
         accumulate_on: where logits are summed; "cpu" spares a small device's memory.
         precision: of the forward pass alone. "fp16" and "bf16" use autocast; windows whose logits
             overflow are computed again in float32.
-        air: a window in which no voxel exceeds this value is not evaluated and has no say.
+        air: value of the darkest there is, which a small volume is padded with; a window in which
+            no voxel exceeds it is not evaluated and has no say.
     """
 
     window: Index3
@@ -94,7 +95,7 @@ def stream_logits(
 
     Args:
         network: gives `classes` logits per voxel; already on the device and in evaluation mode.
-        volume: on any device, values already windowed to [0, 1].
+        volume: on any device, values as the network sees them.
         sliding: the windows.
         classes: number of logits per voxel, background included.
         progress: told `(windows done, windows in all)`; a skipped window counts as done.
@@ -195,7 +196,7 @@ def _padded(volume: Tensor, sliding: Sliding) -> tuple[Tensor, Index3]:
     lacks = [max(w - n, 0) for n, w in zip(volume.shape, sliding.window, strict=True)]
     before = [lack // 2 for lack in lacks]
     sides = [side for b, n in zip(before, lacks, strict=True) for side in (n - b, b)][::-1]
-    padded = functional.pad(volume, sides, value=0.0) if any(lacks) else volume
+    padded = functional.pad(volume, sides, value=sliding.air) if any(lacks) else volume
     return padded, index3(before)
 
 

@@ -125,19 +125,50 @@ def test_windowing_is_linear_between_its_ends_and_clipped_beyond() -> None:
     voxels = np.array([[[-2000, -100, 0, 100, 3000]]], dtype=np.int16)
     expected = torch.tensor([[[[0.0, 0.0, 0.5, 1.0, 1.0]]]])
     settings = {"hu_window": [-100, 100], "intensity": "window"}
-    assert torch.allclose(intensity_tensor(voxels, settings), expected)
+    seen = intensity_tensor(voxels, settings)
+    assert torch.allclose(seen.image, expected)
+    assert seen.air == 0
 
 
 def test_z_scores_have_mean_0_and_deviation_1_over_the_clipped_scan() -> None:
     voxels = np.random.default_rng(1).integers(-900, 900, (5, 6, 7)).astype(np.int16)
-    found = intensity_tensor(voxels, {"hu_window": [-500, 800], "intensity": "zscore"})
+    found, air = intensity_tensor(voxels, {"hu_window": [-500, 800], "intensity": "zscore"})
     clipped = np.clip(voxels.astype(np.float64), -500, 800)
     wanted = (clipped - clipped.mean()) / clipped.std()
     assert found.shape == (1, 5, 6, 7)
+    assert air == float(found.min()) < -1
     np.testing.assert_allclose(found[0].numpy(), wanted, atol=1e-5)
     # A scan without any contrast is 0, not a division by 0.
     flat = np.full((2, 3, 4), 7, dtype=np.int16)
-    assert not intensity_tensor(flat, {"hu_window": [0, 9], "intensity": "zscore"}).any()
+    seen = intensity_tensor(flat, {"hu_window": [0, 9], "intensity": "zscore"})
+    assert not seen.image.any()
+    assert seen.air == -7
+
+
+class DarkTissue(nn.Module):
+    """Class 1 wherever there is more than air, which z-scores lie below 0 like most tissue."""
+
+    def forward(self, windows: Tensor) -> Tensor:
+        return torch.cat((windows * 0, 20 * (windows + 0.9), windows * 0 - 9), dim=1)
+
+
+@pytest.mark.parametrize("size", [(24, 40, 36), (10, 40, 36)], ids=["large", "small"])
+def test_tissue_darker_than_the_mean_is_seen_in_z_scores(size: tuple[int, int, int]) -> None:
+    voxels = np.full(size, -1000, dtype=np.int16)
+    voxels[:, :6] = -100  # fat, in windows of which nothing is above the mean
+    voxels[:, 20:] = 200
+    geometry = Geometry(size=size, spacing_mm=(1.0, 1.0, 1.0))
+    settings = _header().preprocessing | {"spacing_mm": [1.0] * 3, "intensity": "zscore"}
+    image, air = intensity_tensor(voxels, settings)
+    fat = float(image[0, 0, 0, 0])
+    assert air < -0.9 < fat < 0
+    predictor = Predictor(
+        network=DarkTissue(),
+        header=_header(preprocessing=settings | {"body_margin_mm": 99.0}),
+        device=torch.device("cpu"),
+    )
+    found = predictor.segment(Volume(voxels, geometry)).voxels
+    np.testing.assert_array_equal(found, np.where(voxels > -1000, 7, 0))
 
 
 def test_a_saved_network_gives_the_labels_it_gave_before(tmp_path: Path) -> None:
