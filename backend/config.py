@@ -13,6 +13,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -561,7 +562,7 @@ def first_fault(error: ValidationError, *, tagged: bool = False) -> str:
     fault = error.errors(include_url=False)[0]
     location = [str(part) for part in fault["loc"]]
     if tagged:
-        pairs = zip(location, location[1:], strict=False)
+        pairs = pairwise(location)
         location = [p for above, p in pairs if above != "encoder" or p not in _ENCODER_KINDS]
     place = ".".join(location)
     message = _message(fault)

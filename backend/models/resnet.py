@@ -56,17 +56,19 @@ class ResnetEncoder(nn.Module):
         *,
         depths: Sequence[int] = (3, 4, 6, 3),
         width: int = 64,
-        stem_stride: Triple = (1, 2, 2),
+        stem_stride: Sequence[int] = (1, 2, 2),
         norm: str = "batch",
     ) -> None:
         super().__init__()
         stages = range(len(depths))
+        z, y, x = stem_stride
+        stem: Triple = (z, y, x)
         self.widths = tuple(_EXPANSION * width * 2**stage for stage in stages)
         # The max-pool halves the grid once, each stage after the first once more.
-        self.strides = tuple(_times(stem_stride, 2 ** (stage + 1)) for stage in stages)
+        self.strides = tuple(_times(stem, 2 ** (stage + 1)) for stage in stages)
         self.stride = self.strides[-1]
         self.bottleneck_width = self.widths[-1]
-        self.stem = nn.Conv3d(1, width, kernel_size=7, stride=stem_stride, padding=3, bias=False)
+        self.stem = nn.Conv3d(1, width, kernel_size=7, stride=stem, padding=3, bias=False)
         self.stem_norm = norm_layer(norm, width)
         self.stages = nn.ModuleList(
             _stage(

@@ -8,6 +8,7 @@ import torch
 from backend.models.segmentation import SwinSegmenter, build_segmentation, freeze
 
 _ENCODER: dict[str, Any] = {
+    "kind": "swin",
     "embed_dim": 4,
     "depths": (2, 2, 2, 2),
     "heads": (1, 1, 2, 2),
@@ -16,13 +17,15 @@ _ENCODER: dict[str, Any] = {
     "mlp_ratio": 2.0,
     "qkv_bias": False,
     "final_merge": True,
+    "patch_norm": True,
 }
 
 
 def _network(*, norm: str = "instance", width: int = 4, **changes: Any) -> SwinSegmenter:
     torch.manual_seed(0)
+    encoder = {**_ENCODER, **changes}
     return build_segmentation(
-        {"encoder": {**_ENCODER, **changes}, "classes": 3, "width": width, "norm": norm}
+        {"encoder": encoder, "decoder": "default", "classes": 3, "width": width, "norm": norm}
     )
 
 
@@ -56,6 +59,7 @@ def test_released_network_is_built_as_the_specification_says() -> None:
             {
                 "encoder": {**_ENCODER, "embed_dim": 48, "depths": (2, 2, 4, 2), "heads": (4,) * 4}
                 | {"mlp_ratio": 4.0},
+                "decoder": "default",
                 "classes": 14,
                 "width": 48,
                 "norm": "instance",
@@ -76,3 +80,10 @@ def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_does() -> None:
     network(torch.rand(1, 1, 64, 64, 64)).sum().backward()
     assert all(p.grad is None for p in network.encoder.parameters())
     assert network.out.conv.conv.weight.grad is not None
+
+
+def test_a_decoder_that_is_none_for_the_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match="'unet' is none for the encoder 'swin'"):
+        build_segmentation(
+            {"encoder": _ENCODER, "decoder": "unet", "classes": 3, "width": 4, "norm": "batch"}
+        )
