@@ -150,22 +150,36 @@ class Pcrl(Method):
 
     @torch.no_grad()
     def reconstruct(self, view: View) -> Reconstruction:
-        """What the student makes of a spoilt view, without transforming it."""
-        seen = self._spoilt(view)
+        """What the student makes of a spoilt view, without transforming it.
+
+        Hidden is what is painted over, and a part always is; if the settings paint nothing, all
+        that was changed.
+        """
+        coarse = self._coarsened(view)
+        seen = self._painted(coarse, view, probability=1.0)
         levels = self._conditioned(self.student(seen).levels, no_turns(view.keys))
-        return Reconstruction(view.image, (seen != view.image)[:, 0], self._pixels(levels), seen)
+        before = coarse if self.config.paint_probability else view.image
+        return Reconstruction(view.image, (seen != before)[:, 0], self._pixels(levels), seen)
 
     def _spoilt(self, view: View) -> Float[Tensor, "b 1 z y x"]:
         """The view as a network sees it: blurred, shuffled and painted over."""
+        probability = self.config.paint_probability
+        return self._painted(self._coarsened(view), view, probability=probability)
+
+    def _coarsened(self, view: View) -> Float[Tensor, "b 1 z y x"]:
         c = self.config
         keys = derive_keys(view.keys, _SPOIL)
         image = blurred(view.image, keys, probability=c.blur_probability, sigma=c.blur_sigma)
-        image = shuffle_locally(
+        return shuffle_locally(
             image, keys, probability=c.shuffle_probability, blocks=c.shuffle_blocks
         )
+
+    def _painted(self, image: Tensor, view: View, *, probability: float) -> Tensor:
+        c = self.config
         if not c.paint_probability:
             return image
-        return paint_boxes(image, keys, probability=c.paint_probability, inpaint=c.inpaint_share)
+        keys = derive_keys(view.keys, _SPOIL)
+        return paint_boxes(image, keys, probability=probability, inpaint=c.inpaint_share)
 
     @torch.no_grad()
     def _taught(self, image: Tensor) -> Encoded:

@@ -139,10 +139,14 @@ class Pcrlv2(Method):
 
     @torch.no_grad()
     def reconstruct(self, view: View) -> Reconstruction:
-        """What the network makes of a spoilt view."""
+        """What the network makes of a spoilt view.
+
+        Hidden are the cells that changed places; if the settings swap none, all that was changed.
+        """
         seen = self._spoilt(view, main=True)
+        before = self._spoilt(view, main=False) if self.config.swaps else view.image
         prediction = self._pixels(self._decoded(seen))
-        return Reconstruction(view.image, (seen != view.image)[:, 0], prediction, seen)
+        return Reconstruction(view.image, (seen != before)[:, 0], prediction, seen)
 
     def _spoilt(self, view: View, *, main: bool) -> Float[Tensor, "b 1 z y x"]:
         """The view as the network sees it; cells change places in main views alone."""

@@ -224,8 +224,14 @@ def test_pictures_show_what_was_spoilt_and_what_the_decoder_makes_of_it() -> Non
     method, view = _method().eval(), _views().main[0]
     seen = method.reconstruct(view)
     assert seen.shown is not None
-    assert torch.equal(seen.hidden, (seen.shown != view.image)[:, 0])
-    assert bool(seen.hidden.any())
+    # Blurred voxels are spoilt as well, but not hidden: what is there can be made out.
+    visible = ~seen.hidden.unsqueeze(1)
+    assert torch.equal(seen.shown[visible], method._coarsened(view)[visible])
+    assert bool(seen.hidden.flatten(1).any(1).all())
+    assert not bool(seen.hidden.flatten(1).all(1).any())
+    unpainted = _method(paint_probability=0.0).eval().reconstruct(view)
+    assert unpainted.shown is not None
+    assert torch.equal(unpainted.hidden, (unpainted.shown != view.image)[:, 0])
     assert seen.prediction.shape == view.image.shape
     indicator = torch.tensor([[0.0, 0, 0, 1, 0, 0, 0]] * 3)
     with torch.no_grad():

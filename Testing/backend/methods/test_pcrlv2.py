@@ -165,7 +165,10 @@ def test_pictures_show_what_was_spoilt_and_what_is_restored() -> None:
     method, view = _method().eval(), _views().main[0]
     seen = method.reconstruct(view)
     assert seen.shown is not None
-    assert torch.equal(seen.hidden, (seen.shown != view.image)[:, 0])
+    cells = seen.hidden.unfold(1, 4, 4).unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).any(-1)
+    assert torch.equal(cells.sum((1, 2, 3)), torch.full((4,), 8))
+    visible = ~seen.hidden.unsqueeze(1)
+    assert torch.equal(seen.shown[visible], method._spoilt(view, main=False)[visible])
     assert seen.prediction.shape == view.image.shape
     assert not seen.prediction.requires_grad
 
