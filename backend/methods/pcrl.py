@@ -5,7 +5,8 @@ the other; their pooled bottlenecks are compared across scans. So that they keep
 would drop, the student's decoder reconstructs, from features weighted by a drawn transformation
 ("transformation-conditioned attention"), the own view so transformed, the other view, and from
 features of both the mixture of both ("cross-model mixup"). The same is done with images that are
-mixed with those of another scan. What the text leaves open is as in the released code (docs/pcrl.md).
+mixed with those of another scan. What the text leaves open is as in the released code
+(docs/pcrl.md).
 """
 
 from __future__ import annotations
