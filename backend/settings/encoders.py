@@ -134,7 +134,7 @@ class VitConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ResnetConfig:
-    """The 3D ResNet of PGL (sec. 3.2) with bottleneck blocks."""
+    """The 3D ResNet of PGL (sec. 3.3) with bottleneck blocks."""
 
     kind: Literal["resnet"] = "resnet"
     depths: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)

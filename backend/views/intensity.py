@@ -1,4 +1,4 @@
-"""Changes of a view's values, in a batch on the device (PGL, sec. 4.1: T3 to T6).
+"""Changes of a view's values, in a batch on the device (PGL, sec. 3.2: T3 to T6).
 
 Every sample draws from its own key whether it is changed and how much.
 """
