@@ -234,7 +234,7 @@ class Loop(Generic[BatchT]):
         rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-            if self.plan.weight_decay is not None and group["weight_decay"]:
+            if self.plan.weight_decay is not None and group["decays"]:
                 group["weight_decay"] = self.plan.weight_decay(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         numbers: dict[str, Tensor] = {}

@@ -23,10 +23,14 @@ def decay_groups(
 
     Args:
         parameters: named parameters; those without gradient are left out.
-        weight_decay: of the first group; the second has none.
+        weight_decay: of the first group, whose `decays` is true; the second has none.
     """
     named = [(n, p) for n, p in parameters if p.requires_grad]
     return [
-        {"params": [p for n, p in named if decays(n, p)], "weight_decay": weight_decay},
-        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
+        {
+            "params": [p for n, p in named if decays(n, p) == group],
+            "weight_decay": weight_decay if group else 0.0,
+            "decays": group,
+        }
+        for group in (True, False)
     ]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -335,6 +335,46 @@ def test_events_come_when_they_are_due_and_once_at_the_end(tmp_path: Path) -> No
     assert seen == [3, 6, 8]
     told = [r.get("probe/seen") for r in read_metrics(tmp_path / "run")]
     assert told == [None, None, 3, None, None, 6, None, 8]
+
+
+class _Watched(_Regression):
+    """Its monitor follows a list of numbers; healthy between 0.1 and 10."""
+
+    healthy = MappingProxyType({"spread": (0.1, 10.0), "never told": (0.0, 1.0)})
+
+    def __init__(self, spreads: Sequence[float]) -> None:
+        super().__init__()
+        self._spreads = iter(spreads)
+
+    def loss(self, batch: Tensor, progress: float) -> Losses:
+        return (
+            super()
+            .loss(batch, progress)
+            ._replace(monitors={"spread": torch.tensor(next(self._spreads))})
+        )
+
+
+@pytest.mark.parametrize(
+    ("spreads", "told_at"),
+    [
+        ([1.0] * 5 + [0.05] * 20, [25]),
+        ([20.0] * 45, [20]),  # once, not at every step from then on
+        ([0.05] * 19 + [1.0] + [0.05] * 19, []),
+        ([0.1] * 10 + [10.0] * 20, []),  # the bounds themselves are healthy
+        ([0.05] * 20 + [1.0] * 3 + [20.0] * 20, [20, 43]),
+    ],
+)
+def test_features_that_collapse_for_20_steps_on_end_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spreads: list[float], told_at: list[int]
+) -> None:
+    with _folder(tmp_path / "run") as run, caplog.at_level("WARNING", logger="backend"):
+        plan = _plan(len(spreads))
+        _loop(_Watched(spreads), run, plan).fit(_batches(), stop=StopRequest(), what="Test")
+    told = [r.getMessage() for r in caplog.records if "collapsed" in r.getMessage()]
+    assert [int(text.split("now step ")[1].split(")")[0]) for text in told] == told_at
+    status = read_status(tmp_path / "run")
+    assert status.get("warning") == (told[-1] if told else None)
+    assert all("spread" in text and "0.1 to 10" in text for text in told)
 
 
 class _SmitTask:
