@@ -133,13 +133,14 @@ class Smit(Method):
         share = c.teacher_temperature_warmup_epochs / self.epochs
         delay = c.patch_temperature_delay_epochs / self.epochs
         low, high = c.teacher_temperature
-        return {
-            "temperature/student": c.student_temperature,
-            "temperature/teacher_cls": linear_warmup(low, high, progress, share=share),
-            "temperature/teacher_patch": linear_warmup(
+        warm = {"temperature/student": c.student_temperature}
+        if self.class_centre is not None:
+            warm["temperature/teacher_cls"] = linear_warmup(low, high, progress, share=share)
+        if self.patch_centre is not None:
+            warm["temperature/teacher_patch"] = linear_warmup(
                 low, high, progress, share=share, delay=delay
-            ),
-        }
+            )
+        return warm
 
     def forward(self, views: ViewSet, progress: float) -> Losses:
         """Losses of a batch of views.
