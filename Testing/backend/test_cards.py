@@ -1,81 +1,85 @@
-"""What is said of each method names settings and presets that there are."""
+"""README and docs say of the methods what the program says."""
 
 from __future__ import annotations
 
-import string
-from dataclasses import asdict
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-from backend.cards import Card, card, card_facts, deviations
-from backend.config import BASELINES, PRESETS, FinetuneConfig, PretrainConfig, load_config
-from backend.errors import UserError
+from backend.cards import card
+from backend.config import BASELINES, PRESETS, PretrainConfig, load_config
+from backend.methods import build_method
+from backend.models.segmentation import parameter_count
 
-KNOWN = PRESETS | BASELINES
-
-
-def config_of(method: str, preset: str, *overrides: str) -> PretrainConfig | FinetuneConfig:
-    kind = FinetuneConfig if method in BASELINES else PretrainConfig
-    return load_config(kind, method=method, preset=preset, overrides=overrides)
+ROOT = Path(__file__).parents[2]
 
 
-def has(config: Any, path: str) -> bool:
-    """Whether there is such a setting; what lies inside a part that is left out counts as there."""
-    for part in path.split("."):
-        if config is None:
-            return True
-        if not hasattr(config, part):
-            return False
-        config = getattr(config, part)
-    return True
+def encoder_size(method: str) -> int:
+    config = load_config(PretrainConfig, method=method)
+    with torch.device("meta"):
+        return parameter_count(build_method(config.method, epochs=1).encoder)
 
 
-def paths_of(told: Card) -> list[str]:
-    texts = [entry.here for entry in (*told.silent, *told.always)]
-    named = [name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name]
-    return [*named, *(item.setting for item in told.stated)]
+def readme_rows() -> list[str]:
+    rows = ["| method | in one sentence | network |", "|---|---|---|"]
+    for name in PRESETS:
+        told = card(name)
+        rows.append(f"| [`{name}`](docs/{name}.md) | {told.clinician} | {told.backbone} |")
+    return rows
 
 
-def test_there_is_a_card_of_everything_and_nothing_else() -> None:
-    folder = Path(__file__).parents[2] / "backend" / "cards"
-    assert {path.stem for path in folder.iterdir()} == KNOWN.keys()
-    with pytest.raises(UserError, match=r"no method 'smot'.*Did you mean 'smit'"):
-        card("smot")
+def docs_rows() -> list[str]:
+    rows = [
+        "| method | what it does | from | encoder parameters | kept | presets |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, presets in PRESETS.items():
+        told = card(name)
+        rows.append(
+            f"| [`{name}`]({name}.md) | {told.engineer} | {told.paper} | {encoder_size(name):,} "
+            f"| {told.kept} | {', '.join(presets)} |"
+        )
+    return rows
 
 
-@pytest.mark.parametrize("method", KNOWN)
-def test_a_card_says_everything_and_names_what_there_is(method: str) -> None:
-    told = card(method)
-    facts = card_facts(method)
-    assert facts["presets"] == list(KNOWN[method])
-    for name in ("clinician", "engineer", "paper", "backbone", "kept", "citations"):
-        assert facts[name], name
-    for name in ("clinician", "engineer"):
-        assert facts[name].endswith("."), name
-    for preset in KNOWN[method]:
-        config = config_of(method, preset)
-        assert [path for path in paths_of(told) if not has(config, path)] == []
-    for item in told.stated:
-        assert item.reasons.keys() <= {*KNOWN[method], ""}, item.what
+def baseline_rows() -> list[str]:
+    rows = ["| network | what it is | from | presets |", "|---|---|---|---|"]
+    for name, presets in BASELINES.items():
+        told = card(name)
+        rows.append(f"| `{name}` | {told.engineer} | {told.paper} | {', '.join(presets)} |")
+    return rows
 
 
-@pytest.mark.parametrize("method", KNOWN)
-def test_every_deviation_of_every_preset_is_told_with_its_reason(method: str) -> None:
-    for preset in KNOWN[method]:
-        found = deviations(config_of(method, preset))
-        for item in found:
-            assert all(asdict(item).values()), item
-            assert item.reason != "Set by you.", f"{preset}: {item.what}"
-            assert "None" not in item.here, item
+def block(path: str, name: str) -> tuple[str, str]:
+    """The file, and what stands between its two marks."""
+    text = (ROOT / path).read_text("utf-8")
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", text, re.S)
+    assert found is not None, f"{path} lacks the mark <!-- {name} -->"
+    return text, found[1]
 
 
-def test_a_setting_of_the_users_own_is_told_as_theirs() -> None:
-    before = deviations(config_of("smit", "paper"))
-    after = deviations(config_of("smit", "paper", "method.mask_ratio=0.5"))
-    (new,) = [item for item in after if item not in before]
-    assert (new.what, new.here, new.reason) == ("mask ratio", "0.5", "Set by you.")
-    # Whole numbers and lists are equal however they are written.
-    same = deviations(config_of("smit", "paper", "method.weight_mip=1", "train.seed=9"))
-    assert same == before
+@pytest.mark.parametrize(
+    ("path", "name", "rows"),
+    [
+        ("README.md", "methods", readme_rows),
+        ("docs/methods.md", "methods", docs_rows),
+        ("docs/methods.md", "baselines", baseline_rows),
+    ],
+)
+def test_tables_say_what_the_cards_say(path: str, name: str, rows: object) -> None:
+    assert callable(rows)
+    wanted = "\n".join(rows()) + "\n"
+    _, found = block(path, name)
+    assert found == wanted, f"{path} between the marks of {name} should be:\n{wanted}"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_method_has_a_page_that_cites_its_papers(name: str) -> None:
+    page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    assert f"--method {name}" in page
+    for text in card(name).citations:
+        identifier = re.search(r"doi:\S+|arXiv:[\d.]+\d|\d{4}\.\d{4,5}", text)
+        if identifier is not None:
+            assert identifier[0].rstrip(".").removeprefix("arXiv:") in page, identifier[0]
