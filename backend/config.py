@@ -191,7 +191,21 @@ class PretrainConfig:
         if self.views.isotropic_first and self.preprocess.spacing_mm is None:
             raise ValueError("views.isotropic_first needs a spacing: set preprocess.spacing_mm")
         self.method.check_views(self.views)
+        self._check_batch()
         return self
+
+    def _check_batch(self) -> None:
+        part, least = self.train.batch_size // self.train.accumulate, self.method.least_batch
+        if part < least:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} in {self.train.accumulate} parts: "
+                f"{self.method.name} tells scans from each other and needs {least} in each"
+            )
+        if self.method.needs_window and self.preprocess.intensity != "window":
+            raise ValueError(
+                f"preprocess.intensity={self.preprocess.intensity}: {self.method.name} needs "
+                "values from 0 to 1, so window"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -225,7 +239,7 @@ class AugmentConfig:
     flip_probability: Fraction = 0.0
     """Chance to mirror along each axis. Off: left and right organs differ."""
     noise_probability: Fraction = 0.0
-    """Chance of Gaussian noise, variance up to 0.1 (this and the next three: PGL, sec. 4.1)."""
+    """Chance of Gaussian noise, variance up to 0.1 (this and the next three: PGL, sec. 3.2)."""
     blur_probability: Fraction = 0.0
     """Chance of a Gaussian blur of 0.5 to 1 voxel."""
     brightness_probability: Fraction = 0.0

@@ -284,7 +284,7 @@ def _initialise(method: Method, source: Path) -> None:
     file = resolve_weights(source, prefer=INIT_FILES)
     tensors, header = load_weights(file)
     prefix = "encoder." if header.kind == "segmentation" else ""
-    report = load_into(method.encoder, tensors, prefix=prefix, what=str(file))
+    report = load_into(method.parts["encoder"], tensors, prefix=prefix, what=str(file))
     log.info("Started from %s\n%s", file, report.text())
     method.restart_teacher()
 

@@ -102,46 +102,43 @@ def triptych_png(
     path: Path,
     *,
     inputs: Grey,
-    masked: Grey,
+    hidden: NDArray[np.bool_],
     reconstruction: Grey,
     spacing_mm: Vec3,
     title: str,
-    hidden: NDArray[np.bool_] | None = None,
+    spoilt: Grey | None = None,
 ) -> None:
-    """Write a picture of input, masked input, prediction and prediction within its surroundings.
+    """Write a picture of input, what the network saw of it, and what it predicted.
 
-    Three rows (axial, coronal, sagittal) of four columns; the fourth shows the visible voxels as
-    they are and the prediction where they were hidden. One line below gives the mean absolute
-    error of hidden and visible voxels over the whole crop.
+    Three rows: axial, coronal, sagittal. Where voxels were hidden, a fourth column shows the
+    visible voxels as they are and the prediction in place of the others. One line below gives the
+    mean absolute error over the whole crop.
 
     Args:
         path: the PNG to write.
         inputs: array (z, y, x), LPS orientation order, window mapped to [0, 1].
-        masked: what the network was shown.
-        reconstruction: what it predicted, everywhere.
+        hidden: which voxels were hidden, (z, y, x).
+        reconstruction: what the network predicted, everywhere.
         spacing_mm: voxel distances (z, y, x).
         title: e.g. "Step 100".
-        hidden: which voxels were hidden, and are veiled in the picture. None: they were not hidden
-            but spoilt, and are those where `masked` differs from `inputs`.
+        spoilt: what the network saw, where it was not the input with voxels hidden.
 
     Raises:
         ValueError: if the arrays differ in shape or are not three-dimensional.
     """
-    _check_same_shape(inputs, masked, reconstruction)
-    shown = _grey_to_rgb(masked)
-    heading = "Spoilt input" if hidden is None else "Masked input"
-    if hidden is None:
-        hidden = masked != inputs
+    _check_same_shape(inputs, reconstruction, inputs if spoilt is None else spoilt)
+    columns = {"Input": _grey_to_rgb(inputs)}
+    if spoilt is None:
+        veil = np.array(_HIDDEN, dtype=np.uint8)
+        columns["Masked input"] = np.where(hidden[..., None], veil, _grey_to_rgb(inputs))
     else:
-        shown = np.where(hidden[..., None], np.array(_HIDDEN, dtype=np.uint8), shown)
-    columns = {
-        "Input": _grey_to_rgb(inputs),
-        heading: shown,
-        "Prediction": _grey_to_rgb(reconstruction),
-        "Visible + predicted": _grey_to_rgb(np.where(hidden, reconstruction, inputs)),
-    }
+        columns["Spoilt input"] = _grey_to_rgb(spoilt)
+    columns["Prediction"] = _grey_to_rgb(reconstruction)
+    if spoilt is None and hidden.any():
+        columns["Visible + predicted"] = _grey_to_rgb(np.where(hidden, reconstruction, inputs))
     at = [richest_slice(inputs, axis) for axis in range(3)]
-    note = _error_note(inputs, reconstruction, hidden)
+    words = ("hidden", "visible") if spoilt is None else ("changed", "unchanged")
+    note = _error_note(inputs, reconstruction, hidden, words=words)
     _write_columns(path, columns, at=at, spacing_mm=spacing_mm, title=title, note=note)
 
 
@@ -260,12 +257,14 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size=size)
 
 
-def _error_note(inputs: Grey, prediction: Grey, hidden: NDArray[np.bool_]) -> str:
-    """What the picture measures, in one line."""
+def _error_note(
+    inputs: Grey, prediction: Grey, hidden: NDArray[np.bool_], *, words: tuple[str, str]
+) -> str:
+    """What the picture measures, in one line; `words` for voxels that were hidden and others."""
     error = np.abs(prediction.astype(np.float64) - inputs)
     finite = np.isfinite(error)
-    parts = [f"{hidden.mean():.0%} hidden"]
-    for name, where in (("hidden", hidden & finite), ("visible", ~hidden & finite)):
+    parts = [f"{hidden.mean():.0%} {words[0]}"]
+    for name, where in zip(words, (hidden & finite, ~hidden & finite), strict=True):
         if where.any():
             parts.append(f"mean absolute error {name} {error[where].mean():.4f}")
     if not finite.all():

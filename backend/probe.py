@@ -134,7 +134,8 @@ def _solve(
     gram = known.T @ (weight * known)
     gram += ridge * torch.eye(len(gram), dtype=torch.float64) * gram.diagonal().mean()
     linear = torch.linalg.solve(gram, known.T @ (weight * (target - offset)))
-    return (asked @ linear + offset).argmax(dim=1)
+    found: Tensor = (asked @ linear + offset).argmax(dim=1)
+    return found
 
 
 def _balanced_accuracy(found: Int64[Tensor, " m"], wanted: Int64[Tensor, " m"]) -> float:

@@ -80,29 +80,32 @@ class Watcher:
                 self._draw(seen, regions, geometry, step)
         if seen is None:
             return None
-        visible = seen.image[~seen.hidden.unsqueeze(1)].mean()
+        hidden = seen.hidden
+        # Where all or nothing is hidden, all voxels count, and the mean is that of all.
+        if bool(hidden.all()) or not bool(hidden.any()):
+            known, hidden = seen.image, torch.ones_like(hidden)
+        else:
+            known = seen.image[~hidden.unsqueeze(1)]
         return _Errors(
-            float(masked_l1(seen.prediction, seen.image, seen.hidden)),
-            float(masked_l1(visible.expand_as(seen.image), seen.image, seen.hidden)),
+            float(masked_l1(seen.prediction, seen.image, hidden)),
+            float(masked_l1(known.mean().expand_as(seen.image), seen.image, hidden)),
         )
 
     def _draw(self, seen: Reconstruction, regions: Regions, geometry: Geometry, step: int) -> None:
         image = self._grey(seen.image, regions)
         hidden = seen.hidden[0].cpu().numpy()
         prediction = self._grey(seen.prediction, regions)
-        if seen.shown is None:
-            masked = np.where(hidden, 0.0, image).astype(np.float32)
-        else:
-            masked = self._grey(seen.shown, regions)
+        spoilt = None if seen.shown is None else self._grey(seen.shown, regions)
         triptych_png(
             self._folder.previews / f"step_{step:06d}.png",
             inputs=image,
-            masked=masked,
+            hidden=hidden,
+            spoilt=spoilt,
             reconstruction=prediction,
             spacing_mm=geometry.spacing_mm,
             title=self._title(step),
-            hidden=hidden if seen.shown is None else None,
         )
+        masked = np.where(hidden, 0.0, image).astype(np.float32) if spoilt is None else spoilt
         shown = {"input": image, "masked": masked, "reconstruction": prediction}
         self._write(shown, geometry, step)
 

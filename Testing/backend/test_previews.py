@@ -35,11 +35,13 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def write_triptych(path: Path, volumes: tuple[np.ndarray, ...], **options: object) -> np.ndarray:
-    inputs, masked, reconstruction = (v.astype(np.float32) for v in volumes)
+def write_triptych(
+    path: Path, inputs: np.ndarray, reconstruction: np.ndarray, **options: object
+) -> np.ndarray:
     triptych_png(
-        path, inputs=inputs, masked=masked, reconstruction=reconstruction, title="Step 7",
-        **{"spacing_mm": (1.0, 1.0, 1.0), **options},
+        path, inputs=inputs.astype(np.float32), reconstruction=reconstruction.astype(np.float32),
+        title="Step 7",
+        **{"hidden": inputs < -1, "spacing_mm": (1.0, 1.0, 1.0), **options},
     )  # fmt: skip
     return pixels(path)
 
@@ -74,8 +76,7 @@ def test_composite_shows_prediction_where_hidden_and_input_elsewhere(tmp_path: P
     inputs = np.full((16, 16, 16), 0.2)
     hidden = np.zeros(inputs.shape, dtype=bool)
     hidden[:, :, :8] = True  # the patient's right half, on the viewer's left
-    masked = np.where(hidden, 0.0, inputs)
-    image = write_triptych(tmp_path / "t.png", (inputs, masked, np.full(inputs.shape, 0.8)))
+    image = write_triptych(tmp_path / "t.png", inputs, np.full(inputs.shape, 0.8), hidden=hidden)
     column = (image.shape[1] - GUTTER) / 4
     row = HEAD + PANEL // 4
 
@@ -88,10 +89,20 @@ def test_composite_shows_prediction_where_hidden_and_input_elsewhere(tmp_path: P
     assert (grey(3, 0.25), grey(3, 0.75)) == (204, 51)
 
 
+def test_spoilt_voxels_are_shown_as_the_network_saw_them(tmp_path: Path) -> None:
+    inputs, spoilt = np.full((16, 16, 16), 0.2), np.full((16, 16, 16), 0.6)
+    image = write_triptych(
+        tmp_path / "t.png", inputs, inputs, hidden=inputs > 0, spoilt=spoilt.astype(np.float32)
+    )
+    column = (image.shape[1] - GUTTER) / 3  # no fourth one: nothing was hidden
+    shown = [image[HEAD + PANEL // 4, round(GUTTER + (k + 0.25) * column), 1] for k in range(3)]
+    assert shown == [51, 153, 51]
+
+
 def test_hidden_voxels_are_tinted_even_where_the_fill_value_equals_air(tmp_path: Path) -> None:
     air = np.zeros((16, 16, 16))
     hidden = np.ones(air.shape, dtype=bool)
-    image = write_triptych(tmp_path / "t.png", (air, air, air), hidden=hidden)
+    image = write_triptych(tmp_path / "t.png", air, air, hidden=hidden)
     column = (image.shape[1] - GUTTER) / 4
     tint = image[HEAD + PANEL // 4, round(GUTTER + column + PANEL / 4)]
     assert tint[2] > tint[0] > 0  # bluish, not black
@@ -99,7 +110,7 @@ def test_hidden_voxels_are_tinted_even_where_the_fill_value_equals_air(tmp_path:
 
 def test_panels_have_physical_proportions(tmp_path: Path) -> None:
     white = np.ones((10, 30, 30))
-    image = write_triptych(tmp_path / "t.png", (white,) * 3, spacing_mm=(2.0, 1.0, 1.0))
+    image = write_triptych(tmp_path / "t.png", white, white, spacing_mm=(2.0, 1.0, 1.0))
     at = GUTTER + PANEL // 4  # beside the letters in the middle of the panel
     lit = np.flatnonzero(image[HEAD:, at].min(axis=1) == 255)
     runs = np.split(lit, np.flatnonzero(np.diff(lit) > 1) + 1)
@@ -108,7 +119,7 @@ def test_panels_have_physical_proportions(tmp_path: Path) -> None:
 
 def test_triptych_refuses_volumes_of_different_shape(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one shape"):
-        write_triptych(tmp_path / "t.png", (np.ones((4, 4, 4)), np.ones((4, 4, 4)), np.ones(4)))
+        write_triptych(tmp_path / "t.png", np.ones((4, 4, 4)), np.ones(4))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,8 +127,8 @@ def test_voxels_that_are_not_finite_do_not_break_the_picture(tmp_path: Path) -> 
     bad = np.ones((8, 8, 8))
     bad[0, 0, 0] = np.nan
     good = np.ones((8, 8, 8))
-    with_nan = write_triptych(tmp_path / "nan.png", (good, good, bad))
-    without = write_triptych(tmp_path / "good.png", (good, good, good))
+    with_nan = write_triptych(tmp_path / "nan.png", good, bad)
+    without = write_triptych(tmp_path / "good.png", good, good)
     foot = slice(-30, None)
     assert (with_nan[foot] != without[foot]).any()  # the line below the panels says so
 

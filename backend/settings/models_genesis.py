@@ -39,6 +39,11 @@ class ModelsGenesisConfig(AnyViews):
             raise ValueError("encoder.decoder must be true: the decoder restores the view")
         return self
 
+    @property
+    def needs_window(self) -> bool:
+        """The corruptions are made for 0..1."""
+        return True
+
     def check_views(self, views: ViewsConfig) -> None:
         """Painted boxes need room."""
         if min(triple(views.main.size)) < _SMALLEST_EDGE:

@@ -100,6 +100,11 @@ class PglConfig(AnyViews):
             else None
         )
 
+    @property
+    def least_batch(self) -> int:
+        """Contrast needs another scan."""
+        return 2 if self.loss == "info_nce" else 1
+
     def check_views(self, views: ViewsConfig) -> None:
         """Two views, and whole cells where some are hidden."""
         check_pair(self.name, views)

@@ -22,6 +22,11 @@ class SimclrConfig(AnyViews):
     temperature: Positive = 0.1
     """Sharpness of telling views apart (tau)."""
 
+    @property
+    def least_batch(self) -> int:
+        """Contrast needs another scan."""
+        return 2
+
     def check_views(self, views: ViewsConfig) -> None:
         """Two views."""
         check_pair(self.name, views)

@@ -63,6 +63,11 @@ class TrioConfig(AnyViews):
             )
         return self
 
+    @property
+    def least_batch(self) -> int:
+        """Contrast needs another scan."""
+        return 2
+
     def check_views(self, views: ViewsConfig) -> None:
         """One crop of each scan, square in the axial plane, of which two versions are made."""
         if views.main.count != 1 or views.local is not None:

@@ -119,6 +119,16 @@ class AnyViews:
         """What is hidden of each view; None if the method hides no cells."""
         return None
 
+    @property
+    def least_batch(self) -> int:
+        """Scans that a part of a batch must have: two, if scans are told from each other."""
+        return 1
+
+    @property
+    def needs_window(self) -> bool:
+        """Whether values must lie in 0..1 (preprocess.intensity=window)."""
+        return False
+
     def check_views(self, views: ViewsConfig) -> None:
         """Refuse views that the method cannot learn from.
 
