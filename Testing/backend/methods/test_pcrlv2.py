@@ -149,7 +149,7 @@ def test_a_few_steps_of_the_tiny_preset_lower_the_loss() -> None:
     )
     torch.manual_seed(0)
     method = build_method(config.method, epochs=100).train()
-    optimizer = torch.optim.AdamW(method.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2)
     views, seen = _views(), []
     for step in range(15):
         losses = method(views, step / 100)
