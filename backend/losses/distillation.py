@@ -6,7 +6,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+
+from backend.losses.state import StepState
 
 
 def teacher_distribution(
@@ -55,7 +57,7 @@ def feature_std(features: Float[Tensor, "*batch c"]) -> Float[Tensor, ""]:
     return spread
 
 
-class Centre(nn.Module):
+class Centre(StepState):
     """Running mean of the teacher's logits, over all processes.
 
     What is observed during a step (in several parts if gradients are accumulated) is applied once

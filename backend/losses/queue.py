@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from backend.losses.precision import full_precision
 from backend.losses.similarity import gather
+from backend.losses.state import StepState
 
 
-class KeyQueue(nn.Module):
+class KeyQueue(StepState):
     """The last keys that were seen; the oldest make room.
 
     It begins with random ones, as published. What is observed during a step (in several parts if

@@ -31,11 +31,11 @@ from backend.losses.distillation import (
 from backend.losses.reconstruction import masked_mse
 from backend.losses.terms import Losses
 from backend.methods.method import Method, Reconstruction
-from backend.methods.teacher import follow, teacher_of
+from backend.methods.teacher import teacher_of
 from backend.models.encoder import build_encoder
 from backend.models.swin import upsample_cells
 from backend.models.vit import MaeDecoder, VitEncoder, VitOutput, patch_grid, patchify, unpatchify
-from backend.schedules import cosine, linear_warmup
+from backend.schedules import linear_warmup
 from backend.settings.glmae import GlmaeConfig
 from backend.views.crops import View, ViewSet
 from backend.views.masking import CellMask, random_cells
@@ -91,7 +91,7 @@ class Glmae(Method):
     teacher: GlmaeBranch | None
 
     def __init__(self, config: GlmaeConfig, *, epochs: float) -> None:
-        super().__init__(epochs=epochs)
+        super().__init__(epochs=epochs, ema_momentum=config.ema_momentum)
         self.config = config
         self.student = GlmaeBranch(config)
         self.decoder = MaeDecoder(
@@ -154,18 +154,6 @@ class Glmae(Method):
             monitors["teacher_entropy"] = entropy(guide)
             monitors["centre_norm"] = self.centre.value.norm()
         return Losses(total, {name: term.detach() for name, term in terms.items()}, monitors)
-
-    def after_step(self, progress: float) -> dict[str, float]:
-        """Move teacher and centre on (eq. 3); `progress` counts the step just made.
-
-        Returns the momentum that was used.
-        """
-        if self.teacher is None:
-            return {}
-        momentum = cosine(*self.config.ema_momentum, progress)
-        follow(self.teacher, self.student, momentum)
-        self.centre.update()
-        return {"ema_momentum": momentum}
 
     @torch.no_grad()
     def reconstruct(self, view: View) -> Reconstruction:

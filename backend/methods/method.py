@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from backend.losses.state import StepState
 from backend.losses.terms import Losses
 from backend.methods.teacher import follow
+from backend.schedules import cosine
 from backend.views.crops import View, ViewSet
 
 
@@ -38,6 +40,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         epochs: length of the run, to which schedules told in epochs refer.
+        ema_momentum: of the teacher, at the first and the last step; half a cosine between.
         healthy: bounds (low, high) of monitors by name; outside of them for long, the features
             collapse.
         student: what learns and has a teacher; None where there is none.
@@ -48,9 +51,10 @@ class Method(nn.Module, ABC):
     student: nn.Module | None
     teacher: nn.Module | None
 
-    def __init__(self, *, epochs: float) -> None:
+    def __init__(self, *, epochs: float, ema_momentum: tuple[float, float] = (1.0, 1.0)) -> None:
         super().__init__()
         self.epochs = epochs
+        self.ema_momentum = ema_momentum
         self.register_module("student", None)
         self.register_module("teacher", None)
 
@@ -75,12 +79,22 @@ class Method(nn.Module, ABC):
     def after_backward(self, progress: float) -> None:
         """Called when all gradients of a step are there, before clipping."""
 
-    def after_step(self, progress: float) -> dict[str, float]:  # noqa: ARG002 - most do nothing
-        """Called after the optimiser; `progress` counts the step just made.
+    @torch.no_grad()
+    def after_step(self, progress: float) -> dict[str, float]:
+        """Move on what follows the student: the teacher, and states such as centres and queues.
+
+        Called after the optimiser; `progress` counts the step just made.
 
         Returns what was used for it, for the record.
         """
-        return {}
+        used = {}
+        if self.teacher is not None and self.student is not None:
+            used["ema_momentum"] = cosine(*self.ema_momentum, progress)
+            follow(self.teacher, self.student, used["ema_momentum"])
+        for module in self.modules():
+            if isinstance(module, StepState):
+                module.update()
+        return used
 
     def reconstruct(self, view: View) -> Reconstruction | None:  # noqa: ARG002 - see below
         """What the method predicts for a view in evaluation mode; None if it predicts no voxels."""

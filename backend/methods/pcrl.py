@@ -25,7 +25,7 @@ from backend.losses.distillation import feature_std
 from backend.losses.queue import KeyQueue, queue_nce
 from backend.losses.terms import Losses
 from backend.methods.method import Method, Reconstruction
-from backend.methods.teacher import follow, teacher_of
+from backend.methods.teacher import teacher_of
 from backend.models.encoder import build_encoder
 from backend.models.unet import EncoderDecoder
 from backend.settings.pcrl import PcrlConfig
@@ -82,7 +82,8 @@ class Pcrl(Method):
     teacher: PcrlBranch
 
     def __init__(self, config: PcrlConfig, *, epochs: float) -> None:
-        super().__init__(epochs=epochs)
+        momentum = config.ema_momentum
+        super().__init__(epochs=epochs, ema_momentum=(momentum, momentum))
         self.config = config
         self.healthy = {"feature_std": (0.01, math.inf)}
         self.student = PcrlBranch(config)
@@ -141,13 +142,6 @@ class Pcrl(Method):
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         detached = {name: term.detach() for name, term in terms.items()}
         return Losses(total, detached, {"feature_std": feature_std(own.vector.detach())})
-
-    def after_step(self, progress: float) -> dict[str, float]:
-        """Move teacher and queue on; returns the momentum that was used."""
-        del progress  # the momentum is constant
-        follow(self.teacher, self.student, self.config.ema_momentum)
-        self.queue.update()
-        return {"ema_momentum": self.config.ema_momentum}
 
     @torch.no_grad()
     def reconstruct(self, view: View) -> Reconstruction:

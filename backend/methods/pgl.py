@@ -27,12 +27,11 @@ from backend.losses.reconstruction import masked_l1
 from backend.losses.similarity import cosine_distance, info_nce
 from backend.losses.terms import Losses
 from backend.methods.method import Method, Reconstruction
-from backend.methods.teacher import follow, teacher_of
+from backend.methods.teacher import teacher_of
 from backend.models.encoder import build_encoder
 from backend.models.heads import ConvProjector, PixelHead
 from backend.models.resnet import ResnetEncoder
 from backend.models.swin import upsample_cells
-from backend.schedules import cosine
 from backend.settings.common import triple
 from backend.settings.pgl import PglConfig
 from backend.views.crops import View, ViewSet
@@ -71,7 +70,7 @@ class Pgl(Method):
     teacher: PglBranch | None
 
     def __init__(self, config: PglConfig, *, epochs: float) -> None:
-        super().__init__(epochs=epochs)
+        super().__init__(epochs=epochs, ema_momentum=config.ema_momentum)
         self.config = config
         self.healthy = {"feature_std": (0.05, math.inf)}
         self.student = PglBranch(config)
@@ -132,17 +131,6 @@ class Pgl(Method):
             total = total + c.weight_mip * terms["mip"]
         monitors = {"feature_std": feature_std(wanted.movedim(1, -1))}
         return Losses(total, {name: value.detach() for name, value in terms.items()}, monitors)
-
-    def after_step(self, progress: float) -> dict[str, float]:
-        """Move the target on (eq. 10); `progress` counts the step just made.
-
-        Returns the momentum that was used.
-        """
-        if self.teacher is None:
-            return {}
-        momentum = cosine(*self.config.ema_momentum, progress)
-        follow(self.teacher, self.student, momentum)
-        return {"ema_momentum": momentum}
 
     @torch.no_grad()
     def reconstruct(self, view: View) -> Reconstruction | None:

@@ -28,11 +28,11 @@ from backend.losses.reconstruction import masked_l1
 from backend.losses.terms import Losses
 from backend.methods.method import Method, Reconstruction
 from backend.methods.stochastic_depth import branch_scale
-from backend.methods.teacher import follow, teacher_of
+from backend.methods.teacher import teacher_of
 from backend.models.encoder import build_encoder
 from backend.models.heads import ClassAttention, DeconvHead, PixelHead, PrototypeHead
 from backend.models.swin import EncoderOutput, SwinEncoder, upsample_cells
-from backend.schedules import cosine, linear_warmup
+from backend.schedules import linear_warmup
 from backend.settings.smit import HeadConfig, SmitConfig
 from backend.views.crops import View, ViewSet
 from backend.views.masking import HiddenCells, drawn_cells
@@ -95,7 +95,7 @@ class Smit(Method):
     teacher: SmitBranch | None
 
     def __init__(self, config: SmitConfig, *, epochs: float) -> None:
-        super().__init__(epochs=epochs)
+        super().__init__(epochs=epochs, ema_momentum=config.ema_momentum)
         self.config = config
         self.student = SmitBranch(config)
         self.teacher = teacher_of(self.student) if config.distils else None
@@ -184,20 +184,6 @@ class Smit(Method):
             for head in (self.student.patch_head, self.student.class_head):
                 if head is not None:
                     head.prototypes.grad = None
-
-    def after_step(self, progress: float) -> dict[str, float]:
-        """Move teacher and centres on; `progress` counts the step just made.
-
-        Returns the momentum that was used.
-        """
-        if self.teacher is None:
-            return {}
-        momentum = cosine(*self.config.ema_momentum, progress)
-        follow(self.teacher, self.student, momentum)
-        for centre in (self.patch_centre, self.class_centre):
-            if centre is not None:
-                centre.update()
-        return {"ema_momentum": momentum}
 
     @torch.no_grad()
     def reconstruct(self, view: View) -> Reconstruction | None:
