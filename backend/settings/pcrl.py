@@ -58,6 +58,11 @@ class PcrlConfig(AnyViews):
             raise ValueError("encoder.decoder must be true: the decoder reconstructs")
         return self
 
+    @property
+    def needs_window(self) -> bool:
+        """What spoils a view is made for 0..1."""
+        return True
+
     def check_views(self, views: ViewsConfig) -> None:
         """Refuse views that the method cannot learn from.
 

@@ -48,6 +48,11 @@ class Pcrlv2Config(AnyViews):
             raise ValueError("encoder.decoder must be true: scales of the decoder are compared")
         return self
 
+    @property
+    def needs_window(self) -> bool:
+        """What spoils a view is made for 0..1."""
+        return True
+
     def check_views(self, views: ViewsConfig) -> None:
         """Refuse views that the method cannot learn from.
 
