@@ -208,13 +208,13 @@ def _table(title: str, rows: Mapping[str, str], *, plain_names: bool = False) ->
 
 def describe(config: PretrainConfig) -> dict[str, Any]:
     """Parameter counts, mask, cost, deviations and settings, ready for JSON."""
-    parameters, cost = _count(config)
+    counts = parameters(config)
     return {
         "method": config.method.name,
         "preset": config.preset,
-        "parameters": parameters | _segmentation_parameters(config.method.name, config.preset),
-        "mask": _masking(config),
-        "cost": cost,
+        "parameters": counts,
+        "mask": masking(config),
+        "cost": _cost(config, counts),
         "deviations": [asdict(d) for d in deviations(config)],
         "citations": list(card(config.method.name).citations),
         "config": to_plain(config),
@@ -269,13 +269,29 @@ def measured(config: PretrainConfig, *, steps: int = 3) -> dict[str, Any]:
     }
 
 
-def _count(config: PretrainConfig) -> tuple[dict[str, int], dict[str, Any]]:
+def parameters(config: PretrainConfig) -> dict[str, int]:
+    """Parameters of each part, of all that learns, of the teacher and of the network on labels."""
+    import torch
+
+    from backend.methods import build_method
+    from backend.models.segmentation import parameter_count
+
+    with torch.device("meta"):
+        method = build_method(config.method, epochs=config.train.epochs)
+    return {
+        **{name: parameter_count(part) for name, part in method.parts.items()},
+        "learned": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "teacher": 0 if method.teacher is None else parameter_count(method.teacher),
+        **_segmentation_parameters(config.method.name, config.preset),
+    }
+
+
+def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
     """Counted on torch's meta device: shapes only, nothing is computed or allocated."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from backend.methods import build_method
-    from backend.models.segmentation import parameter_count
 
     with torch.device("meta"):
         method = build_method(config.method, epochs=config.train.epochs).train()
@@ -285,20 +301,13 @@ def _count(config: PretrainConfig) -> tuple[dict[str, int], dict[str, Any]]:
             with torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
                 losses = method(views, 0.0)
             losses.total.backward()
-    teacher = 0 if method.teacher is None else parameter_count(method.teacher)
-    learned = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    parameters = {
-        **{name: parameter_count(part) for name, part in method.parts.items()},
-        "learned": learned,
-        "teacher": teacher,
-    }
     train = config.train
     gflop = counter.get_total_flops() / _SAMPLES * train.batch_size / 1e9
     saved_bytes = saved.total / _SAMPLES * (train.batch_size // train.accumulate)
     # Weights, gradients and the optimiser's moments for what learns; weights for the teacher.
     moments = 2 if train.optimizer in {"adamw", "adam"} else 1
-    state = 4 * ((2 + moments) * learned + teacher)
-    return parameters, {
+    state = 4 * ((2 + moments) * counts["learned"] + counts["teacher"])
+    return {
         "gflop_per_step": round(gflop, 1),
         "scans_per_step": train.batch_size,
         "saved_activations_mib_fp32": round(saved_bytes / 2**20),
@@ -341,7 +350,7 @@ def _noise(config: PretrainConfig, *, samples: int, device: torch.device) -> Vie
     return ViewSet(views(config.views.main), views(config.views.local))
 
 
-def _masking(config: PretrainConfig) -> dict[str, Any]:
+def masking(config: PretrainConfig) -> dict[str, Any]:
     """What is hidden of each kind of view, where the method hides a share of cells."""
     from backend.views.masking import hidden_count
 
