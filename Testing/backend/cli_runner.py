@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.cli import main
 from backend.data.phantom import make_phantom
 from backend.data.phantom.cohort import write_image, write_label_names
 from backend.data.phantom.dicom import Series, write_series
@@ -101,6 +104,39 @@ def backend(
         check=False,
     )
     return Ended(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def backend_here(*words: object) -> Ended:
+    """Run a command to its end in this process: quicker, where nothing of the start matters."""
+    before, sys.argv = sys.argv, ["backend", *map(str, words)]
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        sys.argv = before
+    return Ended(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def backend_stopped(*words: object, run: Path, step: int) -> Ended:
+    """As `backend_here`, with the run asked to stop once a step is recorded."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while len(records(run)) < step and not done.wait(0.002):
+            pass
+        if not done.is_set():
+            (run / "stop").touch()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        return backend_here(*words)
+    finally:
+        done.set()
+        asking.join()
 
 
 def backend_each(

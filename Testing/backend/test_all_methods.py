@@ -1,0 +1,138 @@
+"""Every method through the command line: pretrained, stopped, resumed; one of each kind used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_runner import (
+    Ended,
+    Material,
+    backend_here,
+    backend_stopped,
+    make_material,
+    records,
+    status,
+)
+
+from backend.config import PRESETS, PretrainConfig, load_config
+from backend.engine.checkpoint import load_checkpoint
+from backend.weights import load_weights
+
+STEPS = 6
+_VIT = ("encoder={width: 12, depth: 3, heads: 2, patch: 8}", "decoder.width=12", "decoder.depth=1")
+_SWIN = ("encoder.embed_dim=4", "encoder.heads=[1, 1, 2]")
+_HEAD = ("head.hidden=8", "head.bottleneck=4", "head.prototypes=16")
+_RESNET = ("encoder.width=2", "projector={hidden: 8, output: 8}")
+_PGL = (*_RESNET, "predictor_hidden=8")
+_UNET = ("encoder.widths=[4, 8, 16]",)
+
+NARROW: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("smit", "ibot", "dino"), (*_SWIN, *_HEAD)),
+    **dict.fromkeys(("mip", "simmim", "fullrec", "ml_mip"), _SWIN),
+    **dict.fromkeys(("swinunetr_trio",), (*_SWIN, "contrast_width=8")),
+    "glmae": (*_VIT, "projector={hidden: 8, output: 8}"),
+    "mae3d": _VIT,
+    **dict.fromkeys(
+        ("pgl", "byol", "simsiam", "mocov3", "pgl_no_flip", "pgl_no_csalign", "pgl_no_align"), _PGL
+    ),
+    "pgl_mip": _PGL,
+    "simclr": _RESNET,
+    "models_genesis": (*_UNET, "blocks=20"),
+    "pcrl": (*_UNET, "projection=8", "condition=8", "queue=8", "shuffle_blocks=20"),
+    "pcrlv2": _UNET,
+    "rubik": _UNET,
+    "rubik_pp": (*_UNET, "discriminator_width=4"),
+    "cpc3d": (*_UNET, "code=8", "context=8", "negatives=2"),
+    "spark": ("encoder={widths: [4, 8, 16], blocks: [1, 1, 1]}",),
+}
+"""What makes the network of the preset tiny tinier still: settings of `method`."""
+
+QUICK = (
+    *("smit", "glmae", "pgl", "simclr", "swinunetr_trio", "models_genesis", "pcrl", "pcrlv2"),
+    *("rubik", "rubik_pp", "cpc3d", "spark"),
+)
+"""One method of each kind; the others differ from one of them in settings alone."""
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return make_material(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def index(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scans, searched and preprocessed once."""
+    path = tmp_path_factory.mktemp("index") / "index.csv"
+    done(backend_here("scan", material.unlabelled, "--output", path))
+    return path
+
+
+def pretrain(method: str, index: Path, cache: Path) -> tuple[object, ...]:
+    """The smallest pretraining of a method; lacks --output."""
+    settings = (
+        *(f"method.{setting}" for setting in NARROW[method]),
+        *("preprocess.spacing_mm=[6, 6, 6]", "data.workers=1", "train.preview_every_steps=1000"),
+        *("train.batch_size=2", "train.accumulate=1"),
+    )
+    return (
+        *("pretrain", "--method", method, "--preset", "tiny", "--device", "cpu"),
+        *("--data", index, "--cache", cache, "--max-steps", STEPS),
+        *(word for setting in settings for word in ("--set", setting)),
+    )
+
+
+def told(run: Path) -> list[dict[str, Any]]:
+    """The record but for what depends on the clock."""
+    timed = {"time_s", "volumes_per_s", "memory_mb"}
+    return [{k: v for k, v in record.items() if k not in timed} for record in records(run)]
+
+
+def done(ended: Ended) -> None:
+    assert ended.code == 0, ended.err[-2000:]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def test_there_are_narrow_settings_for_every_method() -> None:
+    assert NARROW.keys() == PRESETS.keys()
+    kinds = {type(load_config(PretrainConfig, method=name).method) for name in QUICK}
+    assert kinds == {type(load_config(PretrainConfig, method=name).method) for name in PRESETS}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in PRESETS],
+)
+def test_a_method_that_is_stopped_and_resumed_ends_as_if_it_had_not_been(
+    method: str, material: Material, index: Path, tmp_path: Path
+) -> None:
+    words = pretrain(method, index, material.cache)
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    done(backend_here(*words, "--output", whole))
+    stopped = backend_stopped(*words, "--output", torn, run=torn, step=STEPS // 2)
+    assert stopped.code == 3, stopped.err[-2000:]
+    assert STEPS // 2 <= len(records(torn)) < STEPS
+    done(backend_here("pretrain", "--resume", "--output", torn, "--device", "cpu"))
+    assert told(whole) == told(torn)
+    assert [record["step"] for record in records(torn)] == list(range(1, STEPS + 1))
+    ends = [load_checkpoint(run / "checkpoints" / "last.pt") for run in (whole, torn)]
+    for part in ("module", "optimizer", "step"):
+        assert same(ends[0][part], ends[1][part]), part
+    files = [load_weights(run / "checkpoints" / "encoder.safetensors") for run in (whole, torn)]
+    assert files[0][1] == files[1][1]
+    assert files[0][1].method == method
+    assert same(dict(files[0][0]), dict(files[1][0]))
+    assert (status(torn)["state"], status(torn)["step"]) == ("done", STEPS)
+    assert (torn / "report.html").stat().st_size > 0
+    assert list((torn / "previews").glob("step_000006*.png"))
