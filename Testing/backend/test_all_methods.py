@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cli_runner import (
 )
 
 from backend.config import PRESETS, PretrainConfig, load_config
+from backend.data.readers import read_label, read_volume
 from backend.engine.checkpoint import load_checkpoint
 from backend.weights import load_weights
 
@@ -136,3 +138,58 @@ def test_a_method_that_is_stopped_and_resumed_ends_as_if_it_had_not_been(
     assert (status(torn)["state"], status(torn)["step"]) == ("done", STEPS)
     assert (torn / "report.html").stat().st_size > 0
     assert list((torn / "previews").glob("step_000006*.png"))
+
+
+USED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "glmae": ((), ("decoder.width=4",)),
+    "pgl": (("preprocess.spacing_mm=null",), ("decoder.width=4",)),
+    "spark": (("preprocess.intensity=zscore",), ("preprocess.intensity=zscore",)),
+    "segresnet": ((), ()),
+}
+"""One of each family that is taken to its end: settings of its pretraining and fine-tuning."""
+
+
+def words_of(settings: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(word for setting in settings for word in ("--set", setting))
+
+
+@pytest.mark.parametrize("method", USED)
+def test_a_family_goes_from_scans_to_judged_segmentations(
+    method: str, material: Material, index: Path, tmp_path: Path
+) -> None:
+    before, after = USED[method]
+    start: tuple[object, ...] = ("--init", "none")
+    network = [f"method.{setting}" for setting in NARROW.get(method, ())]
+    if method in PRESETS:
+        run = tmp_path / "pretrain"
+        words = (*pretrain(method, index, material.cache), *words_of(before))
+        done(backend_here(*words, "--output", run))
+        start = ("--init", run)
+    tuned = backend_here(
+        *("finetune", "--method", method, "--preset", "tiny", "--device", "cpu", *start),
+        *("--data", material.labelled, "--cache", material.cache, "--max-steps", 2),
+        *("--output", tmp_path / "finetune"),
+        *words_of((*network, *after, "preprocess.spacing_mm=[6, 6, 6]", "crop=32")),
+        *words_of(("crops_per_scan=1", "data.workers=1", "validate_every_epochs=1000")),
+    )
+    done(tuned)
+    if method in PRESETS:
+        assert "100.0% of the parameters" in tuned.err
+    done(
+        backend_here(
+            *("segment", "--model", tmp_path / "finetune", "--device", "cpu"),
+            *("--input", material.nnunet / "imagesTr", "--output", tmp_path / "labels"),
+        )
+    )
+    for case in ("case_1", "case_2", "case_3"):
+        label = read_label(tmp_path / "labels" / f"{case}.nii.gz")
+        scan = read_volume([material.labelled / case / "ct.nii.gz"])
+        assert label.geometry.matches(scan.geometry, tolerance_mm=1e-4)
+    judged = backend_here(
+        *("evaluate", "--prediction", tmp_path / "labels", "--reference", material.labelled),
+        *("--output", tmp_path / "evaluation"),
+    )
+    done(judged)
+    found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert found["cases"] == ["case_1", "case_2", "case_3"]
+    assert 0 <= found["mean_without_background"]["dice"]["mean"] < 0.5
