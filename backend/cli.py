@@ -336,6 +336,11 @@ class Describe:
         from backend import describe
 
         if self.diff is not None:
+            if self.method or self.preset or self.overrides or self.measure:
+                raise UserError(
+                    "--diff compares two as they are.",
+                    "Leave out --method, --preset, --set and --measure.",
+                )
             describe.show_difference(*self.diff, as_json=self.json)
             return
         if self.method is None:

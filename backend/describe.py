@@ -8,6 +8,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from backend.config import (
     BASELINES,
     PRESETS,
     FinetuneConfig,
+    NetworkConfig,
     PretrainConfig,
     load_config,
     preset_names,
@@ -24,6 +26,7 @@ from backend.config import (
 from backend.engine.record import read_json
 from backend.errors import UserError
 from backend.preparation import segmentation_architecture
+from backend.provenance import encoder_arguments
 from backend.settings.common import triple
 from backend.settings.views import ViewConfig
 
@@ -45,9 +48,13 @@ def show_methods(*, as_json: bool, baselines: bool = False, measure: bool = Fals
         as_json: for programs.
         baselines: the networks that are only trained from scratch instead.
         measure: take a few real steps of each method's smallest preset, for time and memory.
+
+    Raises:
+        UserError: to measure what is not pretrained.
     """
+    _refuse_measuring(measure and baselines, "methods --baselines")
     facts = [card_facts(name) for name in (BASELINES if baselines else PRESETS)]
-    if measure and not baselines:
+    if measure:
         for entry in facts:
             config = load_config(PretrainConfig, method=entry["name"], preset="tiny")
             entry["measured"] = measured(config)
@@ -76,23 +83,27 @@ def show_description(
     """Print what a method with its settings is and costs.
 
     Raises:
-        UserError: as `load_config`.
+        UserError: as `load_config`, and to measure what is not pretrained.
     """
-    facts = (
-        describe_network(method, preset)
-        if method in BASELINES
-        else describe(
-            load_config(PretrainConfig, method=method, preset=preset, overrides=overrides)
-        )
-    )
-    if measure and method not in BASELINES:
-        facts["measured"] = measured(
-            load_config(PretrainConfig, method=method, preset=preset, overrides=overrides)
-        )
+    load = partial(load_config, method=method, preset=preset, overrides=overrides)
+    if method in BASELINES:
+        _refuse_measuring(measure, method)
+        facts = describe_network(load(FinetuneConfig))
+    else:
+        config = load(PretrainConfig)
+        facts = describe(config) | ({"measured": measured(config)} if measure else {})
     if as_json:
         _print(json.dumps(facts, indent=1))
         return
     _print(summary(facts))
+
+
+def _refuse_measuring(measure: bool, what: str) -> None:
+    if measure:
+        raise UserError(
+            f"{what}: only steps of pretraining are measured, and there are none.",
+            "Leave out --measure.",
+        )
 
 
 def show_difference(first: str, second: str, *, as_json: bool) -> None:
@@ -221,13 +232,13 @@ def describe(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def describe_network(method: str, preset: str | None) -> dict[str, Any]:
+def describe_network(config: FinetuneConfig) -> dict[str, Any]:
     """As `describe`, of a network that is only trained from scratch."""
-    config = load_config(FinetuneConfig, method=method, preset=preset)
+    method = config.method.name
     return {
         "method": method,
         "preset": config.preset,
-        "parameters": _segmentation_parameters(method, config.preset),
+        "parameters": _segmentation_parameters(config.method, config.preset),
         "deviations": [asdict(d) for d in deviations(config)],
         "citations": list(card(method).citations),
         "config": to_plain(config),
@@ -282,7 +293,7 @@ def parameters(config: PretrainConfig) -> dict[str, int]:
         **{name: parameter_count(part) for name, part in method.parts.items()},
         "learned": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "teacher": 0 if method.teacher is None else parameter_count(method.teacher),
-        **_segmentation_parameters(config.method.name, config.preset),
+        **_segmentation_parameters(config.method, config.preset),
     }
 
 
@@ -317,17 +328,21 @@ def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _segmentation_parameters(method: str, preset: str) -> dict[str, int]:
-    """Sizes of the network that fine-tuning trains, for thirteen organs."""
+def _segmentation_parameters(method: NetworkConfig, preset: str) -> dict[str, int]:
+    """Sizes of the network that fine-tuning with a preset trains, for thirteen organs."""
     import torch
 
     from backend.models.segmentation import build_segmentation, encoder_of, parameter_count
 
-    config = load_config(FinetuneConfig, method=method, preset=preset)
+    config = load_config(FinetuneConfig, method=method.name, preset=preset)
+    architecture = segmentation_architecture(config, classes=_CLASSES) | {
+        "encoder": encoder_arguments(method),
+        "width": config.decoder.width or method.encoder.first_width,
+    }
     with torch.device("meta"):
-        network = build_segmentation(segmentation_architecture(config, classes=_CLASSES))
+        network = build_segmentation(architecture)
     whole = parameter_count(network)
-    if method in BASELINES:
+    if method.name in BASELINES:
         return {"segmentation_network": whole}
     encoder = parameter_count(encoder_of(network))
     return {"segmentation_network": whole, "segmentation_decoder": whole - encoder}

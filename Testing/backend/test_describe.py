@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from cli_runner import REPOSITORY, backend_here, environment
 
-from backend.config import PretrainConfig, load_config
+from backend.cards import card
+from backend.config import (
+    BASELINES,
+    PRESETS,
+    FinetuneConfig,
+    PretrainConfig,
+    load_config,
+    to_plain,
+)
 from backend.describe import describe, show_description, summary
+from backend.methods import build_method
+from backend.models.segmentation import build_segmentation, encoder_of, parameter_count
+from backend.preparation import segmentation_architecture
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +95,139 @@ def test_no_line_is_wider_than_a_screen(capsys: pytest.CaptureFixture[str], text
     assert max(map(len, text.splitlines())) <= 100
     show_description(method="smit", preset="tiny", overrides=[], as_json=False)
     assert capsys.readouterr().out.startswith("smit tiny\n")
+
+
+METHODS = (
+    *("smit", "glmae", "pgl", "mip", "simmim", "fullrec", "ml_mip", "ibot", "dino", "mae3d"),
+    *("byol", "simsiam", "mocov3", "pgl_no_flip", "pgl_no_csalign", "pgl_no_align", "simclr"),
+    *("swinunetr_trio", "models_genesis", "pcrl", "pcrlv2", "rubik", "rubik_pp", "cpc3d"),
+    *("pgl_mip", "spark"),
+)
+"""The methods that are promised, in their order."""
+
+
+def test_the_methods_that_are_promised_are_listed_for_programs_and_people() -> None:
+    listed = json.loads(backend_here("methods", "--json").out)
+    assert [entry["name"] for entry in listed] == list(METHODS)
+    for entry in listed:
+        assert (*entry["presets"],) == PRESETS[entry["name"]]
+        assert entry["citations"] == list(card(entry["name"]).citations)
+    text = backend_here("methods").out
+    assert re.findall(r"^(\w+)  \(", text, re.M) == [*PRESETS]
+    networks = json.loads(backend_here("methods", "--json", "--baselines").out)
+    assert [entry["name"] for entry in networks] == [*BASELINES]
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_parameters_are_those_of_the_networks_that_are_built(method: str) -> None:
+    facts = json.loads(
+        backend_here("describe", "--method", method, "--preset", "tiny", "--json").out
+    )
+    config = load_config(PretrainConfig, method=method, preset="tiny")
+    built = build_method(config.method, epochs=1)
+    learned = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    counts = facts["parameters"]
+    assert counts["encoder"] == parameter_count(built.encoder)
+    assert counts["learned"] == learned
+    tuned = load_config(FinetuneConfig, method=method, preset="tiny")
+    network = build_segmentation(segmentation_architecture(tuned, classes=14))
+    assert counts["segmentation_network"] == parameter_count(network)
+    assert facts["cost"]["gflop_per_step"] > 0
+    assert facts["cost"]["saved_activations_mib_fp32"] > 0
+
+
+def test_every_number_follows_from_the_settings_that_are_asked_for() -> None:
+    narrow = ("--set", "method.encoder.embed_dim=8", "--set", "method.encoder.heads=[1, 2, 2]")
+    words = ("describe", "--method", "smit", "--preset", "tiny", "--json")
+    facts = json.loads(backend_here(*words, *narrow).out)
+    overrides = narrow[1::2]
+    tuned = load_config(FinetuneConfig, method="smit", preset="tiny", overrides=overrides)
+    with torch.device("meta"):
+        network = build_segmentation(segmentation_architecture(tuned, classes=14))
+    counts = facts["parameters"]
+    assert counts["encoder"] == parameter_count(encoder_of(network))
+    assert counts["segmentation_network"] == parameter_count(network)
+    assert counts["segmentation_decoder"] == parameter_count(network) - counts["encoder"]
+
+
+def test_a_network_without_pretraining_is_described_with_its_settings() -> None:
+    words = ("describe", "--method", "segresnet", "--preset", "tiny")
+    sizes = []
+    for width in (8, 16):
+        done = backend_here(*words, "--json", "--set", f"method.encoder.width={width}")
+        facts = json.loads(done.out)
+        assert facts["config"]["method"]["encoder"]["width"] == width
+        sizes.append(facts["parameters"]["segmentation_network"])
+    assert sizes[1] > 3 * sizes[0]
+    text = backend_here(*words).out
+    assert text.startswith("segresnet tiny\n")
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("describe", "--method", "unetr", "--measure"), "--measure"),
+        (("methods", "--baselines", "--measure"), "--measure"),
+        (("describe", "--diff", "smit", "mip", "--set", "train.seed=1"), "--set"),
+        (("describe", "--diff", "smit", "mip", "--measure"), "--measure"),
+        (("describe",), "--method"),
+    ],
+)
+def test_what_would_be_left_out_in_silence_is_refused(words: tuple[str, ...], told: str) -> None:
+    done = backend_here(*words)
+    assert done.code == 2
+    assert told in done.err
+
+
+def test_pretraining_what_is_only_trained_on_labels_is_refused_with_the_cure(
+    tmp_path: Path,
+) -> None:
+    for name in BASELINES:
+        words = ("--method", name, "--data", tmp_path, "--output", tmp_path / "run")
+        done = backend_here("pretrain", *words)
+        assert done.code == 2
+        assert f"{name} is only trained on labels" in done.err
+        assert f"backend finetune --method {name}" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_difference_of_two_recipes_is_told_setting_by_setting(tmp_path: Path) -> None:
+    names = ("pgl/tiny", "byol/tiny")
+    told = json.loads(backend_here("describe", "--diff", *names, "--json").out)
+    assert told == {
+        "method.name": dict(zip(names, ("pgl", "byol"), strict=True)),
+        "method.features": dict(zip(names, ("map", "pooled"), strict=True)),
+    }
+    table = backend_here("describe", "--diff", *names).out.splitlines()
+    assert [line.split() for line in table] == [
+        ["setting", *names],
+        ["method.features", "map", "pooled"],
+        ["method.name", "pgl", "byol"],
+    ]
+    # A run is compared like a preset; no preset means the first.
+    config = load_config(PretrainConfig, method="pgl", overrides=["train.seed=7"])
+    (tmp_path / "config.json").write_text(json.dumps({"config": to_plain(config)}))
+    with_run = json.loads(backend_here("describe", "--diff", tmp_path, "pgl", "--json").out)
+    assert with_run == {"train.seed": {str(tmp_path): "7", "pgl": "0"}}
+    assert backend_here("describe", "--diff", "pgl", "pgl/paper").out == (
+        "pgl and pgl/paper are the same.\n"
+    )
+    unknown = backend_here("describe", "--diff", "pgl", "nothing")
+    assert unknown.code == 2
+    assert "'nothing' is neither a method nor a run folder" in unknown.err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "backend", "methods"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        cwd=REPOSITORY,
+        env=environment(PYTHONPATH=str(REPOSITORY)),
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
