@@ -396,7 +396,6 @@ def test_a_whole_swin_unetr_gives_its_encoder_and_says_what_differs(
         "mlp_ratio": 4.0,
         "qkv_bias": True,
         "final_merge": True,
-        "kind": "swin",
         "patch_norm": False,
     }
     assert header.preset == ""
