@@ -53,6 +53,21 @@ class Interrupted(BackendError):
     exit_code = 5
 
 
+class AtOnce(BaseException):
+    """A signal that ends the work wherever it stands.
+
+    No `Exception`, or whoever expects errors there (`logging`, readers of damaged files) would take
+    it for one of theirs, and the work would go on.
+
+    Args:
+        reason: what is told in the end.
+    """
+
+    def __init__(self, reason: Cancelled | Interrupted) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MEMORY_WORDS = (
@@ -73,6 +88,8 @@ def told_plainly(error: BaseException, path: object = None) -> BackendError:
     """
     if isinstance(error, BackendError):
         return error
+    if isinstance(error, AtOnce):
+        return error.reason
     if isinstance(error, KeyboardInterrupt):
         return Cancelled("Stopped by the keyboard.")
     if is_out_of_memory(error):

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import psutil
 from filelock import FileLock, Timeout
 
-from backend.errors import BackendError, Cancelled, Interrupted, UserError, told_plainly
+from backend.errors import AtOnce, BackendError, Cancelled, Interrupted, UserError, told_plainly
 from backend.files import write_json, write_text
 from backend.progress import progress_bar
 
@@ -227,7 +227,7 @@ class RunFolder:
             yield
         except BaseException as caught:
             error = told_plainly(caught)
-            if error is not caught:
+            if error is not caught and not isinstance(caught, AtOnce):
                 log.error("%s", "".join(traceback.format_exception(caught)))
             state = _state_after(error)
             # A stop that was asked for is no mistake.

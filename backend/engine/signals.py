@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from backend.errors import BackendError, Cancelled, Interrupted
+from backend.errors import AtOnce, BackendError, Cancelled, Interrupted
 
 _CANCELLING = ("SIGINT",)
 _INTERRUPTING = ("SIGTERM", "SIGUSR1")
@@ -53,7 +53,7 @@ class StopRequest:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self._signal == name:
-            self.check()
+            raise AtOnce(_told(name, _RESUME))
         self._signal = name
 
 
@@ -70,7 +70,7 @@ def ending_at_once() -> Iterator[None]:
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
-        raise _told(signal.Signals(number).name)
+        raise AtOnce(_told(signal.Signals(number).name))
 
     with _handled_by(end):
         yield
@@ -82,12 +82,14 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     before = {n: signal.signal(getattr(signal, n), handler) for n in names}
     try:
         yield
+    except AtOnce as ended:
+        raise ended.reason from None
     finally:
         for name, former in before.items():
             signal.signal(getattr(signal, name), former)
 
 
-def _told(name: str, hint: str = "") -> BackendError:
+def _told(name: str, hint: str = "") -> Cancelled | Interrupted:
     if name in _CANCELLING:
         return Cancelled("Stopped by the keyboard.", hint)
     return Interrupted(f"Stopped by {name}.", hint)

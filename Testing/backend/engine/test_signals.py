@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import logging
 import os
 import signal
 from pathlib import Path
@@ -34,12 +36,20 @@ def test_a_signal_is_kept_until_asked_for(name: str, kind: type[Exception], code
 
 def test_the_same_signal_twice_acts_at_once_but_another_one_does_not() -> None:
     request = StopRequest()
-    with request.listening():
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert isinstance(request.pending(), Interrupted)
-        with pytest.raises(Interrupted):
+    reached = []
+
+    def work() -> None:
+        with request.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGUSR1)
+            assert isinstance(request.pending(), Interrupted)
+            reached.append("a second signal of another kind")
+            os.kill(os.getpid(), signal.SIGUSR1)
+            reached.append("never")
+
+    with pytest.raises(Interrupted, match="--resume"):
+        work()
+    assert reached == ["a second signal of another kind"]
 
 
 def test_handlers_are_given_back_even_after_an_error() -> None:
@@ -72,6 +82,31 @@ def test_before_there_is_a_run_a_signal_ends_the_work_at_once(
         work()
     assert reached == ["what a run listens to is kept for it"]
     assert signal.getsignal(number) is before
+
+
+def test_nobody_on_the_way_takes_a_signal_for_an_error_of_their_own() -> None:
+    """`logging` tells what a stream raises and goes on; readers of damaged files do alike."""
+
+    class Signalling(io.StringIO):
+        def write(self, text: str) -> int:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().write(text)
+
+    log = logging.Logger("of this test")
+    log.addHandler(logging.StreamHandler(Signalling()))
+    reached = []
+
+    @ending_at_once()
+    def work() -> None:
+        try:
+            log.warning("words")
+        except Exception:
+            reached.append("taken for an error")
+        reached.append("gone on")
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        work()
+    assert reached == []
 
 
 def test_a_stop_file_cancels(tmp_path: Path) -> None:
