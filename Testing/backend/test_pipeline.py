@@ -15,8 +15,7 @@ from cli_runner import (
     SIZE,
     Material,
     Runs,
-    backend,
-    backend_each,
+    backend_here,
     make_material,
     make_runs,
     records,
@@ -62,7 +61,8 @@ def variants(
         *("--output", folder / "plain", "--cache", material.cache, "--max-steps", 1),
         *("--set", "preprocess.spacing_mm=[6, 6, 6]", "--set", "crop=32"),
     )
-    for done in backend_each(lines).values():
+    for words in lines.values():
+        done = backend_here(*words)
         assert done.code == 0, done.err
     return {name: folder / name for name in lines}
 
@@ -83,14 +83,14 @@ def test_a_scan_finds_every_series_and_a_run_can_start_from_its_index(
     tmp_path: Path, material: Material
 ) -> None:
     index = tmp_path / "index.csv"
-    done = backend("scan", material.unlabelled, "--output", index)
+    done = backend_here("scan", material.unlabelled, "--output", index)
     assert done.code == 0
     assert "3 usable CT series" in done.out
     rows = read_index(index)
     assert sorted(row.format for row in rows) == ["DICOM", "NIfTI", "NRRD"]
     assert {row.size for row in rows} == {SIZE}
     run = tmp_path / "run"
-    trained = backend(
+    trained = backend_here(
         *(*PRETRAIN, "--data", index, "--output", run, "--cache", material.cache),
         *("--max-steps", 1),
     )
@@ -171,10 +171,10 @@ def test_cross_validation_judges_every_case_once_and_resumes_only_as_it_was_star
     for number, fold in enumerate(summary["folds"], start=1):
         assert split(run / f"fold_{number}")["validation"] == fold["cases"]
         assert not set(split(run / f"fold_{number}")["training"]) & set(fold["cases"])
-    again = backend(*words)
+    again = backend_here(*words)
     assert again.code == 2
     assert str(run) in again.told
-    other = backend(*words, "--resume", "--set", "train.learning_rate=0.5")
+    other = backend_here(*words, "--resume", "--set", "train.learning_rate=0.5")
     assert other.code == 2
     assert "train.learning_rate" in other.told
 
@@ -197,7 +197,8 @@ def segmented(
         )
         for name, (source, output) in outputs.items()
     }
-    for done in backend_each(lines).values():
+    for words in lines.values():
+        done = backend_here(*words)
         assert done.code == 0, done.err
     return {name: output for name, (_, output) in outputs.items()}
 
@@ -241,13 +242,13 @@ def test_what_was_segmented_is_kept_and_never_overwritten_in_silence(
     segmented: dict[str, Path], material: Material, runs: Runs
 ) -> None:
     words = ("segment", "--model", runs.finetune, "--device", "cpu")
-    again = backend(
+    again = backend_here(
         *(*words, "--input", material.nnunet / "imagesTr", "--output", segmented["folder"])
     )
     assert again.code == 0
     assert "3 of them kept" in again.out
     before = segmented["dicom"].read_bytes()
-    refused = backend(*words, "--input", material.dicom, "--output", segmented["dicom"])
+    refused = backend_here(*words, "--input", material.dicom, "--output", segmented["dicom"])
     assert refused.code == 2
     assert "--overwrite" in refused.told
     assert segmented["dicom"].read_bytes() == before
@@ -258,7 +259,7 @@ def test_the_evaluation_knows_a_perfect_segmentation_from_a_poor_one(
 ) -> None:
     found = {}
     for name, prediction in (("own", segmented["folder"]), ("same", material.nnunet / "labelsTr")):
-        done = backend(
+        done = backend_here(
             *("evaluate", "--prediction", prediction, "--reference", material.labelled),
             *("--output", tmp_path / name),
         )
@@ -279,7 +280,7 @@ def test_a_report_can_be_written_again_and_needs_nothing_beside_it(
     run = tmp_path / "run"
     shutil.copytree(runs.finetune, run)
     (run / "report.html").unlink()
-    done = backend("report", "--run", run)
+    done = backend_here("report", "--run", run)
     assert done.code == 0
     assert done.out.strip() == str(run / "report.html")
     page = (run / "report.html").read_text("utf-8")
@@ -292,10 +293,10 @@ def test_the_cache_is_listed_and_pruned(material: Material, runs: Runs, tmp_path
     del runs
     cache = tmp_path / "cache"
     shutil.copytree(material.cache, cache)
-    listed = backend("cache", "--list", "--cache", cache)
+    listed = backend_here("cache", "--list", "--cache", cache)
     assert listed.code == 0
     assert "6 x 6 x 6" in listed.out
-    pruned = backend("cache", "--prune", "--all", "--cache", cache)
+    pruned = backend_here("cache", "--prune", "--all", "--cache", cache)
     assert pruned.code == 0
     assert "Removed" in pruned.out
     assert "is empty" in pruned.out
@@ -303,7 +304,7 @@ def test_the_cache_is_listed_and_pruned(material: Material, runs: Runs, tmp_path
 
 
 def test_the_released_preset_is_described_with_the_numbers_of_the_paper_code() -> None:
-    done = backend("describe", "--method", "smit", "--preset", "released", "--json")
+    done = backend_here("describe", "--method", "smit", "--preset", "released", "--json")
     assert done.code == 0
     facts = json.loads(done.out)
     counts = facts["parameters"].values()
@@ -316,6 +317,6 @@ def test_the_released_preset_is_described_with_the_numbers_of_the_paper_code() -
 
 
 def test_methods_are_listed_for_people_and_programs() -> None:
-    cards = {card["name"]: card for card in json.loads(backend("methods", "--json").out)}
+    cards = {card["name"]: card for card in json.loads(backend_here("methods", "--json").out)}
     assert {"released", "paper", "tiny"} <= set(cards["smit"]["presets"])
     assert all(card["clinician"] and card["engineer"] for card in cards.values())
