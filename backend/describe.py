@@ -258,7 +258,7 @@ def measured(config: PretrainConfig, *, steps: int = 3) -> dict[str, Any]:
     method = build_method(config.method, epochs=config.train.epochs).to(device).train()
     optimizer = optimizer_of(config.train, method.named_parameters())
     part = config.train.batch_size // config.train.accumulate
-    views = _noise(config, samples=max(part, _SAMPLES), device=device)
+    views = views_of_noise(config, samples=max(part, _SAMPLES), device=device)
     times = []
     for _ in range(steps):
         began = time.perf_counter()
@@ -306,7 +306,7 @@ def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
 
     with torch.device("meta"):
         method = build_method(config.method, epochs=config.train.epochs).train()
-        views = _noise(config, samples=_SAMPLES, device=torch.device("meta"))
+        views = views_of_noise(config, samples=_SAMPLES, device=torch.device("meta"))
         saved = _SavedBytes()
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
@@ -348,7 +348,7 @@ def _segmentation_parameters(method: NetworkConfig, preset: str) -> dict[str, in
     return {"segmentation_network": whole, "segmentation_decoder": whole - encoder}
 
 
-def _noise(config: PretrainConfig, *, samples: int, device: torch.device) -> ViewSet:
+def views_of_noise(config: PretrainConfig, *, samples: int, device: torch.device) -> ViewSet:
     """Views of the shapes that a batch has."""
     import torch
 
