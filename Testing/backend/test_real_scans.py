@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
 FIGURES = REPOSITORY / "Testing" / "benchmarks" / "real_scans.json"
 
-PRETRAIN_STEPS = 900
+PRETRAIN_STEPS = int(os.environ.get("REAL_STEPS", "900"))
 FINETUNE_STEPS = 600
 LEARNT = ("pt_4", "pt_17", "pt_31")
 OTHERS = ("pt_59", "pt_60", "pt_61", "pt_66", "pt_82")
