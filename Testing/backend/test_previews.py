@@ -12,6 +12,7 @@ from PIL import Image
 
 from backend.geometry import Geometry
 from backend.previews import (
+    columns_png,
     contours_png,
     covering_slices,
     plane_slice,
@@ -97,6 +98,27 @@ def test_spoilt_voxels_are_shown_as_the_network_saw_them(tmp_path: Path) -> None
     column = (image.shape[1] - GUTTER) / 3  # no fourth one: nothing was hidden
     shown = [image[HEAD + PANEL // 4, round(GUTTER + (k + 0.25) * column), 1] for k in range(3)]
     assert shown == [51, 153, 51]
+
+
+def test_columns_stand_beside_each_other_in_their_order(tmp_path: Path) -> None:
+    columns = {f"View {k}": np.full((16, 16, 16), k / 5, dtype=np.float32) for k in range(1, 4)}
+    columns_png(
+        tmp_path / "c.png", columns, spacing_mm=(1.0, 1.0, 1.0), title="Step 7", note="A note."
+    )
+    image = pixels(tmp_path / "c.png")
+    column = (image.shape[1] - GUTTER) / 3
+    row = HEAD + PANEL // 4
+    shown = [int(image[row, round(GUTTER + k * column + PANEL / 4), 0]) for k in range(3)]
+    assert shown == [51, 102, 153]
+    with pytest.raises(ValueError, match="one shape"):
+        columns_png(
+            tmp_path / "d.png",
+            {"a": np.ones((4, 4, 4)), "b": np.ones((4, 4, 5))},
+            spacing_mm=(1.0, 1.0, 1.0),
+            title="",
+            note="",
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["c.png"]
 
 
 def test_hidden_voxels_are_tinted_even_where_the_fill_value_equals_air(tmp_path: Path) -> None:
