@@ -216,6 +216,26 @@ def test_a_failed_run_shows_its_error_the_cure_and_how_to_resume(tmp_path: Path)
     assert "backend pretrain --output 'my run' --resume" in page.text
 
 
+def test_a_warning_stands_above_the_figures_with_what_to_do_and_in_the_badge(
+    tmp_path: Path,
+) -> None:
+    run = write_run(tmp_path / "run", warning="The features may have <collapsed>: x is 0.")
+    page = Page(write_run_report(run))
+    above = page.text[: page.text.index("Steps")]
+    for words in ("done, with a warning", "first steps of a short run", "train.learning_rate",
+                  "The features may have <collapsed>: x is 0."):  # fmt: skip
+        assert words in above
+    assert 'class="badge done warned"' in page.source
+    assert "<collapsed>" not in page.source
+
+
+def test_a_run_without_a_warning_has_a_plain_badge(tmp_path: Path) -> None:
+    page = Page(write_run_report(write_run(tmp_path / "run")))
+    assert 'class="badge done"' in page.source
+    assert "with a warning" not in page.text
+    assert "first steps of a short run" not in page.text
+
+
 def test_a_finished_pretraining_tells_how_to_fine_tune_from_it(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a run")
     text = Page(write_run_report(run)).text

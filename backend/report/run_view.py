@@ -49,6 +49,7 @@ class RunView:
     kind: str
     state: str
     lead: str
+    warning: str
     error: Mapping[str, str] | None
     notes: Sequence[str]
     figures: Sequence[Figure]
@@ -72,6 +73,7 @@ def view_run(run: RunFiles) -> RunView:
         kind=names.get(kind, kind.capitalize()),
         state=str(run.status.get("state") or "unknown"),
         lead=_lead(run),
+        warning=str(run.status.get("warning") or ""),
         error=_error(run),
         notes=_notes(run),
         figures=_figures(run),
