@@ -126,8 +126,17 @@ def smoothed_chart(curve: Curve, *, wide: bool = False, color: int = 0) -> str:
         return inline_svg(figure, f"{curve.name} over training steps")
 
 
-def lines_chart(curves: Sequence[Curve], *, title: str, wide: bool = False) -> str:
-    """Curves as they are, for schedules, monitors and speed; a legend if there are several."""
+def lines_chart(
+    curves: Sequence[Curve], *, title: str, wide: bool = False, ceiling: float | None = None
+) -> str:
+    """Curves as they are, for schedules, monitors and speed; a legend if there are several.
+
+    Args:
+        curves: at least one.
+        title: what they have in common.
+        wide: whether the chart takes the whole width of the page.
+        ceiling: the highest value that is possible, drawn as a dashed line.
+    """
     with _style():
         figure, ax = _figure(wide=wide, height=2.9 if wide else 2.2)
         bins = [binned(curve, MAX_BINS // min(len(curves), 2)) for curve in curves]
@@ -147,7 +156,9 @@ def lines_chart(curves: Sequence[Curve], *, title: str, wide: bool = False) -> s
             np.concatenate([part.low for part in bins]),
             np.concatenate([part.high for part in bins]),
         )
-        if len(curves) > 1:
+        if ceiling is not None:
+            ax.axhline(ceiling, color=_MUTED, linewidth=1, linestyle="dashed", label="ceiling")
+        if len(ax.get_legend_handles_labels()[1]) > 1:
             _legend_beside(figure, ax)
         return inline_svg(figure, f"{title} over training steps")
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import math
 import os
+import re
 import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +23,13 @@ import psutil
 import pytest
 from PIL import Image
 
-from backend import charts
+from backend import charts, settings
 from backend.charts import Curve
 from backend.engine.record import boot_id
 from backend.errors import UserError
 from backend.report import write_demo_report, write_run_report
 from backend.report.comparison import case_means, compare, read_evaluation, verdict
-from backend.report.curves import chart_groups
+from backend.report.curves import TERMS, chart_groups
 from backend.report.pictures import choose_pictures
 from backend.report.run_files import read_metrics, read_run
 from backend.report.run_view import view_run
@@ -165,6 +170,13 @@ def test_key_figures_are_the_recorded_ones(tmp_path: Path) -> None:
     assert figures["Memory"].value == "900 MB"
 
 
+def test_a_loss_that_has_grown_is_told_as_such(tmp_path: Path) -> None:
+    records = [{"step": s, "loss/total": 1.0 + s} for s in range(3)]
+    figures = view_run(read_run(write_run(tmp_path / "run", records=records))).figures
+    loss = next(f for f in figures if f.label == "Loss")
+    assert (loss.value, loss.remark) == ("3", "larger than at the start: 1")
+
+
 def test_what_was_done_is_told_of_status_and_configuration(tmp_path: Path) -> None:
     view = view_run(read_run(write_run(tmp_path / "run")))
     assert view.lead == "Trained on 9 scans for 40 steps in 1 min 00 s on cpu, 2 threads."
@@ -287,6 +299,7 @@ def test_the_index_beside_a_run_becomes_the_table_of_scans(tmp_path: Path) -> No
     )
     page = Page(write_run_report(run))
     assert "1 usable series, 1 refused." in page.text
+    assert page.text.index("aa11") < page.text.index("bb22")
     assert "fewer than 16 slices" in page.text
     assert "Doe^" not in page.source
 
@@ -391,6 +404,79 @@ def test_related_curves_share_a_chart_and_one_sentence() -> None:
     assert "collapse" in captions[0]
     assert "collapse" in captions[1]
     assert captions[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        ({"head": {"prototypes": 512}, "projector": {"output": 64}}, 512),
+        ({"projector": {"output": 4096}}, 4096),
+        ({"head": None, "projector": {"output": "wide"}}, None),
+        ("smit", None),
+    ],
+)
+def test_the_ceiling_of_an_entropy_is_drawn_where_the_settings_tell_it(
+    method: object, count: int | None, tmp_path: Path
+) -> None:
+    records = [{"step": s, "monitor/teacher_entropy": 5.0 + s / 10} for s in range(3)]
+    run = write_run(tmp_path / "run", records=records)
+    (run / "config.json").write_text(json.dumps({"kind": "pretrain", "config": {"method": method}}))
+    (health,) = view_run(read_run(run)).groups
+    (chart,) = health.charts
+    assert ("ceiling" in chart.svg) == ("ceiling" in chart.caption) == (count is not None)
+    if count is not None:
+        assert f"{count:,} possible answers" in chart.caption
+
+
+def test_the_ceiling_is_drawn_at_its_height() -> None:
+    # The topmost line of the plot: a curve of the same height covers it.
+    flat = curve(np.full(20, math.log(512)))
+    svg = charts.lines_chart([flat], title="entropy", ceiling=math.log(512))
+    heights = [
+        {y for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)}
+        for path in re.findall(r'<path d="([^"]+)" [^>]*(?:--muted|--c0)', svg)
+    ]
+    assert len(heights) >= 2
+    assert any(len(one) == 1 and heights.count(one) >= 2 for one in heights)
+
+
+def test_a_total_of_one_term_is_drawn_once_and_says_which_term() -> None:
+    def drawn(*terms: str) -> list[tuple[bool, str]]:
+        keys = ["loss/total", *(f"loss/{term}" for term in terms)]
+        (group,) = chart_groups({key: curve(np.arange(4.0), key) for key in keys})
+        return [(chart.wide, chart.caption) for chart in group.charts]
+
+    assert drawn("own") == [
+        (True, "Its only term is own: grey values from the network's own features, turned as it "
+         "was told."),
+    ]  # fmt: skip
+    assert drawn("brand_new") == [(True, "Its only term is brand new.")]
+    assert drawn("order", "brand_new") == [
+        (True, ""), (False, "In which order the shuffled cubes belong."), (False, ""),
+    ]  # fmt: skip
+    assert drawn() == [(True, "")]
+
+
+def test_one_of_two_terms_is_not_called_the_only_one_for_being_never_finite() -> None:
+    curves = {f"loss/{name}": curve(np.arange(4.0), name) for name in ("total", "own")}
+    curves["loss/other"] = curve(np.full(4, np.nan), "other")
+    (group,) = chart_groups(curves)
+    assert [chart.wide for chart in group.charts] == [True, False]
+    assert not any("only term" in chart.caption for chart in group.charts)
+
+
+def test_every_term_that_a_method_weighs_is_explained() -> None:
+    modules = [f"backend.settings.{m.name}" for m in iter_modules(settings.__path__)]
+    weights = {
+        field.name.removeprefix("weight_")
+        for module in modules
+        for thing in vars(import_module(module)).values()
+        if isinstance(thing, type) and dataclasses.is_dataclass(thing)
+        for field in dataclasses.fields(thing)
+        if field.name.startswith("weight_")
+    }
+    assert {"mip", "own", "order"} <= weights
+    assert weights <= TERMS.keys()
 
 
 def test_only_what_was_set_is_called_a_schedule() -> None:

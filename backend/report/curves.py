@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -13,9 +14,8 @@ from backend import charts
 from backend.charts import Curve
 
 _HINTS = {
-    "entropy": "How evenly the teacher spreads its answers. Healthy: settles between 0 and its "
-    "ceiling, the logarithm of the number of possible answers. At 0 it gives everything the same "
-    "answer (collapse); at the ceiling it tells nothing apart.",
+    "entropy": "How evenly the teacher spreads its answers. Healthy: settles clearly above 0. "
+    "At 0 it gives everything the same answer (collapse).",
     "feature_std": "How much the features of different crops differ. Healthy: stays clearly above "
     "0. A fall to 0 is a collapse: every crop looks the same to the network.",
     "centre_norm": "Size of the running mean that is taken off the teacher's answers. Healthy: "
@@ -26,6 +26,11 @@ _HINTS = {
     "lasting growth announces that the training diverges.",
 }
 
+_ENTROPY_BELOW = (
+    "How evenly the teacher spreads its answers. Healthy: settles between 0 and the ceiling, the "
+    "logarithm of its {answers:,} possible answers. At 0 it gives everything the same answer "
+    "(collapse); at the ceiling it tells nothing apart."
+)
 
 _HEALTH = "Does the network still tell things apart? A collapse often shows here before the loss."
 
@@ -36,12 +41,37 @@ _NAMES = {
     "ema_momentum": "teacher momentum (EMA)",
     "volumes_per_s": "volumes per second",
     "memory_mb": "memory, MB",
-    "mip": "mip: masked image prediction",
-    "mpd": "mpd: masked patch token distillation",
-    "itd": "itd: image token distillation",
-    "dice": "dice: 1 minus the overlap",
-    "ce": "ce: cross-entropy",
 }
+
+TERMS = {
+    "dice": "1 minus the overlap with the labels",
+    "ce": "cross-entropy: how surprising the label of a voxel is, on average",
+    "bce": "binary cross-entropy: how surprising the label of a voxel is, on average",
+    "mip": "masked image prediction: the grey values of hidden voxels",
+    "mpd": "masked patch token distillation: the teacher's answer for each hidden cell",
+    "itd": "image token distillation: the teacher's answer for the whole of another view",
+    "consistency": "the same answer for a part as the teacher gives for the whole",
+    "local": "features of small regions agree between views of a scan",
+    "global": "features of whole views of a scan agree",
+    "intermediate": "agreement and restoration at the coarser scales of the decoder",
+    "contrast": "views of one scan are alike, those of different scans are not",
+    "reconstruction": "the original grey values of what was hidden or replaced",
+    "reconstruction_main": "grey values of hidden patches in the large views",
+    "reconstruction_local": "grey values of hidden patches in the small views",
+    "restoration": "the original grey values of an image that was distorted",
+    "restore": "the original grey values of an image that was distorted",
+    "own": "grey values from the network's own features, turned as it was told",
+    "other": "grey values from the teacher's features of the other view, turned as it was told",
+    "mixup": "a blend of two views, from a blend of their features",
+    "mixed": "grey values of images that are blends of two scans",
+    "adversarial": "restored images pass for originals",
+    "discriminator": "a second network tells restored images from originals",
+    "order": "in which order the shuffled cubes belong",
+    "rotation": "how the image or its cubes were turned",
+    "mask": "which cubes were masked",
+    "cpc": "the true next patch is picked out from others, given those before it",
+}
+"""What each term of a loss asks for, by its name; methods share names that mean alike."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +92,24 @@ class ChartGroup:
     charts: Sequence[Chart]
 
 
-def chart_groups(curves: Mapping[str, Curve]) -> list[ChartGroup]:
-    """Charts of all recorded quantities, grouped by the prefix of their keys."""
+@dataclass(frozen=True)
+class _Hint:
+    """The sentence on a healthy curve, and the highest value that is possible if it is known."""
+
+    text: str
+    ceiling: float | None = None
+
+
+_NO_HINT = _Hint("")
+
+
+def chart_groups(curves: Mapping[str, Curve], *, answers: int | None = None) -> list[ChartGroup]:
+    """Charts of all recorded quantities, grouped by the prefix of their keys.
+
+    Args:
+        curves: by their keys.
+        answers: among how many answers a teacher spreads its own, if that is known.
+    """
     health = {key: c for key, c in curves.items() if _first(key) == "monitor" or "gradient" in key}
     rest = {k: c for k, c in curves.items() if _first(k) not in ("loss", "val") and k not in health}
     machine = {k: c for k, c in rest.items() if k.endswith("_per_s") or "memory" in k}
@@ -72,7 +118,7 @@ def chart_groups(curves: Mapping[str, Curve]) -> list[ChartGroup]:
     groups = [
         _loss_group(curves),
         _validation_group(curves),
-        ChartGroup("Health", _HEALTH, _single_charts(health)),
+        ChartGroup("Health", _HEALTH, _single_charts(health, answers)),
         *_groups_by_prefix(others),
         _joined_group("Schedules", "What was set for each step, as it was used.", schedules),
         _joined_group("Speed and memory", "", machine),
@@ -99,20 +145,33 @@ def _groups_by_prefix(curves: Mapping[str, Curve]) -> list[ChartGroup]:
 
 
 def _loss_group(curves: Mapping[str, Curve]) -> ChartGroup:
-    losses = {key: c for key, c in curves.items() if key.startswith("loss/") and has_points(c)}
-    total = losses.pop("loss/total", None)
+    terms = {k.removeprefix("loss/"): c for k, c in curves.items() if _first(k) == "loss"}
+    total = terms.pop("total", None)
     shown = []
-    if total is not None:
+    if total is not None and has_points(total):
+        only = next(iter(terms)) if len(terms) == 1 else ""
         svg = charts.smoothed_chart(renamed(total, "total"), wide=True)
-        shown.append(Chart(Markup(svg), wide=True))
-    for k, (key, curve) in enumerate(losses.items(), start=1):
-        name = _readable(key.removeprefix("loss/"))
-        shown.append(Chart(Markup(charts.smoothed_chart(renamed(curve, name), color=k))))
+        shown.append(Chart(Markup(svg), _only_term(only) if only else "", wide=True))
+        # A total of one term has the shape of that term.
+        terms = {} if only else terms
+    for k, (term, curve) in enumerate(terms.items(), start=1):
+        if has_points(curve):
+            svg = charts.smoothed_chart(renamed(curve, _readable(term)), color=k)
+            shown.append(Chart(Markup(svg), _sentence(TERMS.get(term, ""))))
     text = (
         "Faint: what was recorded, as a range where steps are many. Line: running median. "
         "Healthy: a quick fall at first, then a slow one."
     )
     return ChartGroup("Loss", text, shown)
+
+
+def _only_term(term: str) -> str:
+    meaning = f": {TERMS[term]}" if term in TERMS else ""
+    return f"Its only term is {_readable(term)}{meaning}."
+
+
+def _sentence(phrase: str) -> str:
+    return f"{phrase[:1].upper()}{phrase[1:]}." if phrase else ""
 
 
 def _validation_group(curves: Mapping[str, Curve]) -> ChartGroup:
@@ -134,7 +193,7 @@ def _validation_group(curves: Mapping[str, Curve]) -> ChartGroup:
     return ChartGroup("Validation", text, [*shown, *_single_charts(others)])
 
 
-def _joined_chart(curves: Mapping[str, Curve]) -> list[Chart]:
+def _joined_chart(curves: Mapping[str, Curve], hint: _Hint = _NO_HINT) -> list[Chart]:
     """One chart of all curves, or none if nothing was recorded; titled by what the keys share."""
     members = {key: c for key, c in curves.items() if has_points(c)}
     if not members:
@@ -149,7 +208,8 @@ def _joined_chart(curves: Mapping[str, Curve]) -> list[Chart]:
         renamed(c, _readable(tail.removeprefix(shared).strip("_") or tail))
         for c, tail in zip(members.values(), tails, strict=True)
     ]
-    return [Chart(Markup(charts.lines_chart(lines, title=_readable(title))))]
+    svg = charts.lines_chart(lines, title=_readable(title), ceiling=hint.ceiling)
+    return [Chart(Markup(svg), hint.text)]
 
 
 def _shared_words(names: Sequence[str]) -> str:
@@ -170,13 +230,16 @@ def _joined_group(title: str, text: str, curves: Mapping[str, Curve]) -> ChartGr
     return ChartGroup(title, text, shown)
 
 
-def _single_charts(curves: Mapping[str, Curve]) -> list[Chart]:
+def _single_charts(curves: Mapping[str, Curve], answers: int | None = None) -> list[Chart]:
     """A chart each; those of one known kind share a chart and the sentence on a healthy one."""
     rest = dict(curves)
     shown = []
-    for word, hint in _HINTS.items():
+    hints = {word: _Hint(text) for word, text in _HINTS.items()}
+    if answers is not None:
+        hints["entropy"] = _Hint(_ENTROPY_BELOW.format(answers=answers), math.log(answers))
+    for word, hint in hints.items():
         alike = {key: rest.pop(key) for key in list(rest) if word in key}
-        shown += [Chart(chart.svg, hint) for chart in _joined_chart(alike)]
+        shown += _joined_chart(alike, hint)
     return shown + [chart for key, curve in rest.items() for chart in _joined_chart({key: curve})]
 
 

@@ -78,7 +78,7 @@ def view_run(run: RunFiles) -> RunView:
         notes=_notes(run),
         figures=_figures(run),
         facts=_facts(run),
-        groups=chart_groups(run.curves),
+        groups=chart_groups(run.curves, answers=_answers(run)),
         final_dice=final_dice(run.curves),
         pictures=choose_pictures(run.path / "previews"),
         scans=index_table(run.path / "index.csv"),
@@ -144,7 +144,9 @@ def _figures(run: RunFiles) -> list[Figure]:
         figures.append(Figure("Best validation Dice", f"{mean.values[best]:.3f}", remark))
     if (loss := curves.get("loss/total")) is not None:
         first, last = _ends(loss)
-        figures.append(Figure("Loss", number_text(last), f"from {number_text(first)}"))
+        start = number_text(first)
+        remark = f"larger than at the start: {start}" if last > first else f"from {start}"
+        figures.append(Figure("Loss", number_text(last), remark))
     if (speed := curves.get("volumes_per_s")) is not None:
         median = number_text(float(np.nanmedian(speed.values)))
         figures.append(Figure("Speed", median, "volumes per second, median"))
@@ -242,6 +244,17 @@ def _kind(run: RunFiles) -> str:
     if kind:
         return kind
     return "finetune" if any(key.startswith("val/") for key in run.curves) else "pretrain"
+
+
+def _answers(run: RunFiles) -> int | None:
+    """Among how many answers a teacher spreads its own, if the method's settings tell."""
+    method = run.find("method")
+    for part, size in (("head", "prototypes"), ("projector", "output")):
+        settings = method.get(part) if isinstance(method, Mapping) else None
+        count = settings.get(size) if isinstance(settings, Mapping) else None
+        if isinstance(count, int) and count > 1:
+            return count
+    return None
 
 
 def _count(run: RunFiles, *names: str) -> int | None:
