@@ -338,8 +338,8 @@ class Describe:
         if self.diff is not None:
             if self.method or self.preset or self.overrides or self.measure:
                 raise UserError(
-                    "--diff compares two as they are.",
-                    "Leave out --method, --preset, --set and --measure.",
+                    "--diff compares two recipes as they are.",
+                    "Name presets with them: --diff smit/tiny mip/tiny, without other options.",
                 )
             describe.show_difference(*self.diff, as_json=self.json)
             return
@@ -588,6 +588,11 @@ def _best_of(run: Path) -> str:
     from backend.engine.record import read_status
 
     best = read_status(run).get("best")
+    if best and best["val/dice_mean"] == 0:
+        return (
+            "Best:   no structure was found in the validation scans yet. Train for longer, or look "
+            f"at {run / 'previews'}.\n"
+        )
     if not best:
         return f"Model:  {run / 'checkpoints' / 'model.safetensors'} (not validated)\n"
     return (

@@ -119,7 +119,7 @@ def show_difference(first: str, second: str, *, as_json: bool) -> None:
     """
     ours, theirs = (dict(_flat(_recipe(name))) for name in (first, second))
     rows = {
-        key: (_told(ours.get(key)), _told(theirs.get(key)))
+        key: tuple(_told(side[key]) if key in side else "-" for side in (ours, theirs))
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
     }
@@ -447,7 +447,7 @@ def _recipe(name: str) -> dict[str, Any]:
 
 def _told(value: Any) -> str:
     if value is None:
-        return "-"
+        return "null"
     if isinstance(value, list | tuple):
         return ", ".join(_told(v) for v in value)
     return str(value)

@@ -12,6 +12,10 @@ from typing import Any
 
 from backend.errors import ResourceError, told_plainly
 
+# What new files are denied. It can only be read by setting it, so once, before there are threads.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 @contextmanager
 def written_whole(path: Path, *, failures: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
@@ -34,6 +38,8 @@ def written_whole(path: Path, *, failures: tuple[type[Exception], ...] = ()) -> 
         yield part
         with part.open("rb+") as stream:
             os.fsync(stream.fileno())
+        # Some libraries write for the owner alone; a group's server has others to read it.
+        part.chmod(0o666 & ~_UMASK)
         part.replace(path)
     except OSError as error:
         raise told_plainly(error, path) from error

@@ -129,7 +129,7 @@ class Watcher:
         self._write({"input": first, "features": columns["Features of view 1"]}, geometry, step)
 
     def _title(self, step: int) -> str:
-        return f"Step {step}" + (", scan not trained on" if self._measured else "")
+        return f"Step {step}, scan {'not ' if self._measured else ''}trained on"
 
     def _grey(self, image: Tensor, regions: Regions) -> NDArray[np.float32]:
         """The first sample as (z, y, x), the HU window at 0 and 1."""

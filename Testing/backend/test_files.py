@@ -85,3 +85,13 @@ def test_errors_are_told_plainly_by_what_they_mean() -> None:
     unknown = told_plainly(ZeroDivisionError("division by zero"))
     assert unknown.exit_code == 1
     assert "ZeroDivisionError" in unknown.message
+
+
+def test_what_a_library_wrote_for_the_owner_alone_is_readable_as_other_files_are(
+    tmp_path: Path,
+) -> None:
+    plain = tmp_path / "plain.txt"
+    plain.write_text("x")
+    with written_whole(tmp_path / "y.bin") as part:
+        part.touch(mode=0o600)
+    assert (tmp_path / "y.bin").stat().st_mode == plain.stat().st_mode
