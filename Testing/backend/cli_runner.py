@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -139,13 +138,9 @@ def backend_stopped(*words: object, run: Path, step: int) -> Ended:
         asking.join()
 
 
-def backend_each(
-    lines: Mapping[str, Sequence[object]], *, first: Callable[[], None] | None = None
-) -> dict[str, Ended]:
-    """Run several commands, two at a time; the results under their names."""
-    with ThreadPoolExecutor(2) as pool:
-        done = {name: pool.submit(backend, *words, first=first) for name, words in lines.items()}
-        return {name: result.result() for name, result in done.items()}
+def backend_each(lines: Mapping[str, Sequence[object]]) -> dict[str, Ended]:
+    """Run several commands in this process; the results under their names."""
+    return {name: backend_here(*words) for name, words in lines.items()}
 
 
 @contextmanager

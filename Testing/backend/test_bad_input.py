@@ -625,7 +625,7 @@ def test_too_little_memory_ends_with_code_4_and_says_what_to_lower(
 def test_too_little_memory_to_segment_ends_with_code_4(tmp_path: Path, runs: Runs) -> None:
     huge = tmp_path / "huge.nii.gz"
     # Ten metres of patient, as a wrong unit of the spacing makes them.
-    nib.save(nib.Nifti1Image(ramp((40, 40, 40)), np.diag([-250.0, -250.0, 250.0, 1.0])), huge)
+    nib.save(nib.Nifti1Image(ramp((200, 200, 200)), np.diag([-50.0, -50.0, 50.0, 1.0])), huge)
     done = backend(
         *("segment", "--model", runs.finetune, "--input", huge, "--device", "cpu"),
         *("--output", tmp_path / "labels.nii.gz"),
