@@ -241,7 +241,7 @@ def _train(
     header = _encoder_header(config, recipe, learn)
     stop.check()
     loop.fit(
-        samples.batches(train, first_step=loop.step),
+        samples.batches(train, first_step=loop.step, between=stop.check),
         stop=stop,
         events=[Event(every=preview_every(train, loop.plan.total_steps), action=watcher.look)],
         on_save=lambda: _save_encoder(folder, method, header),

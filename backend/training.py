@@ -45,8 +45,10 @@ class Samples(Generic[SampleT, BatchT]):
     collate: Callable[[Sequence[SampleT]], BatchT]
     workers: int
 
-    def batches(self, train: TrainConfig, *, first_step: int) -> Iterator[list[BatchT]]:
-        """The parts of each step's batch, from `first_step` on."""
+    def batches(
+        self, train: TrainConfig, *, first_step: int, between: Callable[[], None] = lambda: None
+    ) -> Iterator[list[BatchT]]:
+        """The parts of each step's batch, from `first_step` on; `between` samples may end it."""
         part = train.batch_size // train.accumulate
         for samples in stream(
             self.read,
@@ -55,6 +57,7 @@ class Samples(Generic[SampleT, BatchT]):
             seed=train.seed,
             first_step=first_step,
             workers=self.workers,
+            between=between,
         ):
             yield [self.collate(samples[i : i + part]) for i in range(0, len(samples), part)]
 

@@ -8,9 +8,10 @@ first, which is what resuming needs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
+from itertools import count, islice
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +20,15 @@ from numpy.typing import NDArray
 from backend.geometry import Index3, index3
 
 T = TypeVar("T")
+
+_LOOK_S = 0.2
+"""Seconds between two calls of `between` while a sample is waited for."""
+
+_AT_ONCE = 32
+"""Samples that are queued before one is waited for: a huge batch is queued little by little."""
+
+_BATCHES_AHEAD, _SAMPLES_AHEAD = 3, 64
+"""What is read beyond a batch at the most: more would only take memory."""
 
 
 class Position(NamedTuple):
@@ -47,7 +57,7 @@ def stream(
     seed: int,
     first_step: int = 0,
     workers: int = 2,
-    ahead: int = 4,
+    between: Callable[[], None] = lambda: None,
 ) -> Iterator[list[T]]:
     """Batches from `first_step` on, for ever.
 
@@ -58,29 +68,54 @@ def stream(
         seed: decides the order.
         first_step: step of the first batch.
         workers: threads; 0 reads when asked.
-        ahead: batches that are read before they are asked for.
+        between: called before each sample, and while one is waited for; may raise to end.
 
     Raises:
-        Whatever `read` raised, at the batch it belongs to.
+        Whatever `read` raised, at the batch it belongs to, and whatever `between` raised.
     """
-
-    def positions(step: int) -> list[Position]:
-        places = range(step * batch_size, (step + 1) * batch_size)
-        return [position(p, samples=samples, seed=seed) for p in places]
-
-    step = first_step
+    places = count(first_step * batch_size)
+    positions = (position(p, samples=samples, seed=seed) for p in places)
     if workers == 0:
-        while True:
-            yield [read(p) for p in positions(step)]
-            step += 1
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
-    waiting: deque[list[Future[T]]] = deque()
+        one_by_one = _one_by_one(read, positions, between)
+    else:
+        most = batch_size + min(_BATCHES_AHEAD * batch_size, _SAMPLES_AHEAD)
+        one_by_one = _read_ahead(read, positions, between, workers=workers, most=most)
     try:
         while True:
-            while len(waiting) < ahead:
-                waiting.append([pool.submit(read, p) for p in positions(step)])
-                step += 1
-            yield [future.result() for future in waiting.popleft()]
+            yield list(islice(one_by_one, batch_size))
+    finally:
+        one_by_one.close()
+
+
+def _one_by_one(
+    read: Callable[[Position], T], positions: Iterator[Position], between: Callable[[], None]
+) -> Generator[T, None, None]:
+    for place in positions:
+        between()
+        yield read(place)
+
+
+def _read_ahead(
+    read: Callable[[Position], T],
+    positions: Iterator[Position],
+    between: Callable[[], None],
+    *,
+    workers: int,
+    most: int,
+) -> Generator[T, None, None]:
+    """Samples in their order; threads read up to `most` of them before they are asked for."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
+    waiting: deque[Future[T]] = deque()
+    try:
+        while True:
+            room = min(most - len(waiting), _AT_ONCE)
+            waiting.extend(pool.submit(read, place) for place in islice(positions, room))
+            future = waiting.popleft()
+            between()
+            while not future.done():
+                wait([future], timeout=_LOOK_S)
+                between()
+            yield future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from backend.engine.checkpoint import load_checkpoint, save_checkpoint
 from backend.engine.record import RunFolder
 from backend.engine.signals import StopRequest
-from backend.errors import BackendError, UserError
+from backend.errors import BackendError, Cancelled, Interrupted, UserError
 from backend.losses.terms import Losses
 from backend.progress import progress_bar
 
@@ -193,7 +193,8 @@ class Loop(Generic[BatchT]):
         """Train to the end of the plan.
 
         Args:
-            batches: the parts of each step's batch, from the current step on.
+            batches: the parts of each step's batch, from the current step on; may raise what
+                is pending in `stop`, and then the run is saved as well.
             stop: asked after every step; then the run is saved and the request raised.
             events: done after a step, before it may be saved.
             on_save: called after each checkpoint.
@@ -203,14 +204,21 @@ class Loop(Generic[BatchT]):
             TrainingError: if a loss is not finite; the last checkpoint stays as it is.
             Cancelled, Interrupted: if somebody asked to stop.
         """
-        saved_at = time.monotonic()
+        saved_at, saved_step = time.monotonic(), self.step
         # Closed before an error is told: a bar that is drawn last would stand below the message.
         with progress_bar(
             total=self.plan.total_steps, first=self.step, what=what, unit="step"
         ) as bar:
             while self.step < self.plan.total_steps:
                 began = time.monotonic()
-                record = self._train_step(next(batches))
+                try:
+                    parts = next(batches)
+                except (Cancelled, Interrupted):
+                    if self.step > saved_step:
+                        self.save()
+                        on_save()
+                    raise
+                record = self._train_step(parts)
                 self.step += 1
                 self._recent.append(time.monotonic() - began)
                 for event in events:
@@ -225,7 +233,7 @@ class Loop(Generic[BatchT]):
                 if last or request is not None or self._checkpoint_due(saved_at):
                     self.save()
                     on_save()
-                    saved_at = time.monotonic()
+                    saved_at, saved_step = time.monotonic(), self.step
                 if request is not None and not last:
                     raise request
 

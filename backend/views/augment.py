@@ -21,7 +21,12 @@ class Labelled(NamedTuple):
 
 
 def turn_axial(crops: Labelled, keys: Int64[Tensor, " b"], *, probability: float) -> Labelled:
-    """Turn some samples by 90, 180 or 270 degrees in the axial plane, where crops are square."""
+    """Turn some samples by 90, 180 or 270 degrees in the axial plane.
+
+    Crops must be square there, unless the probability is 0.
+    """
+    if probability == 0:
+        return crops
     turned = uniform(keys, 1, stream=_TURN)[:, 0] < probability
     turns = (uniform(keys, 1, stream=_TURNS)[:, 0] * 3).long() + 1
     turns = torch.where(turned, turns, 0)
@@ -39,6 +44,8 @@ def turn_axial(crops: Labelled, keys: Int64[Tensor, " b"], *, probability: float
 
 def mirror(crops: Labelled, keys: Int64[Tensor, " b"], *, probability: float) -> Labelled:
     """Mirror some samples along each axis on its own."""
+    if probability == 0:
+        return crops
     image, target = crops
     flips = uniform(keys, 3, stream=_FLIP) < probability
     for axis in range(3):

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import threading
+from itertools import islice
+
+import pytest
+
+from backend.data.stream import Position, position, stream
+
+
+def _whole(position: Position) -> Position:
+    return position
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize(("batch_size", "first_step"), [(1, 0), (2, 3), (100, 1)])
+def test_batches_follow_from_the_seed_alone_however_they_are_read(
+    workers: int, batch_size: int, first_step: int
+) -> None:
+    batches = stream(
+        _whole, samples=5, batch_size=batch_size, seed=3, first_step=first_step, workers=workers
+    )
+    first = first_step * batch_size
+    expected = [position(p, samples=5, seed=3) for p in range(first, first + 4 * batch_size)]
+    read = list(islice(batches, 4))
+    assert [len(batch) for batch in read] == [batch_size] * 4
+    assert [place for batch in read for place in batch] == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_request_to_stop_ends_a_batch_that_would_take_for_ever(workers: int) -> None:
+    stop = threading.Event()
+    seen: list[Position] = []
+
+    def read(position: Position) -> int:
+        seen.append(position)
+        if len(seen) == 3:
+            stop.set()
+        return 0
+
+    def between() -> None:
+        if stop.is_set():
+            raise InterruptedError("asked to stop")
+
+    batches = stream(
+        *(read,), samples=7, batch_size=10**9, seed=0, workers=workers, between=between
+    )
+    with pytest.raises(InterruptedError, match="asked to stop"):
+        next(batches)
+
+
+def test_a_request_to_stop_is_heard_while_a_single_sample_is_waited_for() -> None:
+    disk = threading.Event()
+
+    def read(position: Position) -> Position:
+        disk.wait(60)
+        return position
+
+    looks = 0
+
+    def between() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise InterruptedError("asked to stop")
+
+    batches = stream(read, samples=2, batch_size=1, seed=0, workers=1, between=between)
+    try:
+        with pytest.raises(InterruptedError):
+            next(batches)
+    finally:
+        disk.set()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_sample_comes_with_the_batch_it_belongs_to(workers: int) -> None:
+    wrong = position(3, samples=4, seed=0)
+
+    def read(place: Position) -> Position:
+        if place == wrong:
+            raise ValueError("unreadable")
+        return place
+
+    batches = stream(read, samples=4, batch_size=2, seed=0, workers=workers)
+    assert len(next(batches)) == 2
+    with pytest.raises(ValueError, match="unreadable"):
+        next(batches)
+
+
+def test_threads_read_ahead_of_what_was_asked_for_but_not_without_end() -> None:
+    read: set[Position] = set()
+    eight = threading.Event()
+
+    def note(place: Position) -> None:
+        read.add(place)
+        if len(read) >= 8:
+            eight.set()
+
+    batches = stream(note, samples=1000, batch_size=2, seed=0, workers=1)
+    next(batches)
+    # Four batches, one of which has been taken.
+    assert eight.wait(60)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert len(read) <= 12
