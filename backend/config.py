@@ -24,7 +24,7 @@ from yaml.constructor import ConstructorError
 from yaml.error import MarkedYAMLError
 
 from backend.errors import UserError
-from backend.settings.baselines import BaselineConfig
+from backend.settings.baselines import BaselineConfig, BaselineName
 from backend.settings.common import (
     NUMBER,
     STRICT,
@@ -117,13 +117,17 @@ class DataConfig:
     """Share of scans (at most 8, none of fewer than 10) that pretraining is only judged by."""
 
 
+# Beyond, a sign or a power of ten went wrong.
+_UpTo100 = Annotated[float, Field(ge=0, le=100), NUMBER]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
     """The optimisation, the same for pretraining and fine-tuning."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31), NUMBER] = 0
     """All that is random follows from it."""
-    batch_size: Count = 8
+    batch_size: Annotated[int, Field(ge=1, le=65536), NUMBER] = 8
     """Scans per optimizer step, over all devices together."""
     accumulate: Count = 1
     """Parts a batch is cut into, to save memory: batch_size is what one step sees in all."""
@@ -134,17 +138,17 @@ class TrainConfig:
     warmup_epochs: NotNegative = 30
     """Epochs over which the learning rate rises; as a share of `epochs` if max_steps is given."""
     optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
-    learning_rate: Positive = 2e-4
+    learning_rate: Annotated[float, Field(gt=0, le=100), NUMBER] = 2e-4
     """The highest of the run."""
-    learning_rate_end: NotNegative = 0.0
+    learning_rate_end: _UpTo100 = 0.0
     """The learning rate of the last step (schedule cosine)."""
     schedule: Literal["cosine", "poly", "step", "constant"] = "cosine"
     """How the learning rate falls after the warm-up; poly: (1 - progress)^0.9."""
     step_epochs: Count = 40
     """Epochs after which the learning rate is halved, again and again (schedule step)."""
-    weight_decay: NotNegative = 0.05
+    weight_decay: _UpTo100 = 0.05
     """Not applied to norms, biases, tokens and position tables."""
-    weight_decay_end: NotNegative | None = None
+    weight_decay_end: _UpTo100 | None = None
     """Weight decay at the end of the run, reached along a cosine; null: it stays."""
     betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.999)
     """Of AdamW and Adam."""
@@ -167,6 +171,16 @@ class TrainConfig:
                 f"batch_size {self.batch_size} cannot be cut into "
                 f"accumulate={self.accumulate} equal parts"
             )
+        if self.learning_rate_end > self.learning_rate:
+            raise ValueError(
+                f"learning_rate_end {self.learning_rate_end:g} is more than "
+                f"learning_rate {self.learning_rate:g}, the highest of the run"
+            )
+        if self.schedule == "step" and self.step_epochs > self.epochs:
+            raise ValueError(
+                f"step_epochs {self.step_epochs} is more than epochs {self.epochs}, so "
+                "schedule=step would never halve the learning rate"
+            )
         return self
 
 
@@ -187,7 +201,8 @@ class PretrainConfig:
         for name in ("main", "local"):
             view = getattr(self.views, name)
             if view is not None:
-                _check_crop(view.size, self.method, name=f"views.{name}.size")
+                alone = self.method.encoder.kind in _ALONE_PRETRAINED
+                _check_crop(view.size, self.method, name=f"views.{name}.size", alone=alone)
         if self.views.isotropic_first and self.preprocess.spacing_mm is None:
             raise ValueError("views.isotropic_first needs a spacing: set preprocess.spacing_mm")
         self.method.check_views(self.views)
@@ -278,7 +293,10 @@ class FinetuneConfig:
     def _check(self) -> FinetuneConfig:
         if self.preprocess.spacing_mm is None:
             raise ValueError("preprocess.spacing_mm must be given: a model labels one spacing")
-        _check_crop(self.crop, self.method, name="crop")
+        alone = self.method.encoder.kind in _ALONE_FINETUNED
+        _check_crop(self.crop, self.method, name="crop", alone=alone)
+        if isinstance(self.method, BaselineConfig):
+            self.method.encoder.check_crop(self.crop_size)
         if self.augment.rotate90_probability and self.crop_size[1] != self.crop_size[2]:
             raise ValueError(
                 f"crop {list(self.crop_size)} is not square in the axial plane, so it cannot be "
@@ -294,11 +312,32 @@ class FinetuneConfig:
         return triple(self.crop)
 
 
-def _check_crop(crop: Edges, method: NetworkConfig, *, name: str) -> None:
+_ALONE_PRETRAINED = {"swin", "vit"}
+"""Encoders that normalise channels, and so take a view of which one cell remains."""
+_ALONE_FINETUNED = {"vit", *get_args(BaselineName)}
+"""The same of whole networks; baselines have a check of their own."""
+
+
+def _check_crop(crop: Edges, method: NetworkConfig, *, name: str, alone: bool) -> None:
+    """Refuse edges that are no multiple of the stride, or that leave a single cell.
+
+    Args:
+        crop: edges of what the network sees, in voxels.
+        method: knows the encoder.
+        name: of the setting.
+        alone: whether the network can learn from a single cell at its coarsest level; a norm over
+            it would leave nothing.
+    """
     stride = method.encoder.stride
     if any(n % s for n, s in zip(triple(crop), stride, strict=True)):
         told = stride[0] if len(set(stride)) == 1 else list(stride)
         raise ValueError(f"{name} {crop} is no multiple of the encoder's stride {told}")
+    if triple(crop) == stride and not alone:
+        doubled = [2 * s for s in stride]
+        raise ValueError(
+            f"{name} {crop} leaves a single cell at the encoder's coarsest level, too little to "
+            f"normalise: the next possible is {doubled[0] if len(set(doubled)) == 1 else doubled}"
+        )
 
 
 ConfigT = TypeVar("ConfigT", PretrainConfig, FinetuneConfig)
@@ -331,10 +370,13 @@ def load_config(
     *,
     method: str,
     preset: str | None = None,
+    below: Sequence[str] = (),
     file: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> ConfigT:
     """Resolve a preset, then a YAML or JSON file, then `key=value` texts, into one configuration.
+
+    `below` holds `key=value` texts that lie over the preset and below the file.
 
     Raises:
         UserError: for an unknown method, preset or key (with the nearest known name) and for a
@@ -342,7 +384,8 @@ def load_config(
     """
     chosen = preset or preset_names(method)[0]
     values = {**_preset_values(kind, method=method, preset=chosen), "preset": chosen}
-    return build_config(kind, _over(values, file=file, overrides=overrides))
+    inherited = _over(values, file=None, overrides=below)
+    return build_config(kind, _over(inherited, file=file, overrides=overrides))
 
 
 def with_settings(

@@ -36,7 +36,7 @@ from backend.data.labelled import (
 )
 from backend.data.labels import Label
 from backend.data.stream import Position, random_start
-from backend.engine.record import STOP_FILE, RunFolder, check_target, read_json
+from backend.engine.record import STOP_FILE, RunFolder, check_target, read_json, read_status
 from backend.engine.signals import StopRequest, ending_at_once
 from backend.errors import UserError
 from backend.files import write_json
@@ -295,6 +295,7 @@ def run(request: FinetuneRequest) -> Path:
     Raises:
         UserError, ResourceError, Cancelled, Interrupted: see `backend.errors`.
     """
+    # Folds are runs of their own, so the folder around them is none.
     if not (request.folds and request.resume):
         check_target(request.output, kind="finetune", resume=request.resume)
     request, config, labelled = resolve(request)
@@ -315,7 +316,7 @@ def resolve(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig, 
     Raises:
         UserError: if weights, data or settings do not fit, or a resumed run had other settings.
     """
-    if request.resume and not request.folds:
+    if request.resume:
         request, config = resumed(request)
     elif request.data is None:
         raise UserError("No data was given.", "Add --data with a labelled set.")
@@ -341,6 +342,7 @@ class _KeptRequest(BaseModel):
     init: Path | None = None
     cases: tuple[str, ...] = ()
     fraction: float = 1.0
+    folds: int = 0
     cache: Path | None = None
 
 
@@ -353,9 +355,8 @@ class _KeptRun(BaseModel):
     request: _KeptRequest
 
 
-def _kept_run(run: Path) -> tuple[FinetuneConfig, _KeptRequest]:
+def _kept_run(file: Path) -> tuple[FinetuneConfig, _KeptRequest]:
     """What a run was started with; a setting that is not said is not guessed."""
-    file = run / "config.json"
     kept = checked_json(file, _KeptRun)
     try:
         config = build_config(FinetuneConfig, kept.config)
@@ -369,12 +370,13 @@ def _kept_run(run: Path) -> tuple[FinetuneConfig, _KeptRequest]:
 
 
 def resumed(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig]:
-    """The request and the configuration that the run in `output` was started with.
+    """The request and the configuration that the run or the folds in `output` were started with.
 
     Raises:
-        UserError: if config.json is damaged, or something else is asked for now.
+        UserError: if what is kept of them is damaged, or something else is asked for now.
     """
-    config, then = _kept_run(request.output)
+    name = _CROSS_VALIDATION if request.folds else "config.json"
+    config, then = _kept_run(request.output / name)
     require_same_settings(
         request.output,
         config,
@@ -386,17 +388,30 @@ def resumed(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig]:
     return replace(
         request,
         data=request.data or then.data,
-        init=None,
+        init=_start(request.output, then.init),
         cases=then.cases,
         fraction=then.fraction,
         cache=request.cache or then.cache,
     ), config
 
 
+def _start(run: Path, init: Path | None) -> Path | None:
+    """The weights that a run starts from; what has a checkpoint goes on from there."""
+    return None if (run / "checkpoints" / "last.pt").exists() else init
+
+
 def _refuse_other_request(request: FinetuneRequest, then: Mapping[str, Any]) -> None:
     """A resumed run keeps its split and start; other wishes would be left out in silence."""
     now = _plain_request(request)
     unset = {"cases": [], "fraction": 1.0, "init": None}
+    if request.folds:
+        if request.folds != then["folds"]:
+            raise UserError(
+                f"{request.output}: was started with folds={then['folds']}, not {request.folds}.",
+                f"Resume with --folds {then['folds']}, or start a new run.",
+            )
+        # A part of the folds on other data would be no cross-validation.
+        unset["data"] = None
     for name, nothing in unset.items():
         if now[name] not in (nothing, then[name]):
             raise UserError(
@@ -414,8 +429,9 @@ def _asked(request: FinetuneRequest) -> FinetuneConfig:
         FinetuneConfig,
         method=method,
         preset=preset,
+        below=inherited,
         file=request.config_file,
-        overrides=(*inherited, *request.overrides),
+        overrides=request.overrides,
     )
     if header is not None and request.init is not None:
         require_same_encoder(request.init, header, config.method)
@@ -444,21 +460,19 @@ def _cross_validate(
     labelled: LabelledSet,
     cases: Sequence[LabelledCase],
 ) -> Path:
-    seed = config.train.seed
     scores = []
-    for number, (training, validation) in enumerate(
-        fold_cases(cases, folds=request.folds, seed=seed), start=1
-    ):
-        training = take_fraction(training, fraction=request.fraction, seed=seed)
+    for number, split in enumerate(_fold_splits(request, config, labelled, cases), start=1):
         folder = request.output / f"fold_{number}"
         begun = request.resume and (folder / "config.json").exists()
         if begun:
             _require_same_fold(folder, config)
         if not (begun and read_json(folder / "status.json").get("state") == "done"):
-            fold = replace(request, output=folder, folds=0, resume=begun)
-            _one_run(fold, config, labelled, Split(training, validation))
+            start = _start(folder, request.init)
+            fold = replace(request, output=folder, folds=0, resume=begun, init=start)
+            _one_run(fold, config, labelled, split)
         best = read_json(folder / "status.json").get("best") or {}
-        scores.append({"fold": number, "cases": [c.id for c in validation], **best})
+        judged = checked_json(folder / "split.json", _KeptSplit).validation
+        scores.append({"fold": number, "cases": list(judged), **best})
     dice = [s["val/dice_mean"] for s in scores if s.get("val/dice_mean") is not None]
     summary = {
         "folds": scores,
@@ -471,9 +485,59 @@ def _cross_validate(
     return request.output
 
 
+_CROSS_VALIDATION = "cross_validation_request.json"
+"""What a cross-validation was asked for and the cases of each fold, beside its folds."""
+
+
+class _KeptSplit(BaseModel):
+    """What split.json holds: names of cases."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    training: Annotated[tuple[str, ...], Field(min_length=1)]
+    validation: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _apart(self) -> _KeptSplit:
+        names = (*self.training, *self.validation)
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"case {twice!r} stands twice")
+        return self
+
+
+class _KeptFolds(BaseModel):
+    """The part of a cross-validation's request that says which cases each fold has."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    splits: Annotated[tuple[_KeptSplit, ...], Field(min_length=2)]
+
+
+def _fold_splits(
+    request: FinetuneRequest,
+    config: FinetuneConfig,
+    labelled: LabelledSet,
+    cases: Sequence[LabelledCase],
+) -> list[Split]:
+    """Cases of each fold: written when a cross-validation begins, and read when it goes on."""
+    path = request.output / _CROSS_VALIDATION
+    if request.resume:
+        kept = checked_json(path, _KeptFolds).splits
+        return [_split_of(split, labelled, path) for split in kept]
+    seed = config.train.seed
+    splits = [
+        Split(take_fraction(training, fraction=request.fraction, seed=seed), validation)
+        for training, validation in fold_cases(cases, folds=request.folds, seed=seed)
+    ]
+    asked = stored("finetune", config, _plain_request(request))
+    write_json(path, {**asked, "splits": [_names(split) for split in splits]})
+    return splits
+
+
 def _require_same_fold(folder: Path, config: FinetuneConfig) -> None:
     """Refuse to go on with a fold under other settings: its scores would not belong together."""
-    kept, _ = _kept_run(folder)
+    kept, _ = _kept_run(folder / "config.json")
     different = first_difference(to_plain(kept), to_plain(config))
     if different:
         raise UserError(
@@ -512,6 +576,7 @@ def _plain_request(request: FinetuneRequest) -> dict[str, Any]:
         "init": absolute(request.init),
         "cases": list(request.cases),
         "fraction": request.fraction,
+        "folds": request.folds,
         "cache": absolute(request.cache),
         "device": request.device,
     }
@@ -523,9 +588,17 @@ def _kept_split(folder: RunFolder, labelled: LabelledSet, split: Split, *, resum
     # Without a checkpoint nothing was learnt yet: it makes no difference which cases are taken.
     learnt = (folder.checkpoints / "last.pt").exists()
     if not resume or not (learnt or path.exists()):
-        write_json(path, {part: [c.id for c in getattr(split, part)] for part in Split._fields})
+        write_json(path, _names(split))
         return split
-    kept = checked_json(path, _KeptSplit)
+    return _split_of(checked_json(path, _KeptSplit), labelled, path)
+
+
+def _names(split: Split) -> dict[str, list[str]]:
+    return {part: [c.id for c in getattr(split, part)] for part in Split._fields}
+
+
+def _split_of(kept: _KeptSplit, labelled: LabelledSet, path: Path) -> Split:
+    """The cases that are named in the file at `path`."""
     cases = {case.id: case for case in labelled.cases if case.split != "test"}
     gone = [name for name in (*kept.training, *kept.validation) if name not in cases]
     if gone:
@@ -534,23 +607,6 @@ def _kept_split(folder: RunFolder, labelled: LabelledSet, split: Split, *, resum
             "Put it back, or start a new run.",
         )
     return Split(*(tuple(cases[n] for n in getattr(kept, part)) for part in Split._fields))
-
-
-class _KeptSplit(BaseModel):
-    """What split.json holds: names of cases."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    training: Annotated[tuple[str, ...], Field(min_length=1)]
-    validation: tuple[str, ...]
-
-    @model_validator(mode="after")
-    def _apart(self) -> _KeptSplit:
-        names = (*self.training, *self.validation)
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"case {twice!r} stands twice")
-        return self
 
 
 def checked_json(path: Path, kind: type[ModelT]) -> ModelT:
@@ -638,7 +694,7 @@ def _train(
         events.insert(0, Event(every=every, action=judge.validate))
     stop.check()
     loop.fit(
-        samples.batches(config.train, first_step=loop.step),
+        samples.batches(config.train, first_step=loop.step, between=stop.check),
         stop=stop,
         events=events,
         on_save=lambda: judge.save("model.safetensors"),
@@ -676,6 +732,7 @@ def _network(
 
         file = resolve_weights(request.init, prefer=INIT_FILES)
         tensors, header = load_weights(file)
+        _warn_of_unfinished(request.init)
         prefix = "encoder." if header.kind == "segmentation" else ""
         report = load_into(encoder_of(network), tensors, prefix=prefix, what=str(file))
         log.info("Encoder from %s\n%s", file, report.text())
@@ -684,6 +741,17 @@ def _network(
     if config.freeze_encoder:
         freeze(encoder_of(network))
     return network
+
+
+def _warn_of_unfinished(init: Path) -> None:
+    """Say so where weights come from a run folder whose run did not reach its end."""
+    if not (init / "status.json").exists():
+        return
+    status = read_status(init)
+    if status["state"] != "done":
+        where = "is still" if status["state"] == "running" else "stopped"
+        total = status.get("total_steps")
+        log.warning("%s: that run %s at step %s of %s.", init, where, status["step"], total)
 
 
 def _header(config: FinetuneConfig, labels: Sequence[Label], split: Split) -> WeightsHeader:
@@ -745,6 +813,7 @@ class _Judge:
         self._header = header
         self._device = device
         self._chooses = chooses
+        self._first: dict[int, NDArray[np.integer[Any]]] = {}
 
     def validate(self, step: int) -> dict[str, float]:
         """Dice per structure over the validation scans, on the preprocessed grid.
@@ -757,6 +826,8 @@ class _Judge:
         volumes = tuple(self._volumes.values())
         for volume in self._loop.run.through(volumes, doing="Validating"):
             prediction = self._segment(volume)
+            if volume is volumes[0]:
+                self._first = {step: prediction}
             reference = volume.read_label((0, 0, 0), volume.geometry.size)
             for label in self._labels:
                 truth = reference == label.value
@@ -775,11 +846,13 @@ class _Judge:
 
         volume = next(iter(self._volumes.values()))
         what = "validation scan" if self._chooses else "training scan"
+        # Validation at the same step has segmented this scan already.
+        prediction = self._first.pop(step, None)
         contours_png(
             self._loop.run.previews / f"step_{step:06d}.png",
             image=volume.read_all(),
             reference=volume.read_label((0, 0, 0), volume.geometry.size),
-            prediction=self._segment(volume),
+            prediction=self._segment(volume) if prediction is None else prediction,
             labels=self._labels,
             spacing_mm=volume.geometry.spacing_mm,
             window=self._config.preprocess.hu_window,
@@ -797,7 +870,8 @@ class _Judge:
     def _keep_best(self, step: int, record: dict[str, float]) -> None:
         score = record["val/dice_mean"]
         best = self._loop.best
-        if best is None or score > best["val/dice_mean"]:
+        # Of equal ones the later: while nothing is found yet, the first is the worst.
+        if best is None or score >= best["val/dice_mean"]:
             self._loop.best = {"step": step, "val/dice_mean": score}
             self.save("best.safetensors")
 
