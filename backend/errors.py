@@ -95,12 +95,14 @@ def told_plainly(error: BaseException, path: object = None) -> BackendError:
     if is_out_of_memory(error):
         return ResourceError(
             "Memory does not suffice.",
-            "Lower train.batch_size, raise train.accumulate, or choose a smaller preset or crop.",
+            "Lower the batch size, choose a smaller crop or preset, or close other programs.",
         )
     if isinstance(error, OSError):
         return _told_os_error(error, error.filename if path is None else path)
+    # Libraries append traces and file contents to theirs; the log has them all.
+    first = next(iter(str(error).strip().splitlines()), "no message")
     return BackendError(
-        f"Unexpected {type(error).__name__}: {error}", "This is our mistake; please report it."
+        f"Unexpected {type(error).__name__}: {first}", "This is our mistake; please report it."
     )
 
 

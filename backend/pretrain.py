@@ -142,11 +142,14 @@ def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
     )
     asked_then = kept["request"]
     _refuse_other_sources(request, asked_then)
+    # What has no checkpoint yet starts again from the same weights.
+    learnt = (request.output / "checkpoints" / "last.pt").exists()
+    init = None if learnt or not asked_then["init"] else Path(asked_then["init"])
     return replace(
         request,
         data=tuple(Path(p) for p in asked_then["data"]),
         cache=request.cache or (Path(asked_then["cache"]) if asked_then["cache"] else None),
-        init=None,
+        init=init,
     ), config
 
 
@@ -218,6 +221,7 @@ def _train(
     task = PretrainTask(method.to(device).train(), config, device)
 
     learn, held_out = split_held_out(sorted(volumes), share=config.data.held_out, seed=train.seed)
+    require_enough(config, scans=len(learn))
     reader = Reader([volumes[i] for i in learn], config)
     shown = [volumes[i] for i in held_out or learn[:1]]
     watcher = Watcher(task, Reader(shown, config), folder=folder, measured=bool(held_out))
@@ -276,6 +280,31 @@ def split_held_out(ids: Sequence[str], *, share: float, seed: int) -> tuple[list
     order = np.random.default_rng([seed, 2]).permutation(len(ids))
     chosen = {ids[i] for i in order[:count]}
     return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]
+
+
+def require_enough(config: PretrainConfig, *, scans: int) -> None:
+    """Refuse fewer scans than a method tells apart; warn where a batch holds a scan twice.
+
+    Args:
+        config: names the method and the size of a batch.
+        scans: those to learn from.
+
+    Raises:
+        UserError: if there are too few.
+    """
+    least = config.method.least_batch
+    if scans < least:
+        raise UserError(
+            f"{config.method.name} tells scans from each other and needs {least} to learn from; "
+            f"there {'is' if scans == 1 else 'are'} {scans}.",
+            "Add scans with --data, or choose a method that needs one (see `backend methods`).",
+        )
+    if config.train.batch_size > scans:
+        log.warning(
+            "train.batch_size %d is more than the %d scans to learn from: a batch holds some twice",
+            config.train.batch_size,
+            scans,
+        )
 
 
 def _initialise(method: Method, source: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import reprlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -22,7 +22,7 @@ from backend.config import BASELINES, PRESETS, PreprocessConfig, first_fault
 from backend.errors import UserError
 from backend.files import written_whole
 from backend.settings.baselines import BaselineNetworkConfig
-from backend.settings.common import STRICT
+from backend.settings.common import STRICT, Edge, Width
 from backend.settings.encoders import EncoderConfig, SwinConfig
 
 if TYPE_CHECKING:
@@ -266,7 +266,6 @@ _ITEM_BYTES = {
 """Bytes of one number of each type that safetensors names."""
 
 _Size = Annotated[int, Field(ge=0)]
-_Edge = Annotated[int, Field(ge=1, le=1024)]
 _Channel = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -330,9 +329,9 @@ class _Segmentation(BaseModel):
     encoder: Annotated[EncoderConfig | BaselineNetworkConfig, Field(discriminator="kind")]
     decoder: Literal["default", "unet"]
     classes: Annotated[int, Field(ge=2, le=256)]
-    width: Annotated[int, Field(ge=1)]
+    width: Width
     norm: Literal["instance", "batch"]
-    window: tuple[_Edge, _Edge, _Edge]
+    window: tuple[Edge, Edge, Edge]
 
     @model_validator(mode="after")
     def _divided(self) -> _Segmentation:
@@ -508,18 +507,44 @@ def _require_all(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
 
 
-def _refuse_other_network(path: Path, header: WeightsHeader, table: Mapping[str, _Entry]) -> None:
-    """Refuse a header that describes another Swin transformer than the tensors are of.
+TOP_NAMES: dict[str, frozenset[str]] = {
+    "swin": frozenset(("mask_token", "patch_embed", "patch_norm", "stages", "merges", "norms")),
+    "vit": frozenset(("cls_token", "patch_embed", "blocks", "norm")),
+    "resnet": frozenset(("stem", "stem_norm", "stages")),
+    "unet": frozenset(("down", "decoder")),
+    "resenc": frozenset(("stem", "down", "decoder")),
+    **dict.fromkeys(BASELINES, frozenset(("network",))),
+}
+"""What the names of tensors begin with in each kind of encoder, and in whole baselines."""
 
-    What is not in the file is no contradiction; loading tells it as missing, as it tells of any
-    other kind of network.
+
+def _refuse_other_family(path: Path, kind: str, inside: str, names: Iterable[str]) -> None:
+    """Refuse tensors that are plainly of another kind of network than the header's."""
+    found = {n.removeprefix(inside).split(".")[0] for n in names if n.startswith(inside)}
+    strange = sorted(found - TOP_NAMES[kind])
+    if strange or not found:
+        told = f"tensors {_some(strange)}" if strange else f"no tensors {inside}*"
+        raise UserError(
+            f"{path}: damaged header: architecture.encoder.kind is {kind}, which has "
+            f"{', '.join(sorted(TOP_NAMES[kind]))}; the file has {told}.",
+            _CURE,
+        )
+
+
+def _refuse_other_network(path: Path, header: WeightsHeader, table: Mapping[str, _Entry]) -> None:
+    """Refuse a header that describes another network than the tensors are of.
+
+    The family is compared for every kind, shapes for the Swin transformer. What is not in the file
+    is no contradiction; loading tells it as missing.
     """
     described = _Segmentation if header.kind == "segmentation" else _Encoder
     architecture = described.model_validate(header.architecture)
     encoder = architecture.encoder
+    whole = header.kind == "encoder" or encoder.kind in BASELINES
+    inside = "" if whole else "encoder."
+    _refuse_other_family(path, encoder.kind, inside, table)
     if not isinstance(encoder, SwinConfig):
         return
-    inside = "encoder." if header.kind == "segmentation" else ""
     expected = {inside + name: shape for name, shape in _swin_shapes(encoder).items()}
     if isinstance(architecture, _Segmentation):
         out = (architecture.classes, architecture.width, 1, 1, 1)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
@@ -21,7 +22,9 @@ from backend.config import (
     read_mapping,
     to_plain,
 )
-from backend.errors import UserError
+from backend.errors import UserError, told_plainly
+from backend.pretrain import require_enough
+from backend.settings.common import NUMBER
 
 _ALL = [(method, preset) for method, presets in PRESETS.items() for preset in presets]
 
@@ -174,6 +177,14 @@ def test_an_unknown_key_of_any_method_is_told_with_the_nearest_of_its_own(
         ("train.precision=fp16", "train.precision", "fp16"),
         ("train.clip_norm=high", "train.clip_norm", "high"),
         ("train=3", "train", "3"),
+        ("train.batch_size=100000", "train.batch_size", "100000"),
+        (f"train.epochs={10**20}", "train.epochs", "100000000000000000000"),
+        (f"method.head.prototypes={10**20}", "method.head.prototypes", "100000000000000000000"),
+        (f"method.encoder.embed_dim={10**12}", "method.encoder.embed_dim", "1000000000000"),
+        ("train.learning_rate=101", "train.learning_rate", "101"),
+        ("train.weight_decay_end=101", "train.weight_decay_end", "101"),
+        ("views.main.scale=[0.001, 1]", "views.main.scale.0", "0.001"),
+        (f"preprocess.body_threshold_hu={10**20}", "preprocess.body_threshold_hu", "1000"),
     ],
 )
 def test_value_out_of_range_is_told_with_its_path(override: str, path: str, value: str) -> None:
@@ -192,6 +203,14 @@ def test_value_out_of_range_is_told_with_its_path(override: str, path: str, valu
         (["method.encoder.heads=[2, 4, 4]"], ["method.encoder", "[2, 4, 4]"]),
         (["method.encoder.heads=[5, 4, 4, 4]"], ["stage 0", "48 channels", "5 heads"]),
         (["preprocess.hu_window=[250, -175]"], ["hu_window must rise"]),
+        (
+            ["train.learning_rate=0.001", "train.learning_rate_end=0.01"],
+            ["learning_rate_end 0.01", "learning_rate 0.001"],
+        ),
+        (
+            ["train.schedule=step", "train.step_epochs=9", "train.epochs=8"],
+            ["step_epochs 9", "epochs 8"],
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_both_named(
@@ -349,3 +368,103 @@ def test_a_switch_is_no_number(path: str, value: str) -> None:
     assert path in message
     assert str(value == "true") in message
     assert "number" in message
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "value"),
+    [
+        *(("cpc3d", name, "true") for name in ("skipped_rows", "patch_kept", "patches_per_side")),
+        *(("rubik", name, "true") for name in ("gap", "permutations")),
+        *(("rubik_pp", name, "true") for name in ("turn", "layers")),
+        ("pcrlv2", "swaps", "true"),
+        ("glmae", "centre_momentum", "false"),
+        *((name, "encoder.widths", "[]") for name in ("models_genesis", "rubik", "cpc3d")),
+        ("models_genesis", "encoder.widths", str([4] * 11)),
+        ("models_genesis", "encoder.widths", "[8193]"),
+        ("pgl", "encoder.depths", "[1, 1, 1, 257]"),
+        ("spark", "encoder", "{widths: [], blocks: []}"),
+        ("spark", "encoder", "{widths: [4], blocks: [1]}"),
+    ],
+)
+def test_a_setting_of_a_method_out_of_range_is_told_with_its_path(
+    method: str, path: str, value: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(
+            PretrainConfig, method=method, preset="tiny", overrides=[f"method.{path}={value}"]
+        )
+    assert path in caught.value.message
+    assert caught.value.hint
+
+
+def test_every_number_of_the_settings_refuses_a_switch() -> None:
+    metadata = {
+        f"{kind.__name__}.{name}": field.metadata
+        for kind in _kinds(PretrainConfig) | _kinds(FinetuneConfig)
+        for name, field in kind.__pydantic_fields__.items()
+        if field.annotation in (int, float)
+    }
+    assert len(metadata) > 100
+    assert [name for name, kept in metadata.items() if NUMBER not in kept] == []
+
+
+def _kinds(kind: Any) -> set[Any]:
+    """A class of settings, and those of its fields."""
+    if not hasattr(kind, "__pydantic_fields__"):
+        return {found for part in get_args(kind) for found in _kinds(part)}
+    inner = (_kinds(field.annotation) for field in kind.__pydantic_fields__.values())
+    return {kind}.union(*inner)
+
+
+_SMALLEST = [
+    ("smit", "crop", 16, 32),
+    ("pgl", "crop", 16, 32),
+    ("models_genesis", "crop", 4, 8),
+    ("spark", "crop", 4, 8),
+    ("segresnet", "crop", 8, 16),
+    ("dynunet", "crop", 32, 64),
+    ("swinunetr", "crop", 32, 64),
+    ("unetr", "crop", 32, 48),
+    ("spark", "views.main.size", 4, 8),
+    ("pcrlv2", "views.local.size", 4, 8),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "small", "least"), _SMALLEST)
+def test_a_crop_that_leaves_nothing_to_normalise_is_told_with_the_next_possible(
+    method: str, name: str, small: int, least: int
+) -> None:
+    kind = FinetuneConfig if name == "crop" else PretrainConfig
+    own = {
+        "models_genesis": ["method.encoder.widths=[4, 8, 16]"],
+        "spark": ["method.encoder={widths: [4, 8, 16], blocks: [1, 1, 1]}", "method.mask_cell=4"],
+        "pcrlv2": ["method.encoder.widths=[4, 8, 16]"],
+    }.get(method, [])
+
+    def load(edge: int) -> None:
+        overrides = [*own, f"{name}={edge}"]
+        load_config(kind, method=method, preset="tiny", overrides=overrides)
+
+    load(least)
+    with pytest.raises(UserError, match=rf"(?s)crop|{name}.*{small}.*{least}") as caught:
+        load(small)
+    assert str(least) in caught.value.message
+
+
+def test_too_few_scans_for_a_method_are_refused_and_a_batch_with_doubles_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = load_config(PretrainConfig, method="simclr", preset="tiny")
+    with pytest.raises(UserError, match=r"simclr .* needs 2 to learn from; there is 1"):
+        require_enough(config, scans=1)
+    size = config.train.batch_size
+    require_enough(config, scans=size)
+    assert caplog.messages == []
+    require_enough(config, scans=size - 1)
+    assert f"train.batch_size {size} is more than the {size - 1} scans" in caplog.text
+
+
+def test_an_unexpected_error_is_told_in_one_line_and_memory_without_settings() -> None:
+    assert told_plainly(ValueError("first\nsecond")).message == "Unexpected ValueError: first"
+    assert told_plainly(ValueError()).message == "Unexpected ValueError: no message"
+    assert "train." not in told_plainly(MemoryError()).hint

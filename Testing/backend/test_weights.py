@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from backend.config import BASELINES, FinetuneConfig, load_config
 from backend.errors import UserError
+from backend.models.segmentation import build_segmentation
+from backend.provenance import encoder_arguments
 from backend.weights import (
     SCHEMA,
+    TOP_NAMES,
     WeightsHeader,
     load_into,
     load_weights,
@@ -36,6 +40,7 @@ ENCODER: dict[str, object] = {
     "final_merge": True,
     "patch_norm": True,
 }
+UNET = {"kind": "unet", "widths": [4, 8], "norm": "batch", "decoder": True}
 PREPROCESSING: dict[str, object] = {
     "spacing_mm": [2.0, 1.5, 1.5],
     "orientation": "LPS",
@@ -225,9 +230,16 @@ def test_a_newer_header_is_refused_and_an_unknown_key_is_not(
         ("architecture.encoder.added", 1, "architecture.encoder.added = 1"),
         ("architecture.encoder.window", ABSENT, "architecture.encoder lacks window"),
         ("architecture.encoder.window", "4", "architecture.encoder.window = '4'"),
-        ("architecture.encoder.window", 10**6, "relative_bias"),
-        ("architecture.encoder.embed_dim", 10**6, "patch_embed.weight [1000000, 1, 2, 2, 2]"),
-        ("architecture.encoder.depths", [1, 10**9], "depths is [1, 1000000000]"),
+        ("architecture.encoder.window", 1000, "relative_bias"),
+        ("architecture.encoder.window", 10**6, "architecture.encoder.window = 1000000"),
+        ("architecture.encoder.embed_dim", 8000, "patch_embed.weight [8000, 1, 2, 2, 2]"),
+        ("architecture.encoder.embed_dim", 10**12, "embed_dim = 1000000000000"),
+        ("architecture.width", 10**20, "architecture.width = 100000000000000000000"),
+        ("architecture.encoder.depths", [1, 200], "depths is [1, 200]"),
+        ("architecture.encoder.depths", [1, 10**9], "depths.1 = 1000000000"),
+        ("architecture.encoder", UNET | {"widths": []}, "architecture.encoder.widths = []"),
+        ("architecture.encoder", UNET | {"widths": [4] * 3000}, "at most 10 items"),
+        ("architecture.encoder", UNET, "kind is unet, which has decoder, down; the file has"),
         ("architecture.encoder.mlp_ratio", 8, "linear1.weight [64, 8]"),
         ("architecture.encoder.mlp_ratio", 1e308, "mlp_ratio = 1e+308"),
         ("architecture.encoder.qkv_bias", 0, "qkv_bias = 0"),
@@ -255,6 +267,23 @@ def test_a_header_that_says_what_cannot_be_is_refused_with_field_and_value(
     assert told in caught.value.message
     assert len(caught.value.message) < 500
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("method", ["smit", "glmae", "pgl", "models_genesis", "spark", *BASELINES])
+def test_the_names_of_each_family_are_those_of_its_network(method: str) -> None:
+    settings = load_config(FinetuneConfig, method=method, preset="tiny").method
+    arguments = {"encoder": encoder_arguments(settings), "decoder": "default"}
+    network = build_segmentation({**arguments, "classes": 2, "width": 8, "norm": "instance"})
+    part = network if method in BASELINES else network.get_submodule("encoder")
+    assert {name.split(".")[0] for name in part.state_dict()} == TOP_NAMES[settings.encoder.kind]
+
+
+def test_a_model_without_the_tensors_of_its_encoder_is_refused(
+    tmp_path: Path, header: WeightsHeader
+) -> None:
+    save_weights(tmp_path / "x.safetensors", {"network.conv.weight": torch.ones(2)}, header)
+    with pytest.raises(UserError, match=r"kind is swin.*no tensors encoder\.\*"):
+        read_header(tmp_path / "x.safetensors")
 
 
 def test_a_header_that_is_no_object_is_refused(file: Path) -> None:

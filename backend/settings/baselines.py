@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Grid
+from backend.settings.common import STRICT, Count, Edge, Grid, Width
 
 BaselineName = Literal["segresnet", "unetr", "swinunetr", "dynunet"]
 
@@ -19,11 +19,11 @@ class BaselineNetworkConfig:
     """The network."""
 
     kind: BaselineName
-    width: Count
+    width: Width
     """Channels at full resolution (UNETR: of its decoder)."""
-    patch: tuple[Count, Count, Count] | None = None
+    patch: tuple[Edge, Edge, Edge] | None = None
     """The crop that UNETR's learned positions are made for; null for the others."""
-    hidden: Count | None = None
+    hidden: Width | None = None
     """Channels of UNETR's tokens; its heads have 64 each. Null for the others."""
     window: Count | None = None
     """Edge of Swin UNETR's attention windows in tokens; null for the others."""
@@ -33,6 +33,27 @@ class BaselineNetworkConfig:
         """What the edges of a crop must be multiples of."""
         edge = _STRIDES[self.kind]
         return (edge, edge, edge)
+
+    def check_crop(self, crop: Grid) -> None:
+        """Refuse a training crop that the network cannot take.
+
+        Args:
+            crop: its edges (z, y, x), multiples of the stride.
+
+        Raises:
+            ValueError: with the crop that would do.
+        """
+        if self.patch is not None and crop != self.patch:
+            raise ValueError(
+                f"crop {list(crop)} is not what unetr's positions are made for: set "
+                f"method.encoder.patch={list(crop)}, or crop={list(self.patch)}"
+            )
+        least = [2 * edge for edge in self.stride]
+        if self.patch is None and any(n < m for n, m in zip(crop, least, strict=True)):
+            raise ValueError(
+                f"crop {list(crop)} is too small: {self.kind} halves it to single cells; its "
+                f"edges must be {least[0]} or more"
+            )
 
     @property
     def first_width(self) -> int:

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Fraction, Positive, triple
+from backend.settings.common import (
+    NUMBER,
+    STRICT,
+    Count,
+    CountFromZero,
+    Edge,
+    Fraction,
+    Positive,
+    Width,
+    triple,
+)
 from backend.settings.encoders import UnetConfig
 from backend.settings.views import AnyViews, ViewsConfig
 
@@ -20,23 +30,23 @@ class Cpc3dConfig(AnyViews):
 
     name: Literal["cpc3d"] = "cpc3d"
     encoder: UnetConfig = _ENCODER
-    patch: Count = 32
+    patch: Edge = 32
     """Edge of a patch in voxels."""
-    step: Count = 16
+    step: Edge = 16
     """Voxels from one patch to the next; half of `patch`: neighbours overlap by half."""
-    patches_per_side: Annotated[int, Field(ge=3)] = 5
+    patches_per_side: Annotated[int, Field(ge=3, le=64), NUMBER] = 5
     """Patches along each axis of the grid."""
-    skipped_rows: Annotated[int, Field(ge=0)] = 1
+    skipped_rows: CountFromZero = 1
     """Rows between the context and the first that is predicted; so many as overlap with it."""
-    code: Count = 1024
+    code: Width = 1024
     """Length of a patch's code."""
-    context: Count = 256
+    context: Width = 256
     """Width of the recurrent network over the patches of the context."""
     negatives: Count = 1
     """Wrong continuations that each context is told apart from."""
     flip_probability: Fraction = 0.5
     """Chance that a patch is mirrored along z, each for itself."""
-    patch_kept: Annotated[float, Field(gt=0, le=1)] = 0.875
+    patch_kept: Annotated[Fraction, Field(gt=0)] = 0.875
     """Share of a patch's edge that is seen, at a random place; the rest is set to 0."""
     dot_divisor: Positive | None = None
     """Divisor of the dot products; null: the length of the code, as the released code's mean."""
@@ -63,6 +73,11 @@ class Cpc3dConfig(AnyViews):
         stride = self.encoder.stride[0]
         if self.patch % stride:
             raise ValueError(f"patch {self.patch} is no multiple of the encoder's stride {stride}")
+        if self.patch == stride and self.encoder.norm == "instance":
+            raise ValueError(
+                f"patch {self.patch} leaves a single cell at the encoder's coarsest level, which "
+                f"encoder.norm=instance turns into nothing: set patch={2 * stride}"
+            )
         if self.predicted_rows < 1:
             raise ValueError(
                 f"skipped_rows {self.skipped_rows} leave no row to predict of "

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import NUMBER, STRICT, Count, Grid, HalfOpenFraction
+from backend.settings.common import (
+    NUMBER,
+    STRICT,
+    Depth,
+    Depths,
+    Edge,
+    Grid,
+    HalfOpenFraction,
+    Width,
+    Widths,
+)
 
 Norm = Literal["batch", "instance"]
 
@@ -18,15 +28,15 @@ class SwinConfig:
     """The Swin transformer encoder (SMIT, sec. 2; Liu et al. 2021)."""
 
     kind: Literal["swin"] = "swin"
-    embed_dim: Count = 48
+    embed_dim: Width = 48
     """Channels of the first stage; doubled by each merge."""
-    depths: tuple[Count, ...] = (2, 2, 4, 2)
+    depths: Depths = (2, 2, 4, 2)
     """Blocks per stage."""
-    heads: tuple[Count, ...] = (4, 4, 4, 4)
+    heads: Widths = (4, 4, 4, 4)
     """Attention heads per stage."""
-    window: Count = 4
+    window: Edge = 4
     """Edge of an attention window in tokens."""
-    patch: Count = 2
+    patch: Edge = 2
     """Edge of a token in voxels."""
     mlp_ratio: Annotated[float, Field(gt=0, le=64), NUMBER] = 4.0
     """Hidden width of a block's MLP over its width."""
@@ -92,13 +102,13 @@ class VitConfig:
     """The vision transformer of GL-MAE (sec. 4) and MAE3D: frozen 3D sine-cosine positions."""
 
     kind: Literal["vit"] = "vit"
-    width: Count = 192
+    width: Width = 192
     """Channels of a token, a multiple of 6."""
-    depth: Count = 12
+    depth: Depth = 12
     """Blocks."""
-    heads: Count = 3
+    heads: Width = 3
     """Attention heads."""
-    patch: Count = 16
+    patch: Edge = 16
     """Edge of a token in voxels, a power of 2."""
     mlp_ratio: Annotated[float, Field(gt=0, le=64), NUMBER] = 4.0
     """Hidden width of a block's MLP over its width."""
@@ -137,11 +147,11 @@ class ResnetConfig:
     """The 3D ResNet of PGL (sec. 3.3) with bottleneck blocks."""
 
     kind: Literal["resnet"] = "resnet"
-    depths: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)
+    depths: tuple[Depth, Depth, Depth, Depth] = (3, 4, 6, 3)
     """Blocks per stage."""
-    width: Count = 64
+    width: Width = 64
     """Channels of the stem; the stages give 4, 8, 16 and 32 times as many."""
-    stem_stride: tuple[Count, Count, Count] = (1, 2, 2)
+    stem_stride: tuple[Edge, Edge, Edge] = (1, 2, 2)
     """Stride of the first convolution along (z, y, x); in all it is 16 times this."""
     norm: Norm = "batch"
 
@@ -162,7 +172,7 @@ class UnetConfig:
     """A 3D U-Net."""
 
     kind: Literal["unet"] = "unet"
-    widths: tuple[Count, ...] = (64, 128, 256, 512)
+    widths: Widths = (64, 128, 256, 512)
     """Channels of each level, finest first."""
     norm: Norm = "batch"
     decoder: bool = True
@@ -185,9 +195,9 @@ class ResencConfig:
     """A U-Net with a residual encoder (nnU-Net's ResEnc-L), pretrained with its decoder."""
 
     kind: Literal["resenc"] = "resenc"
-    widths: tuple[Count, ...] = (32, 64, 128, 256, 320, 320)
+    widths: Widths = (32, 64, 128, 256, 320, 320)
     """Channels of each level, finest first."""
-    blocks: tuple[Count, ...] = (1, 3, 4, 6, 6, 6)
+    blocks: Depths = (1, 3, 4, 6, 6, 6)
     """Residual blocks of each level of the encoder."""
 
     @model_validator(mode="after")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from backend.settings.common import (
     STRICT,
-    Count,
+    Depth,
     Fraction,
+    HalfOpenFraction,
     NotNegative,
     OpenFraction,
     Positive,
+    Width,
     triple,
 )
 from backend.settings.encoders import VitConfig
@@ -25,11 +27,11 @@ from backend.settings.views import AnyViews, Hiding, ViewsConfig
 class MaeDecoderConfig:
     """The transformer that predicts voxels from visible tokens; dropped after pretraining."""
 
-    width: Count = 576
+    width: Width = 576
     """Channels of a token. The last ones carry no position where it is no multiple of 6."""
-    depth: Count = 8
+    depth: Depth = 8
     """Blocks."""
-    heads: Count = 16
+    heads: Width = 16
     """Attention heads."""
 
     @model_validator(mode="after")
@@ -43,9 +45,9 @@ class MaeDecoderConfig:
 class ProjectorConfig:
     """The three linears on the class token whose outputs student and teacher compare."""
 
-    hidden: Count = 2048
+    hidden: Width = 2048
     """Width of the two hidden layers."""
-    output: Count = 512
+    output: Width = 512
     """Features that are compared, the K of the softmax."""
 
 
@@ -68,7 +70,7 @@ class GlmaeConfig(AnyViews):
     """Teacher temperature at the start and after its warm-up."""
     teacher_temperature_warmup_epochs: NotNegative = 30
     """Epochs over which the teacher temperature rises linearly."""
-    centre_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    centre_momentum: HalfOpenFraction = 0.9
     """Share of the old centre kept at each step."""
     ema_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
     """Teacher momentum at the first and the last step; cosine between."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Fraction, NotNegative, Positive, triple
+from backend.settings.common import STRICT, Count, Fraction, NotNegative, Positive, Width, triple
 from backend.settings.encoders import UnetConfig
 from backend.settings.views import AnyViews, ViewsConfig
 
@@ -21,9 +21,9 @@ class PcrlConfig(AnyViews):
 
     name: Literal["pcrl"] = "pcrl"
     encoder: UnetConfig = UnetConfig()
-    projection: Count = 128
+    projection: Width = 128
     """Length of the vectors that are compared, and width of the layer before them."""
-    condition: Count = 256
+    condition: Width = 256
     """Hidden width of what turns a transformation into weights of channels."""
     queue: Count = 16_384
     """Vectors of earlier scans that a scan is told apart from."""

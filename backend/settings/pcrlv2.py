@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Edges, Fraction, NotNegative, Positive, triple
+from backend.settings.common import (
+    STRICT,
+    CountFromZero,
+    Edges,
+    Fraction,
+    NotNegative,
+    Positive,
+    triple,
+)
 from backend.settings.encoders import UnetConfig
 from backend.settings.views import AnyViews, ViewsConfig
 
@@ -30,7 +38,7 @@ class Pcrlv2Config(AnyViews):
     gamma_probability: Fraction = 1.0
     gamma: tuple[Positive, Positive] = (0.74, 1.35)
     """Exponent on the values of a view, scaled to 0..1 and back."""
-    swaps: Annotated[int, Field(ge=0)] = 100
+    swaps: CountFromZero = 100
     """Pairs of cells that change places in a main view."""
     swap_cell: Edges = (4, 4, 8)
     """Edges of such a cell in voxels, (z, y, x)."""

@@ -9,12 +9,13 @@ from pydantic.dataclasses import dataclass
 
 from backend.settings.common import (
     STRICT,
-    Count,
+    Depth,
     Edges,
     Fraction,
     NotNegative,
     OpenFraction,
     Positive,
+    Width,
     triple,
 )
 from backend.settings.encoders import ResnetConfig
@@ -25,11 +26,11 @@ from backend.settings.views import AnyViews, Hiding, ViewsConfig
 class ProjectorConfig:
     """Convolutions of 1³ with batch norm and ReLU between, on the encoder's map (PGL, sec. 3.3)."""
 
-    layers: Count = 2
+    layers: Depth = 2
     """Convolutions."""
-    hidden: Count = 4096
+    hidden: Width = 4096
     """Channels of all but the last."""
-    output: Count = 256
+    output: Width = 256
     """Channels that are compared."""
     last_norm: bool = False
     """A batch norm without scale and shift after the last one (MoCo v3, SimSiam, SimCLR)."""
@@ -56,7 +57,7 @@ class PglConfig(AnyViews):
     ] = "pgl"
     encoder: ResnetConfig = ResnetConfig()
     projector: ProjectorConfig = ProjectorConfig()
-    predictor_hidden: Count = 4096
+    predictor_hidden: Width = 4096
     """Hidden channels of the predictor, which the target does not have."""
     features: Literal["map", "pooled"] = "map"
     """Compare every place of the aligned maps (PGL), or one vector for the view (BYOL)."""

@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Fraction, NotNegative, triple
+from backend.settings.common import (
+    NUMBER,
+    STRICT,
+    CountFromZero,
+    Fraction,
+    NotNegative,
+    Width,
+    triple,
+)
 from backend.settings.encoders import UnetConfig
 from backend.settings.views import AnyViews, ViewsConfig
 
@@ -18,16 +26,16 @@ class RubikConfig(AnyViews):
 
     name: Literal["rubik"] = "rubik"
     encoder: UnetConfig = UnetConfig(decoder=False)
-    gap: Annotated[int, Field(ge=0)] = 8
+    gap: CountFromZero = 8
     """Voxels that a cube is smaller than an eighth of the view along each axis; it lies anywhere
     in its eighth, so that neighbours are this far apart on average."""
-    permutations: Annotated[int, Field(ge=2, le=5000)] = 100
+    permutations: Annotated[int, Field(ge=2, le=5000), NUMBER] = 100
     """Orders of the eight cubes that are told apart (K)."""
     rotate: Fraction = 2 / 3
     """Chance that a cube is turned by 180 degrees, about the one or the other axis."""
     mask: Fraction = 0.5
     """Chance that a cube is masked: half of its voxels, chosen at random, become 0."""
-    features: Count = 64
+    features: Width = 64
     """Numbers that stand for a cube where the eight are put side by side."""
     weight_order: NotNegative = 1.0
     """Weight of telling the order."""

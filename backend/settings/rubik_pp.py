@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, NotNegative, triple
+from backend.settings.common import NUMBER, STRICT, Fraction, NotNegative, Width, triple
 from backend.settings.encoders import UnetConfig
 from backend.settings.views import AnyViews, ViewsConfig
 
@@ -18,14 +18,14 @@ class RubikPpConfig(AnyViews):
 
     name: Literal["rubik_pp"] = "rubik_pp"
     encoder: UnetConfig = UnetConfig()
-    layers: Annotated[int, Field(ge=2)] = 4
+    layers: Annotated[int, Field(ge=2, le=1024), NUMBER] = 4
     """Layers along each axis; each turns as a whole, as those of the toy."""
-    turn: Annotated[float, Field(gt=0, le=1)] = 0.5
+    turn: Annotated[Fraction, Field(gt=0)] = 0.5
     """Chance of each layer to turn, by 90, 180 or 270 degrees."""
     weight_adversarial: NotNegative = 0.1
     """Weight of deceiving a discriminator that tells restored from original views; 0 leaves the
     discriminator out."""
-    discriminator_width: Count = 32
+    discriminator_width: Width = 32
     """Channels of the discriminator's first convolution; doubled by each of the next two."""
 
     @model_validator(mode="after")

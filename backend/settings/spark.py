@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, OpenFraction, triple
+from backend.settings.common import STRICT, Edge, OpenFraction, triple
 from backend.settings.encoders import ResencConfig
 from backend.settings.views import AnyViews, Hiding, ViewsConfig
 
@@ -20,11 +21,19 @@ class SparkConfig(AnyViews):
     encoder: ResencConfig = ResencConfig()
     mask_ratio: OpenFraction = 0.75
     """Share of cells hidden from the network."""
-    mask_cell: Count = 16
+    mask_cell: Edge = 16
     """Edge of a masked cell in voxels."""
     densify: Literal["convolution", "token"] = "convolution"
     """What fills hidden places before the decoder: a token after a norm and before a convolution
     (SparK), or the token alone."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SparkConfig:
+        if len(self.encoder.widths) < 2:
+            raise ValueError(
+                f"encoder.widths {list(self.encoder.widths)} must name two levels or more"
+            )
+        return self
 
     @property
     def hiding(self) -> Hiding | None:

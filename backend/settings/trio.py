@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Fraction, NotNegative, Positive, triple
+from backend.settings.common import STRICT, Fraction, NotNegative, Positive, Width, triple
 from backend.settings.encoders import SwinConfig
 from backend.settings.views import AnyViews, ViewsConfig
 
@@ -32,7 +32,7 @@ class TrioConfig(AnyViews):
     map, as in the released code, or both the mean of all."""
     decoder: Literal["vae", "deconv", "linear"] = "vae"
     """Convolutions with interpolation, transposed convolutions, or one linear layer."""
-    contrast_width: Count = 512
+    contrast_width: Width = 512
     """Length of the vectors that are contrasted."""
     contrast_temperature: Positive = 0.5
     cut_out: Annotated[Fraction, Field(gt=0)] = 0.3

@@ -20,6 +20,9 @@ from backend.settings.common import (
     triple,
 )
 
+# A cut of less than a hundredth of an edge is a voxel or none.
+_Share = Annotated[float, Field(ge=0.01, le=100), NUMBER]
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ViewConfig:
@@ -29,7 +32,7 @@ class ViewConfig:
     """Views of each scan."""
     size: Edges = 96
     """Edges of a view, as the network sees it."""
-    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    scale: tuple[_Share, _Share] = (1.0, 1.0)
     """What is cut before it is resized to `size`, drawn for each view: where views.region is set
     this many times `size`, else this share of the scan's extent along each axis."""
     flip_probability: Fraction = 0.0
