@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import phantom, snapshot
+from cli_runner import FINETUNE, phantom, snapshot
 
-from backend import cli
+from backend import cli, finetune
 from backend.config import FinetuneConfig, load_config, to_plain
 from backend.data.phantom.cohort import write_image, write_label_names
+from backend.inference import sliding
 
 Told = Callable[..., str]
 Command = Callable[..., tuple[int, str]]
@@ -195,3 +196,132 @@ def test_a_finished_run_is_told_as_finished_and_left_as_it_is(
     assert code == 2
     assert "train.max_steps=4, not 8" in told
     assert snapshot(run_folder) == before
+
+
+@pytest.fixture
+def folds(tmp_path: Path, labelled: Path) -> Path:
+    """A cross-validation that was stopped before its first fold began."""
+    folder = tmp_path / "folds"
+    folder.mkdir()
+    config = load_config(
+        FinetuneConfig, method="smit", preset="tiny", overrides=["train.max_steps=4"]
+    )
+    request: dict[str, Any] = {
+        **{"data": str(labelled), "init": None, "cases": ["case_*"], "fraction": 0.5},
+        **{"folds": 2, "cache": None, "device": "cpu"},
+    }
+    splits = [
+        {"training": ["case_1"], "validation": ["case_2"]},
+        {"training": ["case_2"], "validation": ["case_1"]},
+    ]
+    content = {"schema": 1, "config": to_plain(config), "request": request, "splits": splits}
+    (folder / "cross_validation_request.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--folds", 3), ("folds=2, not 3", "--folds 2")),
+        (("--folds", 2, "--fraction", 0.7), ("fraction=0.5, not 0.7",)),
+        (("--folds", 2, "--init", "elsewhere"), ("init=None", "elsewhere")),
+        (("--folds", 2, "--cases", "case_1"), ("cases=['case_*'], not ['case_1']",)),
+        (("--folds", 2, "--data", "elsewhere"), ("data=", "elsewhere")),
+        (("--folds", 2, "--set", "train.seed=5"), ("train.seed=0, not 5",)),
+        (("--folds", 2, "--preset", "paper"), ("preset=",)),
+    ],
+)
+def test_a_cross_validation_goes_on_only_as_it_was_started(
+    options: tuple[object, ...], words: tuple[str, ...], command: Command, folds: Path
+) -> None:
+    before = snapshot(folds)
+    code, told = command("finetune", "--resume", "--output", folds, "--device", "cpu", *options)
+    assert code == 2
+    assert all(word in told for word in (str(folds), *words)), told
+    assert snapshot(folds) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["splits"][1].update(validation=["x"]), ("case x", "no longer")),
+        (lambda c: c.pop("splits"), ("splits is missing",)),
+        (lambda c: c["splits"].pop(), ("splits = ",)),
+        (lambda c: c["request"].update(folds="x"), ("request.folds = 'x'",)),
+    ],
+)
+def test_damaged_or_missing_folds_are_refused(
+    change: Callable[[dict[str, Any]], object],
+    words: tuple[str, ...],
+    command: Command,
+    folds: Path,
+) -> None:
+    file = folds / "cross_validation_request.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    code, told = command("finetune", "--resume", "--folds", 2, "--output", folds)
+    assert code == 2
+    assert all(word in told for word in (str(file), *words)), told
+    file.unlink()
+    code, told = command("finetune", "--resume", "--folds", 2, "--output", folds)
+    assert code == 2
+    assert str(file) in told
+
+
+def test_of_equal_models_the_later_is_kept_and_no_scan_is_segmented_twice_at_a_step(
+    command: Command, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmented: list[object] = []
+    real = sliding.stream_logits
+
+    def counted(network: Any, image: Any, *rest: Any, **options: Any) -> Any:
+        segmented.append(image)
+        return real(network, image, *rest, **options)
+
+    monkeypatch.setattr(sliding, "stream_logits", counted)
+    run = tmp_path / "run"
+    code, told = command(
+        *(*FINETUNE, "--data", labelled, "--output", run, "--cache", tmp_path / "cache"),
+        *("--max-steps", 2, "--set", "validate_every_epochs=1", "--set", "train.batch_size=1"),
+        *("--set", "train.learning_rate=1e-30", "--set", "train.learning_rate_end=0"),
+    )
+    assert code == 0, told
+    status = json.loads((run / "status.json").read_text())
+    assert status["best"]["step"] == 2
+    assert list((run / "previews").glob("step_*.png"))
+    assert len(segmented) == 2
+
+
+@pytest.mark.parametrize("state", ["interrupted", "done"])
+def test_weights_of_a_run_that_did_not_finish_are_told_as_such(
+    state: str, run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = run_folder / "status.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": state}))
+    finetune._warn_of_unfinished(run_folder)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"{run_folder}: that run stopped at step 2 of 4."] * (state != "done")
+
+
+def test_a_run_without_a_checkpoint_goes_on_from_the_weights_it_was_asked_to_start_from(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    file = run_folder / "config.json"
+    content = json.loads(file.read_text())
+    content["request"]["init"] = str(tmp_path / "weights")
+    file.write_text(json.dumps(content))
+    request = finetune.FinetuneRequest(output=run_folder, data=None, resume=True)
+    assert finetune.resumed(request)[0].init is None
+    (run_folder / "checkpoints" / "last.pt").unlink()
+    assert finetune.resumed(request)[0].init == tmp_path / "weights"
+
+
+def test_inherited_settings_lie_over_the_preset_and_below_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("preprocess: {orientation: RAS}\n")
+    inherited = ("preprocess.orientation=LPS", "train.batch_size=3")
+    config = load_config(
+        *(FinetuneConfig,), method="smit", preset="tiny", below=inherited, file=file
+    )
+    assert (config.preprocess.orientation, config.train.batch_size) == ("RAS", 3)

@@ -177,6 +177,9 @@ def test_cross_validation_judges_every_case_once_and_resumes_only_as_it_was_star
     other = backend_here(*words, "--resume", "--set", "train.learning_rate=0.5")
     assert other.code == 2
     assert "train.learning_rate" in other.told
+    assert backend_here(*words[:-1], 3, "--resume").code == 2
+    assert backend_here(*words, "--resume").code == 0
+    assert json.loads((run / "cross_validation.json").read_text()) == summary
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def stream(
     first_step: int = 0,
     workers: int = 2,
     between: Callable[[], None] = lambda: None,
-) -> Iterator[list[T]]:
+) -> Generator[list[T], None, None]:
     """Batches from `first_step` on, for ever.
 
     Args:

@@ -101,5 +101,5 @@ def test_threads_read_ahead_of_what_was_asked_for_but_not_without_end() -> None:
     # Four batches, one of which has been taken.
     assert eight.wait(60)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert len(read) <= 12

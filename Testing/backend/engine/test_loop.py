@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -302,6 +303,27 @@ def test_a_request_to_stop_is_granted_after_the_step_is_saved(
     assert [r["step"] for r in read_metrics(path)] == [1, 2, 3]
     status = read_status(path)
     assert (status["state"], status["step"], status["total_steps"]) == (state, 3, 8)
+
+
+@pytest.mark.parametrize(("made", "saved"), [(0, False), (3, True)])
+def test_a_request_to_stop_while_a_batch_is_read_saves_the_steps_that_were_made(
+    tmp_path: Path, made: int, saved: bool
+) -> None:
+    path = tmp_path / "run"
+    stop = StopRequest(path / "stop")
+
+    def batches() -> Iterator[list[Tensor]]:
+        yield from itertools.islice(_batches(), made)
+        (path / "stop").touch()
+        stop.check()
+
+    with pytest.raises(Cancelled), _folder(path) as run, run.outcome():
+        _loop(_Regression(), run, _plan()).fit(batches(), stop=stop, what="Test")
+    assert read_status(path)["state"] == "cancelled"
+    last = path / "checkpoints" / "last.pt"
+    assert last.exists() == saved
+    if saved:
+        assert torch.load(last, weights_only=True)["step"] == made
 
 
 def test_checkpoints_are_written_when_due_and_at_the_end(tmp_path: Path) -> None:
