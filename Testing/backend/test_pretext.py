@@ -182,6 +182,7 @@ def test_fine_tuning_sees_the_values_that_validation_and_segmenting_see(
         preset="tiny",
         overrides=[
             *("method.encoder.embed_dim=4", "method.encoder.heads=[1, 1, 2]", "crop=16"),
+            "method.encoder.final_merge=false",
             *("preprocess.spacing_mm=[3, 3, 3]", "preprocess.body_threshold_hu=-2000"),
             "preprocess.hu_window=[-800, -400]",
             f"preprocess.intensity={intensity}",
