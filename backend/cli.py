@@ -339,7 +339,8 @@ class Describe:
             if self.method or self.preset or self.overrides or self.measure:
                 raise UserError(
                     "--diff compares two recipes as they are.",
-                    "Name presets with them: --diff smit/tiny mip/tiny, without other options.",
+                    "Leave out --method, --preset, --set and --measure; name presets so: "
+                    "--diff smit/tiny mip/tiny.",
                 )
             describe.show_difference(*self.diff, as_json=self.json)
             return
