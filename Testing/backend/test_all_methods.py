@@ -52,6 +52,11 @@ NARROW: dict[str, tuple[str, ...]] = {
 }
 """What makes the network of the preset tiny tinier still: settings of `method`."""
 
+SMALL = {"smit": 32, "swinunetr_trio": 32, "models_genesis": 32, "spark": 32, "rubik_pp": 32}
+"""Edges of regions and views where fewer voxels do as well."""
+
+EDGES = ("region", "main.size")
+
 QUICK = (
     *("smit", "glmae", "pgl", "simclr", "swinunetr_trio", "models_genesis", "pcrl", "pcrlv2"),
     *("rubik", "rubik_pp", "cpc3d", "spark"),
@@ -76,6 +81,7 @@ def pretrain(method: str, index: Path, cache: Path) -> tuple[object, ...]:
     """The smallest pretraining of a method; lacks --output."""
     settings = (
         *(f"method.{setting}" for setting in NARROW[method]),
+        *(f"views.{edge}={SMALL[method]}" for edge in EDGES if method in SMALL),
         *("preprocess.spacing_mm=[6, 6, 6]", "data.workers=1", "train.preview_every_steps=1000"),
         *("train.batch_size=2", "train.accumulate=1"),
     )

@@ -169,8 +169,8 @@ def test_a_network_without_pretraining_is_described_with_its_settings() -> None:
     [
         (("describe", "--method", "unetr", "--measure"), "--measure"),
         (("methods", "--baselines", "--measure"), "--measure"),
-        (("describe", "--diff", "smit", "mip", "--set", "train.seed=1"), "--set"),
-        (("describe", "--diff", "smit", "mip", "--measure"), "--measure"),
+        (("describe", "--diff", "smit", "mip", "--set", "train.seed=1"), "--diff"),
+        (("describe", "--diff", "smit", "mip", "--measure"), "--diff"),
         (("describe",), "--method"),
     ],
 )
