@@ -71,7 +71,7 @@ def labelled(config: PretrainConfig, seeds: Sequence[int]) -> list[LabelledImage
     for seed in seeds:
         pair = make_phantom(seed, size=SIZE, spacing_mm=SPACING_MM)
         image, label = preprocess_pair(*pair, recipe_of(config.preprocess))
-        seen = intensity_tensor(image.voxels, preprocessing(config.preprocess))[0]
+        seen = intensity_tensor(image.voxels, preprocessing(config.preprocess)).image[0]
         size = triple(config.views.main.size)
         rng = np.random.default_rng(seed)
         for _ in range(WINDOWS):
