@@ -33,7 +33,7 @@ BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
 FIGURES = REPOSITORY / "Testing" / "benchmarks" / "real_scans.json"
 
 PRETRAIN_STEPS = int(os.environ.get("REAL_STEPS", "900"))
-FINETUNE_STEPS = 600
+FINETUNE_STEPS = 1000
 LEARNT = ("pt_4", "pt_17", "pt_31")
 OTHERS = ("pt_59", "pt_60", "pt_61", "pt_66", "pt_82")
 ARMS = {"pretrained": True, "scratch": False}
