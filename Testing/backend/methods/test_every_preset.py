@@ -14,12 +14,18 @@ from backend.config import PRESETS, PretrainConfig, load_config
 from backend.describe import views_of_noise
 from backend.methods import build_method
 
-EVERY = [(method, preset) for method, presets in PRESETS.items() for preset in presets]
+PAPERS = ("smit", "glmae", "pgl")
+EVERY = [
+    # The full sizes of the compared methods take a minute together.
+    pytest.param(m, p, id=f"{m}-{p}", marks=() if m in PAPERS or p == "tiny" else pytest.mark.slow)
+    for m, presets in PRESETS.items()
+    for p in presets
+]
 READ_LATER = re.compile(r"\.(norms\.\d+\.(weight|bias)|mask_token)$")
 """What a Swin has for fine-tuning alone, or for methods that hide (docs/decisions.md)."""
 
 
-@pytest.mark.parametrize(("name", "preset"), EVERY, ids=[f"{m}-{p}" for m, p in EVERY])
+@pytest.mark.parametrize(("name", "preset"), EVERY)
 def test_gradients_reach_what_learns_and_no_teacher(name: str, preset: str) -> None:
     config = load_config(PretrainConfig, method=name, preset=preset)
     with torch.device("meta"):
