@@ -9,10 +9,16 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
-from backend.config import BASELINES, PRESETS, FinetuneConfig, PretrainConfig, preset_names
+from backend.config import (
+    BASELINES,
+    PRESETS,
+    FinetuneConfig,
+    PretrainConfig,
+    plain_yaml,
+    preset_names,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +96,7 @@ def card(method: str) -> Card:
     """
     preset_names(method)
     text = files("backend").joinpath("cards", f"{method}.yaml").read_text("utf-8")
-    return Card.model_validate(yaml.load(text, Loader=_LOADER))
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return Card.model_validate(plain_yaml(text))
 
 
 def card_facts(method: str) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from pydantic.dataclasses import dataclass
 
 from backend.settings.common import STRICT, Count, Fraction, triple
 from backend.settings.encoders import UnetConfig
-from backend.settings.views import AnyViews, ViewsConfig
+from backend.settings.views import ViewsConfig, WindowedViews
 
 _SMALLEST_EDGE = 14
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ModelsGenesisConfig(AnyViews):
+class ModelsGenesisConfig(WindowedViews):
     """Models Genesis (Zhou et al., Medical Image Analysis 2021)."""
 
     name: Literal["models_genesis"] = "models_genesis"
@@ -38,11 +38,6 @@ class ModelsGenesisConfig(AnyViews):
         if not self.encoder.decoder:
             raise ValueError("encoder.decoder must be true: the decoder restores the view")
         return self
-
-    @property
-    def needs_window(self) -> bool:
-        """The corruptions are made for 0..1."""
-        return True
 
     def check_views(self, views: ViewsConfig) -> None:
         """Painted boxes need room."""

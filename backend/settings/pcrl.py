@@ -9,14 +9,14 @@ from pydantic.dataclasses import dataclass
 
 from backend.settings.common import STRICT, Count, Fraction, NotNegative, Positive, Width, triple
 from backend.settings.encoders import UnetConfig
-from backend.settings.views import AnyViews, ViewsConfig
+from backend.settings.views import ViewsConfig, WindowedViews
 
 SMALLEST_EDGE = 14
 """Below it painted boxes have no room in a view."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class PcrlConfig(AnyViews):
+class PcrlConfig(WindowedViews):
     """Preservational contrastive representation learning (PCRL, Zhou et al., ICCV 2021)."""
 
     name: Literal["pcrl"] = "pcrl"
@@ -57,11 +57,6 @@ class PcrlConfig(AnyViews):
         if not self.encoder.decoder:
             raise ValueError("encoder.decoder must be true: the decoder reconstructs")
         return self
-
-    @property
-    def needs_window(self) -> bool:
-        """What spoils a view is made for 0..1."""
-        return True
 
     def check_views(self, views: ViewsConfig) -> None:
         """Refuse views that the method cannot learn from.

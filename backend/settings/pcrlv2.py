@@ -17,11 +17,11 @@ from backend.settings.common import (
     triple,
 )
 from backend.settings.encoders import UnetConfig
-from backend.settings.views import AnyViews, ViewsConfig
+from backend.settings.views import ViewsConfig, WindowedViews
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Pcrlv2Config(AnyViews):
+class Pcrlv2Config(WindowedViews):
     """PCRLv2 (Zhou et al., IEEE TPAMI 2023)."""
 
     name: Literal["pcrlv2"] = "pcrlv2"
@@ -55,11 +55,6 @@ class Pcrlv2Config(AnyViews):
         if not self.encoder.decoder:
             raise ValueError("encoder.decoder must be true: scales of the decoder are compared")
         return self
-
-    @property
-    def needs_window(self) -> bool:
-        """What spoils a view is made for 0..1."""
-        return True
 
     def check_views(self, views: ViewsConfig) -> None:
         """Refuse views that the method cannot learn from.

@@ -138,3 +138,12 @@ class AnyViews:
         Raises:
             ValueError: with what is wrong and what would do.
         """
+
+
+class WindowedViews(AnyViews):
+    """What the settings of a method inherit whose ways to spoil a view are made for 0..1."""
+
+    @property
+    def needs_window(self) -> bool:
+        """Always."""
+        return True

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import assert_half_precision_is_near, assert_parts_learn_as_the_whole
 
 from backend.config import PRESETS, PretrainConfig, load_config
 from backend.errors import UserError
@@ -71,13 +72,6 @@ def _views(
         return cut_views(regions, how, hu_window=(-1000.0, 1000.0), local=scale[0] < 0.5)
 
     return ViewSet(cut(main, (0.5, 1.0)), () if local is None else cut(local, (0.25, 0.5)))
-
-
-def _rows(views: ViewSet, rows: slice) -> ViewSet:
-    def some(kind: tuple[View, ...]) -> tuple[View, ...]:
-        return tuple(View(v.image[rows], v.affine[rows], v.keys[rows]) for v in kind)
-
-    return ViewSet(some(views.main), some(views.local))
 
 
 def _softmax(values: list[float]) -> list[float]:
@@ -304,15 +298,7 @@ def test_evaluation_leaves_the_centre_alone() -> None:
 def test_a_step_in_two_parts_gives_the_same_gradient_and_centre_as_in_one() -> None:
     views = _views(4)
     whole, parts = _method(), _method()
-    whole(views, 0.5).total.backward()
-    for rows in (slice(0, 2), slice(2, 4)):
-        (parts(_rows(views, rows), 0.5).total / 2).backward()
-    for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
-        if one.grad is not None:
-            assert other.grad is not None
-            assert torch.allclose(one.grad, other.grad, atol=1e-5, rtol=1e-3), name
-    for method in (whole, parts):
-        method.after_step(0.5)
+    assert_parts_learn_as_the_whole(whole, parts, views)
     assert torch.allclose(whole.centre.value, parts.centre.value, atol=1e-6)
 
 
@@ -365,15 +351,7 @@ def test_pictures_show_the_view_its_hidden_voxels_and_the_prediction_in_place() 
 
 def test_under_autocast_losses_stay_full_precision_and_near_those_without() -> None:
     method, views = _method(), _views(4)
-    wanted = method(views, 0.5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = method(views, 0.5)
-    assert found.total.dtype == torch.float32
-    for name, value in wanted.terms.items():
-        assert found.terms[name].dtype == torch.float32
-        assert float(found.terms[name]) == pytest.approx(float(value), rel=0.05), name
-    found.total.backward()
-    assert all(bool(p.grad.isfinite().all()) for p in method.parameters() if p.grad is not None)
+    assert_half_precision_is_near(method, views, rel=0.05)
 
 
 def _refused(*overrides: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checks import assert_repeatable_and_near_in_half_precision
 from smooth_views import smooth_views
 from torch import Tensor
 
@@ -242,13 +243,7 @@ def test_pictures_show_what_was_spoilt_and_what_the_decoder_makes_of_it() -> Non
 
 def test_the_same_views_give_the_same_loss_and_half_precision_one_that_is_near() -> None:
     method, views = _method(), _views()
-    wanted = method(views, 0.0).total
-    torch.rand(10)
-    assert torch.equal(method(views, 0.0).total, wanted)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = method(views, 0.0).total
-    assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(wanted.item(), rel=0.05)
+    assert_repeatable_and_near_in_half_precision(method, views, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import assert_half_precision_is_near
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -327,15 +328,7 @@ def test_the_same_views_give_the_same_losses_and_the_order_of_samples_does_not_m
 
 def test_under_autocast_losses_stay_full_precision_and_near_those_without() -> None:
     method, views = _method(_config(weight_mip=5.0)), _views()
-    wanted = method(views, 0.5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = method(views, 0.5)
-    assert found.total.dtype == torch.float32
-    for name, value in wanted.terms.items():
-        assert found.terms[name].dtype == torch.float32
-        assert float(found.terms[name]) == pytest.approx(float(value), rel=0.1), name
-    found.total.backward()
-    assert all(bool(p.grad.isfinite().all()) for p in method.parameters() if p.grad is not None)
+    assert_half_precision_is_near(method, views, rel=0.1)
 
 
 def test_the_monitor_tells_a_collapse_from_health() -> None:
