@@ -30,6 +30,7 @@ from tyro.conf import (
 
 import backend
 from backend.errors import BackendError, UserError, told_plainly
+from backend.tuning import tune_process
 
 # What happens where an option is left out stands in its own words, not as "(default: None)".
 Switch = Annotated[bool, arg(help_behavior_hint="")]
@@ -479,9 +480,7 @@ Command = Union[  # noqa: UP007 - tyro wants a type it can print in order
 
 def main() -> None:
     """Run the command that was asked for and exit as `backend.errors` says."""
-    # OpenMP's threads spin while they wait for each other. Where something else computes as well
-    # that made a step 5 to 25 times slower; with short spinning it costs 2 % on a quiet machine.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    tune_process()
     if sys.argv[1:] == ["--version"]:
         _say(f"backend {backend.__version__}")
         return

@@ -877,9 +877,10 @@ class _Judge:
 
     def _segment(self, volume: CachedVolume) -> NDArray[np.integer[Any]]:
         from backend.inference.predictor import intensity_tensor
-        from backend.inference.sliding import Sliding, stream_logits
+        from backend.inference.sliding import Sliding, stream_logits, windows_at_once
 
         network = self._loop.trainable.module
+        window = self._config.crop_size
         size = volume.geometry.size
         values = np.array([0, *(label.value for label in self._labels)], dtype=np.int16)
         result = np.zeros(size, dtype=np.int16)
@@ -889,7 +890,12 @@ class _Judge:
             slabs = stream_logits(
                 network,
                 seen.image,
-                Sliding(window=self._config.crop_size, device=self._device, air=seen.air),
+                Sliding(
+                    window=window,
+                    batch_size=windows_at_once(window, self._device),
+                    device=self._device,
+                    air=seen.air,
+                ),
                 classes=len(values),
             )
             for start, logits in slabs:

@@ -20,7 +20,7 @@ from backend.data.preprocess import Recipe, preprocess
 from backend.errors import ResourceError, is_out_of_memory
 from backend.geometry import Index3, Volume, index3, vec3
 from backend.inference.regrid import labels_on_grid
-from backend.inference.sliding import Precision, Progress, Sliding, stream_logits
+from backend.inference.sliding import Precision, Progress, Sliding, stream_logits, windows_at_once
 from backend.inference.structures import header_labels, require_segmentation
 from backend.models.segmentation import build_segmentation
 from backend.weights import (
@@ -163,7 +163,8 @@ def load_predictor(path: Path, *, device: str) -> Predictor:
     load_into(network, tensors, minimum_share=1.0, what=str(file))
     place = torch.device(device)
     with told_as_resource_error(1, place):
-        return Predictor(network=network.eval().to(place), header=header, device=place)
+        predictor = Predictor(network=network.eval().to(place), header=header, device=place)
+    return replace(predictor, batch_size=windows_at_once(predictor.window, place))
 
 
 class Seen(NamedTuple):

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from backend.errors import Cancelled, UserError
-from backend.inference.sliding import Sliding, importance_map, sliding_logits, stream_logits
+from backend.inference.sliding import (
+    Sliding,
+    importance_map,
+    sliding_logits,
+    stream_logits,
+    windows_at_once,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -132,3 +138,12 @@ def test_a_window_that_cannot_slide_is_refused() -> None:
     for change in ({"overlap": 1.0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="cannot slide"):
             Sliding(window=(8, 8, 8), **change)
+
+
+@pytest.mark.parametrize(
+    ("edge", "device", "windows"), [(48, "cpu", 2), (96, "cpu", 1), (48, "meta", 1)]
+)
+def test_small_windows_go_in_pairs_on_a_processor_alone(
+    edge: int, device: str, windows: int
+) -> None:
+    assert windows_at_once((edge, edge, edge), torch.device(device)) == windows
