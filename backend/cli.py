@@ -29,7 +29,7 @@ from tyro.conf import (
 )
 
 import backend
-from backend.errors import BackendError, UserError, told_plainly
+from backend.errors import TOLD_AT_THE_END, BackendError, UserError, told_plainly
 from backend.tuning import tune_process
 
 # What happens where an option is left out stands in its own words, not as "(default: None)".
@@ -537,7 +537,9 @@ def _log_on_screen() -> Iterator[None]:
     """Errors are told once, at the end; all else as it happens."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    handler.addFilter(lambda record: record.levelno < logging.ERROR)
+    handler.addFilter(
+        lambda r: r.levelno < logging.ERROR and not getattr(r, TOLD_AT_THE_END, False)
+    )
     log = logging.getLogger("backend")
     log.setLevel(logging.INFO)
     log.addHandler(handler)

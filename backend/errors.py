@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 
+TOLD_AT_THE_END = "told_at_the_end"
+"""Marks records of the log that repeat what the command line tells as its last words."""
+
 
 class BackendError(Exception):
     """Base of all errors that are told in one or two lines instead of a traceback.

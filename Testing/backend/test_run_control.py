@@ -233,6 +233,8 @@ def test_a_running_run_is_protected_and_stops_on_request(
     assert stop.code == 0, stop.err
     assert "cancelled" in stop.out
     assert_ended(run, done, code=3, state="cancelled")
+    assert done.told.count("Stopped on request") == 1
+    assert not (run / "stop").exists()
     assert not any(map(works, family))
     again = backend("stop", "--run", run)
     assert again.code == 0

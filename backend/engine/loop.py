@@ -134,7 +134,11 @@ class Loop(Generic[BatchT]):
         self._memory_mb = memory_mb
         self._seconds_before = 0.0
         self._recent: deque[float] = deque(maxlen=50)
-        self._unhealthy: dict[str, int] = {}
+        self._streaks: dict[str, int] = {}
+        """Steps on end that a monitor is outside of its bounds; below 0: inside."""
+        self._warnings: dict[str, str] = {}
+        self._events_s: dict[int, float] = {}
+        """How long each event took the last time."""
 
     @property
     def last(self) -> Path:
@@ -221,11 +225,13 @@ class Loop(Generic[BatchT]):
                 record = self._train_step(parts)
                 self.step += 1
                 self._recent.append(time.monotonic() - began)
-                for event in events:
+                for number, event in enumerate(events):
                     if self.step % event.every == 0 or self.step == self.plan.total_steps:
+                        began = time.monotonic()
                         record |= event.action(self.step)
+                        self._events_s[number] = time.monotonic() - began
                 self._watch(record)
-                self._tell(record)
+                self._tell(record, events)
                 bar.set_postfix_str(f"loss {record['loss/total']:.4f}", refresh=False)
                 bar.update()
                 request = stop.pending()
@@ -279,20 +285,25 @@ class Loop(Generic[BatchT]):
         )
 
     def _watch(self, record: dict[str, float]) -> None:
-        """Say so when a monitor has been out of its bounds for many steps on end."""
+        """Say so when a monitor has been out of its bounds for many steps on end, or is back."""
         for name, (low, high) in self.trainable.healthy.items():
             value = record.get(f"monitor/{name}")
-            if value is None or low <= value <= high:
-                self._unhealthy.pop(name, None)
-                continue
-            self._unhealthy[name] = self._unhealthy.get(name, 0) + 1
-            if self._unhealthy[name] == _UNHEALTHY_STEPS:
+            outside = value is not None and not low <= value <= high
+            before = self._streaks.get(name, 0)
+            now = max(before, 0) + 1 if outside else min(before, 0) - 1
+            self._streaks[name] = now
+            if now == _UNHEALTHY_STEPS:
                 warning = (
                     f"The features may have collapsed: {name} is {value:.3g}, outside of "
                     f"{low:g} to {high:g} for {_UNHEALTHY_STEPS} steps (now step {self.step})."
                 )
                 log.warning("%s", warning)
+                self._warnings[name] = warning
                 self.run.update(warning=warning)
+            elif now == -_UNHEALTHY_STEPS and name in self._warnings:
+                del self._warnings[name]
+                log.info("%s is within %g to %g again (step %d).", name, low, high, self.step)
+                self.run.update(warning=next(reversed(self._warnings.values()), None))
 
     def _checkpoint_due(self, saved_at: float) -> bool:
         every = self.plan.checkpoint_every_steps
@@ -300,7 +311,17 @@ class Loop(Generic[BatchT]):
             return True
         return time.monotonic() - saved_at >= self.plan.checkpoint_every_s
 
-    def _tell(self, record: dict[str, float]) -> None:
+    def _seconds_left(self, per_step: float, events: Sequence[Event]) -> float:
+        """For the steps still to make, and for what comes between them as far as it is known."""
+        left = self.plan.total_steps - self.step
+        between = sum(
+            seconds * (self.plan.total_steps // event.every - self.step // event.every)
+            for number, event in enumerate(events)
+            if (seconds := self._events_s.get(number)) is not None
+        )
+        return per_step * left + between
+
+    def _tell(self, record: dict[str, float], events: Sequence[Event]) -> None:
         per_step = sum(self._recent) / len(self._recent)
         epoch = self.step / self.plan.steps_per_epoch
         self.run.append(
@@ -313,12 +334,11 @@ class Loop(Generic[BatchT]):
                 "memory_mb": round(self._memory_mb(), 1),
             }
         )
-        eta = per_step * (self.plan.total_steps - self.step)
         self.run.note(
             step=self.step,
             total_steps=self.plan.total_steps,
             epoch=round(epoch, 3),
-            eta_s=round(eta, 1),
+            eta_s=round(self._seconds_left(per_step, events), 1),
             best=self.best,
             message="Training",
         )

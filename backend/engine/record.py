@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,7 +21,15 @@ from typing import Any, Literal, TypeVar
 import psutil
 from filelock import FileLock, Timeout
 
-from backend.errors import AtOnce, BackendError, Cancelled, Interrupted, UserError, told_plainly
+from backend.errors import (
+    TOLD_AT_THE_END,
+    AtOnce,
+    BackendError,
+    Cancelled,
+    Interrupted,
+    UserError,
+    told_plainly,
+)
 from backend.files import write_json, write_text
 from backend.progress import progress_bar
 
@@ -231,7 +239,8 @@ class RunFolder:
                 log.error("%s", "".join(traceback.format_exception(caught)))
             state = _state_after(error)
             # A stop that was asked for is no mistake.
-            log.log(logging.ERROR if state == "failed" else logging.INFO, "%s", error)
+            level = logging.ERROR if state == "failed" else logging.INFO
+            log.log(level, "%s", error, extra={TOLD_AT_THE_END: True})
             self._finish(state, error)
             raise error from caught
         self._finish("done", None)
@@ -244,6 +253,9 @@ class RunFolder:
             self.update(state=state, error=told, eta_s=None, message=_LAST_WORDS[state])
         except BackendError as unwritten:
             log.error("%s", unwritten)
+        # What it asked for is done.
+        with suppress(OSError):
+            self.stop_file.unlink(missing_ok=True)
 
     def append(self, record: Mapping[str, float | int | str]) -> None:
         """Add a line to metrics.jsonl; numbers that are not finite become null."""

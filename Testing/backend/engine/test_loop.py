@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -384,6 +385,7 @@ class _Watched(_Regression):
         ([0.05] * 19 + [1.0] + [0.05] * 19, []),
         ([0.1] * 10 + [10.0] * 20, []),  # the bounds themselves are healthy
         ([0.05] * 20 + [1.0] * 3 + [20.0] * 20, [20, 43]),
+        ([0.05] * 20 + [1.0] * 19, [20]),
     ],
 )
 def test_features_that_collapse_for_20_steps_on_end_are_told_once(
@@ -397,6 +399,40 @@ def test_features_that_collapse_for_20_steps_on_end_are_told_once(
     status = read_status(tmp_path / "run")
     assert status.get("warning") == (told[-1] if told else None)
     assert all("spread" in text and "0.1 to 10" in text for text in told)
+
+
+def test_the_warning_goes_when_features_were_healthy_for_20_steps_on_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spreads = [0.05] * 20 + [1.0] * 20
+    with _folder(tmp_path / "run") as run, caplog.at_level("INFO", logger="backend"):
+        plan = _plan(len(spreads))
+        _loop(_Watched(spreads), run, plan).fit(_batches(), stop=StopRequest(), what="Test")
+    assert read_status(tmp_path / "run")["warning"] is None
+    assert "spread is within 0.1 to 10 again (step 40)" in caplog.text
+
+
+def test_the_time_left_counts_what_comes_between_the_steps(tmp_path: Path) -> None:
+    told: list[float] = []
+
+    def slow(_step: int) -> dict[str, float]:
+        time.sleep(0.3)
+        return {}
+
+    with _folder(tmp_path / "run") as run:
+        noted = run.note
+
+        def note(**values: Any) -> None:
+            told.append(values["eta_s"])
+            noted(**values)
+
+        run.note = note  # type: ignore[method-assign]
+        event = Event(every=2, action=slow)
+        _loop(_Regression(), run, _plan()).fit(
+            _batches(), stop=StopRequest(), events=[event], what="Test"
+        )
+    # After steps 2 to 7 of 8 three, three, two, two, one and one of the slow pauses are left.
+    assert [round(seconds / 0.3) for seconds in told[1:]] == [3, 3, 2, 2, 1, 1, 0]
 
 
 class _SmitTask:
