@@ -44,9 +44,21 @@ def cross_entropy_of_pairs(
 
 
 def entropy(distribution: Float[Tensor, "*batch k"]) -> Float[Tensor, ""]:
-    """Mean entropy in nats; near 0 or near log k for long is a collapse."""
+    """Mean entropy in nats: how sure a teacher is; near log k for long it tells nothing."""
     mean: Tensor = torch.special.entr(distribution).sum(dim=-1).mean()
     return mean
+
+
+def marginal_entropy(distribution: Float[Tensor, "*batch k"]) -> Float[Tensor, ""]:
+    """Entropy in nats of the mean of all: how many answers there are; 0 if it is always one."""
+    marginal = distribution.flatten(0, -2).mean(dim=0)
+    nats: Tensor = torch.special.entr(marginal).sum()
+    return nats
+
+
+def varied(distribution: Float[Tensor, "*batch k"]) -> bool:
+    """Whether there are so many answers that their `marginal_entropy` says something."""
+    return distribution.numel() // distribution.shape[-1] >= _ANSWERS_AT_LEAST
 
 
 def feature_std(features: Float[Tensor, "*batch c"]) -> Float[Tensor, ""]:
@@ -55,6 +67,9 @@ def feature_std(features: Float[Tensor, "*batch c"]) -> Float[Tensor, ""]:
     # Over all that is there, so that a single feature has the spread 0 and not none.
     spread: Tensor = unit.std(dim=0, correction=0).mean() * unit.shape[-1] ** 0.5
     return spread
+
+
+_ANSWERS_AT_LEAST = 8
 
 
 class Centre(StepState):

@@ -26,7 +26,9 @@ from backend.losses.distillation import (
     cross_entropy_of_pairs,
     entropy,
     feature_std,
+    marginal_entropy,
     teacher_distribution,
+    varied,
 )
 from backend.losses.reconstruction import masked_mse
 from backend.losses.terms import Losses
@@ -106,8 +108,9 @@ class Glmae(Method):
         uniform = math.log(config.projector.output)
         self.healthy = {
             "feature_std": (0.02, math.inf),
-            # All mass on one feature, or spread over all of them.
-            "teacher_entropy": (0.02 * uniform, 0.995 * uniform),
+            # Spread over all features, or all views answered with the same one.
+            "teacher_entropy": (0.0, 0.995 * uniform),
+            "marginal_entropy": (0.02 * uniform, math.inf),
         }
 
     @property
@@ -152,6 +155,8 @@ class Glmae(Method):
             terms["consistency"] = self._consistency(seen.values(), guide)
             total = total + self.config.weight_consistency * terms["consistency"]
             monitors["teacher_entropy"] = entropy(guide)
+            if varied(guide):
+                monitors["marginal_entropy"] = marginal_entropy(guide)
             monitors["centre_norm"] = self.centre.value.norm()
         return Losses(total, {name: term.detach() for name, term in terms.items()}, monitors)
 

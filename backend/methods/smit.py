@@ -22,7 +22,9 @@ from backend.losses.distillation import (
     cross_entropy_of_pairs,
     entropy,
     feature_std,
+    marginal_entropy,
     teacher_distribution,
+    varied,
 )
 from backend.losses.reconstruction import masked_l1
 from backend.losses.terms import Losses
@@ -299,12 +301,17 @@ class Smit(Method):
     def _monitors(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         centres = {"patch": self.patch_centre, "cls": self.class_centre}
         entropies = {f"teacher_entropy_{name}": entropy(t) for name, t in targets.items()}
+        variety = {
+            f"marginal_entropy_{name}": marginal_entropy(t)
+            for name, t in targets.items()
+            if varied(t)
+        }
         norms = {
             f"centre_norm_{name}": centre.value.norm()
             for name, centre in centres.items()
             if centre is not None
         }
-        return entropies | norms
+        return entropies | variety | norms
 
 
 def _pixel_head(config: SmitConfig, encoder: SwinEncoder) -> nn.Module | None:
@@ -317,16 +324,15 @@ def _pixel_head(config: SmitConfig, encoder: SwinEncoder) -> nn.Module | None:
 def _healthy(config: SmitConfig) -> dict[str, tuple[float, float]]:
     """Bounds outside of which tokens are all alike, or the teacher tells nothing.
 
-    At the lower bound all mass is on one prototype, at the upper it is spread over all of them.
+    A teacher may be sure of each token, but not answer all of them with the same prototype; nor
+    may it spread its answer over all prototypes.
     """
     most = math.log(config.head.prototypes)
     weights = {"patch": config.weight_mpd, "cls": config.weight_itd}
-    entropies = {
-        f"teacher_entropy_{name}": (0.02 * most, 0.98 * most)
-        for name, weight in weights.items()
-        if weight
-    }
-    return {"feature_std": (0.05, math.inf), **entropies}
+    names = [name for name, weight in weights.items() if weight]
+    sure = {f"teacher_entropy_{name}": (0.0, 0.98 * most) for name in names}
+    variety = {f"marginal_entropy_{name}": (0.02 * most, math.inf) for name in names}
+    return {"feature_std": (0.05, math.inf), **sure, **variety}
 
 
 def _centre(config: SmitConfig) -> Centre:

@@ -14,8 +14,9 @@ from backend import charts
 from backend.charts import Curve
 
 _HINTS = {
-    "entropy": "How evenly the teacher spreads its answers. Healthy: settles clearly above 0. "
-    "At 0 it gives everything the same answer (collapse).",
+    "marginal_entropy": "How varied the teacher's answers to different things are. Healthy: stays "
+    "clearly above 0, where everything gets the same answer (collapse).",
+    "entropy": "How evenly the teacher spreads a single answer. Low: it is sure.",
     "feature_std": "How much the features of different crops differ. Healthy: stays clearly above "
     "0. A fall to 0 is a collapse: every crop looks the same to the network.",
     "centre_norm": "Size of the running mean that is taken off the teacher's answers. Healthy: "
@@ -27,9 +28,8 @@ _HINTS = {
 }
 
 _ENTROPY_BELOW = (
-    "How evenly the teacher spreads its answers. Healthy: settles between 0 and the ceiling, the "
-    "logarithm of its {answers:,} possible answers. At 0 it gives everything the same answer "
-    "(collapse); at the ceiling it tells nothing apart."
+    "How evenly the teacher spreads a single answer. Healthy: below the ceiling, the logarithm of "
+    "its {answers:,} possible answers, where it tells nothing apart. Low: it is sure."
 )
 
 _HEALTH = "Does the network still tell things apart? A collapse often shows here before the loss."

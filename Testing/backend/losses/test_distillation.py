@@ -12,7 +12,9 @@ from backend.losses.distillation import (
     cross_entropy_of_pairs,
     entropy,
     feature_std,
+    marginal_entropy,
     teacher_distribution,
+    varied,
 )
 
 
@@ -68,6 +70,13 @@ def test_cross_entropy_is_least_where_the_student_agrees_and_its_gradient_vanish
 def test_entropy_ranges_from_0_to_log_of_the_number_of_prototypes() -> None:
     assert float(entropy(torch.eye(5)[:3])) == 0
     assert float(entropy(torch.full((2, 3, 8), 1 / 8))) == pytest.approx(math.log(8))
+
+
+def test_marginal_entropy_tells_one_answer_to_all_from_an_answer_to_each() -> None:
+    sure_and_different = torch.eye(5).view(5, 1, 5)
+    assert float(marginal_entropy(sure_and_different)) == pytest.approx(math.log(5))
+    assert float(marginal_entropy(torch.eye(5)[:1].expand(3, 4, 5))) == 0
+    assert [varied(torch.ones(2, n, 5)) for n in (3, 4)] == [False, True]
 
 
 def test_centre_follows_the_mean_over_batch_and_tokens() -> None:

@@ -71,8 +71,9 @@ def _views(samples: int = 2, *, main: int = 2, local: int = 0, first: int = 10) 
     )
 
 
-def _views_of(name: str) -> ViewSet:
-    return _views(main=1 if name == "simmim" else 2, local=2 if name == "dino" else 0)
+def _views_of(name: str, samples: int = 2) -> ViewSet:
+    main, local = 1 if name == "simmim" else 2, 2 if name == "dino" else 0
+    return _views(samples, main=main, local=local)
 
 
 def _tokens(branch: Any, image: Tensor, grid: Tensor | None = None) -> Tensor:
@@ -383,13 +384,13 @@ def _left(method: Smit, views: ViewSet) -> set[str]:
     return {
         name
         for name, (low, high) in method.healthy.items()
-        if not low <= float(monitors[name]) <= high
+        if name in monitors and not low <= float(monitors[name]) <= high
     }
 
 
 @pytest.mark.parametrize("name", ["smit", *_DISTIL])
 def test_monitors_leave_their_bounds_without_sharpening_or_without_centring(name: str) -> None:
-    views = _views_of(name)
+    views = _views_of(name, samples=4)
     entropies = {n for n in _family(name).healthy if n.startswith("teacher_entropy")}
     assert entropies
     first = _method(_config(name).method, apart=False).eval()
@@ -406,7 +407,7 @@ def test_monitors_leave_their_bounds_without_sharpening_or_without_centring(name
         for centre in (method.patch_centre, method.class_centre):
             if centre is not None:
                 centre.value.zero_()
-    assert _left(method, views) == entropies
+    assert _left(method, views) == {n for n in method.healthy if n.startswith("marginal_entropy")}
     # Centring undoes it: the same teacher, once the centre has followed, is no longer sure.
     for centre in (method.patch_centre, method.class_centre):
         if centre is not None:
