@@ -396,14 +396,15 @@ def test_drawing_leaves_no_trace_in_the_settings_of_matplotlib() -> None:
 
 
 def test_related_curves_share_a_chart_and_one_sentence() -> None:
-    names = ("monitor/entropy_cls", "monitor/entropy_patch", "monitor/feature_std", "monitor/new")
+    teacher = ("monitor/teacher_entropy_cls", "monitor/teacher_entropy_patch")
+    names = ("monitor/marginal_entropy_cls", *teacher, "monitor/feature_std", "monitor/new")
     groups = chart_groups({name: curve(np.ones(4), name) for name in names})
     assert [g.title for g in groups] == ["Health"]
     captions = [chart.caption for chart in groups[0].charts]
-    assert len(captions) == 3
-    assert "collapse" in captions[0]
-    assert "collapse" in captions[1]
-    assert captions[2] == ""
+    assert len(captions) == 4
+    assert ["collapse" in caption for caption in captions] == [True, False, True, False]
+    assert "sure" in captions[1]
+    assert captions[3] == ""
 
 
 @pytest.mark.parametrize(
