@@ -54,6 +54,20 @@ def written_whole(path: Path, *, failures: tuple[type[Exception], ...] = ()) -> 
             part.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what writers that were killed have left; a writer that lives keeps its own.
+
+    Process numbers are used again: then a part stays until the next time.
+    """
+    import psutil
+
+    for part in folder.glob(".part-*"):
+        number = part.name.split("-")[1]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            with suppress(OSError):
+                part.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
     with written_whole(path) as part:

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from backend.errors import BackendError, ResourceError, UserError, told_plainly
-from backend.files import write_json, write_text, written_whole
+from backend.files import remove_parts, write_json, write_text, written_whole
 
 
 def _write_half(path: Path, failure: BaseException) -> None:
@@ -95,3 +98,20 @@ def test_what_a_library_wrote_for_the_owner_alone_is_readable_as_other_files_are
     with written_whole(tmp_path / "y.bin") as part:
         part.touch(mode=0o600)
     assert (tmp_path / "y.bin").stat().st_mode == plain.stat().st_mode
+
+
+def test_parts_of_writers_that_died_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    for name in (f".part-{gone}-0-status.json", f".part-{os.getpid()}-0-a", ".part-x", "kept"):
+        (tmp_path / name).touch()
+    remove_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f".part-{os.getpid()}-0-a",
+        ".part-x",
+        "kept",
+    ]

@@ -113,6 +113,7 @@ def test_a_killed_run_reads_as_interrupted_and_resumes_bit_for_bit(
     # What a crash leaves in the middle of a line.
     with (torn / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 99, "loss/to')
+    (torn / "checkpoints" / f".part-{process.pid}-0-last.pt").touch()
 
     resumed = backend(*line(kind, torn, material), *length, "--resume")
     kept = assert_ended(torn, resumed, code=0, state="done")

@@ -30,7 +30,7 @@ from backend.errors import (
     UserError,
     told_plainly,
 )
-from backend.files import write_json, write_text
+from backend.files import remove_parts, write_json, write_text
 from backend.progress import progress_bar
 
 SCHEMA = 1
@@ -115,6 +115,8 @@ class RunFolder:
         except OSError as error:
             raise told_plainly(error, path) from None
         (path / STOP_FILE).unlink(missing_ok=True)
+        for folder in (path, self.checkpoints, self.previews):
+            remove_parts(folder)
         now = _now()
         self._started_at = time.monotonic()
         self._written_at = 0.0
