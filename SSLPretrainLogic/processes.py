@@ -68,35 +68,49 @@ def all_processes() -> dict[int, Process]:
     return {process.pid: process for process in found}
 
 
-def family(root: Process, *, mark: str = "", group: int = 0) -> dict[int, Process]:
-    """A process and all that descend from it, itself included while it lives; never ourselves.
+class Origin(NamedTuple):
+    """How processes of a job are known whose parents have died.
 
-    Children whose parent has died are told by their process group and, on Linux, by the mark that
-    they inherited.
+    Attributes:
+        mark: value of the variable `MARK`, which they inherit; Linux shows it.
+        group: process group in which they began, told elsewhere; 0 for none.
+        since: when the job had begun, in seconds since 1970.
+    """
+
+    mark: str
+    group: int
+    since: float
+
+
+def family(roots: Iterable[Process], *, origin: Origin | None = None) -> dict[int, Process]:
+    """Some processes and all that descend from them, as far as they live; never ourselves.
 
     Args:
-        root: the first of them; it may be dead.
-        mark: value of the variable `MARK` in their environment, "" for none.
-        group: process group that holds nothing else, 0 for none.
+        roots: the first of them; they may be dead.
+        origin: of those whose parents have died.
     """
     everyone = all_processes()
-    members = {root.pid: root} if root.is_same(everyone.get(root.pid)) else {}
-    if group:
-        members.update((p.pid, p) for p in everyone.values() if _in_group(p, group, root=root))
-    if mark:
-        members.update((p.pid, p) for p in everyone.values() if _has_mark(p.pid, mark))
+    known = {root.pid: root for root in roots}
+    members = {pid: p for pid, p in known.items() if p.is_same(everyone.get(pid))}
+    if origin is not None:
+        members.update((p.pid, p) for p in everyone.values() if _is_of(p, origin, everyone))
     grown = -1
     while grown != len(members):
         grown = len(members)
-        known = {root.pid: root, **members}
+        known |= members
         members.update((p.pid, p) for p in everyone.values() if _is_child(p, known, everyone))
     # A signal to ourselves would end Slicer.
     members.pop(os.getpid(), None)
     return members
 
 
-def _in_group(process: Process, group: int, *, root: Process) -> bool:
-    return process.group == group and process.started >= root.started - _CLOCK_S
+def _is_of(process: Process, origin: Origin, everyone: Mapping[int, Process]) -> bool:
+    if sys.platform == "linux":
+        return _has_mark(process.pid, origin.mark)
+    # A group that somebody else leads by now is not the job's any more.
+    leader = everyone.get(origin.group)
+    is_another = leader is not None and leader.started > origin.since + _CLOCK_S
+    return process.group == origin.group != 0 and not is_another
 
 
 def _is_child(
@@ -110,8 +124,6 @@ def _is_child(
 
 
 def _has_mark(pid: int, mark: str) -> bool:
-    if sys.platform != "linux":
-        return False
     # Processes of other users do not show theirs.
     with suppress(OSError):
         return f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -185,6 +197,8 @@ def _output(*words: str) -> str:
 
 
 def _from_proc(pids: Iterable[int]) -> Iterator[Process]:
+    if sys.platform == "win32":
+        return
     ticks_per_s = os.sysconf("SC_CLK_TCK")
     booted = _boot_time()
     for pid in pids:

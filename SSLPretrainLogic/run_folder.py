@@ -348,19 +348,18 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 
 def find_previews(folder: Path) -> tuple[Preview, ...]:
     """The pictures of a run, in the order of their steps."""
-    files = _files(folder / "previews")
-    found = []
-    for picture in files:
-        match = re.fullmatch(r"step_(\d+)\.png", picture.name)
-        if match:
-            head = f"{picture.stem}_"
-            volumes = {
-                path.stem[len(head) :]: path
-                for path in files
-                if path.suffix == ".nrrd" and path.name.startswith(head)
-            }
-            found.append(Preview(step=int(match[1]), picture=picture, volumes=volumes))
-    return tuple(sorted(found, key=lambda preview: preview.step))
+    pictures: dict[int, Path] = {}
+    volumes: dict[int, dict[str, Path]] = {}
+    for path in _files(folder / "previews"):
+        match = re.fullmatch(r"step_(\d+)(?:\.png|_(\w+)\.nrrd)", path.name)
+        if match and match[2] is None:
+            pictures[int(match[1])] = path
+        elif match:
+            volumes.setdefault(int(match[1]), {})[match[2]] = path
+    return tuple(
+        Preview(step=step, picture=pictures[step], volumes=volumes.get(step, {}))
+        for step in sorted(pictures)
+    )
 
 
 def find_checkpoints(folder: Path) -> Mapping[str, Checkpoint]:
