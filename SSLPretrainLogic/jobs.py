@@ -167,7 +167,9 @@ def _refuse_second(command: Command, project: Project) -> None:
     wanted = absolute(command.run)
     for job in find_jobs(project).jobs:
         if job.run == wanted and look(job).is_active:
-            raise LogicError(f"{wanted}: {job.title!r} is working in it.", "Wait, or stop it first.")
+            raise LogicError(
+                f"{wanted}: {job.title!r} is working in it.", "Wait, or stop it first."
+            )
 
 
 def _write_job(job: Job, project: Project) -> None:
@@ -222,9 +224,8 @@ def _launched(
 
 def _reap() -> None:
     """Take note of our children that have ended, so that no dead ones stay about."""
-    for folder, process in list(_children.items()):
-        if process.poll() is not None:
-            del _children[folder]
+    for process in _children.values():
+        process.poll()
 
 
 def find_jobs(project: Project) -> FoundJobs:
@@ -280,16 +281,15 @@ def look(job: Job) -> JobStatus:
         return JobStatus(state="elsewhere", message=told, stopping=stopping)
     if not (job.folder / "process.json").exists() and _may_still_start(job):
         return JobStatus(state="starting", stopping=stopping)
-    return JobStatus(
-        state="cancelled" if stopping else "interrupted",
-        message="" if stopping else "It ended without a word: killed, or the machine went down.",
-        stopping=stopping,
-    )
+    if stopping:
+        return JobStatus(state="cancelled", stopping=True)
+    told = "It was killed or the machine went down" + _last_line(job, before=": ") + "."
+    return JobStatus(state="interrupted", message=told)
 
 
 def _may_still_start(job: Job) -> bool:
     if job.folder in _children:
-        return True
+        return _children[job.folder].poll() is None
     age_s = (datetime.now(UTC) - datetime.fromisoformat(job.started)).total_seconds()
     return age_s < _START_S
 
@@ -319,8 +319,13 @@ def error_told(job: Job, code: int) -> str:
         return str(told[-1])
     if code in _KILLED:
         return "It was killed, most likely because memory ran out. Choose a smaller batch or crop."
-    last = next((line for line in reversed(log.splitlines()) if line.strip()), "no message")
-    return f"It ended with code {code}: {last.strip()}"
+    return f"It ended with code {code}" + _last_line(job, before=": ") + "."
+
+
+def _last_line(job: Job, *, before: str) -> str:
+    """The last line of the log, "" if there is none."""
+    lines = [line.strip() for line in Tail(job.log, last_bytes=_TAIL_BYTES).read().lines]
+    return next((before + line.rstrip(".") for line in reversed(lines) if line), "")
 
 
 def minder(job: Job) -> Process | None:

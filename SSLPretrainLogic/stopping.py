@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +123,8 @@ class Stopping:
         """
         self._job = job
         self._run = job.run if run is None and job is not None else run
-        self._seen: dict[tuple[int, float], Process] = {}
-        self._told: set[tuple[int, int, float]] = set()
+        self._seen: list[Process] = []
+        self._told: list[Process] = []
         self._phase: Phase = "asked"
         self._deadline = time.monotonic() + grace_s
         self._words_until: float | None = None
@@ -157,9 +157,9 @@ class Stopping:
             minding, command = minder(self._job), command_process(self._job)
             source = origin(self._job)
         roots = [p for p in (run and run.process, minding, command) if p is not None]
-        for process in family([*roots, *self._seen.values()], origin=source).values():
-            self._seen.setdefault((process.pid, round(process.started, 1)), process)
-        left = tuple(living(self._seen.values()))
+        members = family([*roots, *self._seen], origin=source).values()
+        self._seen += _without(members, self._seen)
+        left = tuple(living(self._seen))
         return _Sight(
             run=run,
             job=job,
@@ -208,9 +208,9 @@ class Stopping:
             self._phase, self._deadline = "killing", now + _KILL_S
         if self._phase == "terminating":
             # Once each: a second signal would disturb whoever is saving.
-            new = {(int(signal.SIGTERM), p.pid, p.started): p for p in sight.workers}
-            send(int(signal.SIGTERM), [p for key, p in new.items() if key not in self._told])
-            self._told |= new.keys()
+            new = _without(sight.workers, self._told)
+            send(int(signal.SIGTERM), new)
+            self._told += new
         else:
             is_stuck = not sight.workers and now >= self._deadline
             send(kill_signal(), sight.left if is_stuck else sight.workers)
@@ -228,6 +228,10 @@ def _touch(path: Path) -> None:
         path.touch()
     except OSError as error:
         raise told_plainly(error, path) from error
+
+
+def _without(processes: Iterable[Process], known: Sequence[Process]) -> list[Process]:
+    return [p for p in processes if not any(map(p.is_same, known))]
 
 
 def _with_launchers(process: Process, left: Sequence[Process]) -> frozenset[int]:
