@@ -269,7 +269,8 @@ def look(job: Job) -> JobStatus:
     """How a job stands, whoever started it; never raises."""
     _reap()
     stopping = (job.folder / "stop.json").exists()
-    # First: a process that writes its result and ends in between must not seem lost.
+    # In this order: what begins, or writes its result and ends, in between must not seem lost.
+    has_begun = (job.folder / "process.json").exists()
     alive = minder(job) is not None
     result = _read(job.folder / "result.json")
     if result is not None:
@@ -279,7 +280,7 @@ def look(job: Job) -> JobStatus:
     if job.host != socket.gethostname():
         told = f"Was started on {job.host}, which has not told how it ended."
         return JobStatus(state="elsewhere", message=told, stopping=stopping)
-    if not (job.folder / "process.json").exists() and _may_still_start(job):
+    if not has_begun and _may_still_start(job):
         return JobStatus(state="starting", stopping=stopping)
     if stopping:
         return JobStatus(state="cancelled", stopping=True)

@@ -156,7 +156,7 @@ class Stopping:
         if self._job is not None:
             minding, command = minder(self._job), command_process(self._job)
             source = origin(self._job)
-        roots = [p for p in (run and run.process, minding, command) if p is not None]
+        roots = [p for p in (run.process if run else None, minding, command) if p]
         members = family([*roots, *self._seen], origin=source).values()
         self._seen += _without(members, self._seen)
         left = tuple(living(self._seen))
