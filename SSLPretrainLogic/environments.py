@@ -235,10 +235,10 @@ def find_interpreters(
         base: environment variables to look into; left out, this process's.
         home: the user's folder, where conda lists its environments; left out, that of the user.
     """
-    found = {
-        i.path: i for i in reversed(list(_candidates(base or os.environ, home or Path.home())))
-    }
-    return tuple(reversed(list(found.values())))
+    found: dict[Path, Interpreter] = {}
+    for candidate in _candidates(base or os.environ, home or Path.home()):
+        found.setdefault(candidate.path, candidate)
+    return tuple(found.values())
 
 
 def _candidates(variables: Mapping[str, str], home: Path) -> Iterator[Interpreter]:

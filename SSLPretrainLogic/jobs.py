@@ -280,6 +280,8 @@ def look(job: Job) -> JobStatus:
     if job.host != socket.gethostname():
         told = f"Was started on {job.host}, which has not told how it ended."
         return JobStatus(state="elsewhere", message=told, stopping=stopping)
+    if not job.folder.exists():
+        return JobStatus(state="interrupted", message=f"{job.folder}: is not there any more.")
     if not has_begun and _may_still_start(job):
         return JobStatus(state="starting", stopping=stopping)
     if stopping:

@@ -236,11 +236,15 @@ class Tail:
         self._offset, self._before, self._begun = skipped, b"", True
 
     def _take(self, chunk: bytes) -> tuple[str, ...]:
-        whole = chunk[: chunk.rfind(b"\n") + 1]
+        # A line that is longer than a piece goes on in parts: it must not stop all that follows.
+        is_endless = len(chunk) == _CHUNK and b"\n" not in chunk
+        whole = chunk if is_endless else chunk[: chunk.rfind(b"\n") + 1]
         self._offset += len(whole)
         self._before = (self._before + whole)[-_REMEMBERED:]
         text = whole.decode("utf-8", errors="replace")
-        return tuple(text.split("\n")[:-1])
+        lines = text.removesuffix("\n").split("\n") if text else []
+        # Bars write over themselves: what stood last counts.
+        return tuple(line.rstrip("\r").rpartition("\r")[2] for line in lines)
 
 
 @dataclass(frozen=True, kw_only=True)
