@@ -465,15 +465,18 @@ def _last_object(text: str) -> dict[str, Any]:
 
 def _report(told: Mapping[str, Any]) -> Report:
     torch = told["torch"]
+    findings = tuple(map(_finding, told["findings"]))
+    if _is(bool, told["ok"]) == any(finding.level == "missing" for finding in findings):
+        raise TypeError(f"ok is {told['ok']}, its findings say otherwise")
     return Report(
-        ok=_is(bool, told["ok"]),
+        ok=told["ok"],
         version=_is(str, told["version"]),
         python=_is(str, told["python"]["version"]),
         torch=_is(str, torch["version"] or ""),
         cuda=_is(str, torch["cuda"] or ""),
         packages=tuple(map(_package, told["packages"])),
         devices=tuple(map(_device, told["devices"])),
-        findings=tuple(map(_finding, told["findings"])),
+        findings=findings,
         install=_is(str, told["install"]),
         examined=_is(str, told.get("examined", "")),
     )

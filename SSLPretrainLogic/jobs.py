@@ -11,6 +11,7 @@ A job is a folder in the project:
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from SSLPretrainLogic import wrapper
+from SSLPretrainLogic.commands import Request, words
+from SSLPretrainLogic.environments import Interpreter, backend_argv, doctor_argv
 from SSLPretrainLogic.errors import LogicError, told_plainly
 from SSLPretrainLogic.files import absolute, read_json, write_json
 from SSLPretrainLogic.processes import MARK, Origin, Process, find_process
@@ -127,6 +130,39 @@ class FoundJobs:
     damaged: Mapping[Path, str]
 
 
+def backend_command(
+    request: Request, *, interpreter: Interpreter, environment: Mapping[str, str], title: str
+) -> Command:
+    """The command that asks the backend for something.
+
+    Args:
+        request: what is asked.
+        interpreter: who runs it.
+        environment: as `child_environment` makes it.
+        title: for people; no patient's name.
+
+    Raises:
+        LogicError: if a value cannot stand on a command line.
+    """
+    return Command(
+        argv=backend_argv(interpreter, words(request)),
+        environment=environment,
+        what=request.command,
+        title=title,
+        run=request.run,
+    )
+
+
+def doctor_command(interpreter: Interpreter, *, environment: Mapping[str, str]) -> Command:
+    """The command whose output `environments.parse_report` reads and `remember` keeps."""
+    return Command(
+        argv=doctor_argv(interpreter),
+        environment=environment,
+        what="doctor",
+        title=f"Test {interpreter.path}",
+    )
+
+
 def start(command: Command, *, project: Project) -> Job:
     """Start a command so that it outlives this process; returns at once.
 
@@ -137,7 +173,7 @@ def start(command: Command, *, project: Project) -> Job:
     _reap()
     _refuse_second(command, project)
     now = datetime.now(UTC)
-    folder = free_name(project.jobs, f"{now:%Y%m%d-%H%M%S}-{command.what}")
+    folder = _new_folder(project.jobs, f"{now:%Y%m%d-%H%M%S}-{command.what}")
     job = Job(
         folder=folder,
         argv=command.argv,
@@ -170,6 +206,19 @@ def _refuse_second(command: Command, project: Project) -> None:
             raise LogicError(
                 f"{wanted}: {job.title!r} is working in it.", "Wait, or stop it first."
             )
+
+
+def _new_folder(jobs: Path, name: str) -> Path:
+    while True:
+        folder = free_name(jobs, name)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            # Another process was quicker.
+            continue
+        except OSError as error:
+            raise told_plainly(error, folder) from error
+        return folder
 
 
 def _write_job(job: Job, project: Project) -> None:
@@ -329,6 +378,20 @@ def _last_line(job: Job, *, before: str) -> str:
     """The last line of the log, "" if there is none."""
     lines = [line.strip() for line in Tail(job.log, last_bytes=_TAIL_BYTES).read().lines]
     return next((before + line.rstrip(".") for line in reversed(lines) if line), "")
+
+
+def read_answer(job: Job) -> Any:
+    """What a command with `--json` answered.
+
+    Raises:
+        LogicError: if it is no JSON, or cannot be read.
+    """
+    try:
+        return json.loads(job.output.read_text("utf-8"))
+    except OSError as error:
+        raise told_plainly(error, job.output) from error
+    except (ValueError, RecursionError):
+        raise LogicError(f"{job.output}: is no answer.", f"See {job.log}.") from None
 
 
 def minder(job: Job) -> Process | None:

@@ -11,9 +11,9 @@ import psutil
 
 from backend.data.phantom import make_phantom
 from backend.data.phantom.cohort import write_image
-from SSLPretrainLogic.commands import PretrainRequest, Request, words
-from SSLPretrainLogic.environments import Interpreter, backend_argv, child_environment
-from SSLPretrainLogic.jobs import Command, Job, JobStatus, look
+from SSLPretrainLogic.commands import PretrainRequest, Request
+from SSLPretrainLogic.environments import Interpreter, child_environment
+from SSLPretrainLogic.jobs import Command, Job, JobStatus, backend_command, look
 from SSLPretrainLogic.processes import MARK
 from SSLPretrainLogic.stopping import Stopping, StopProgress
 
@@ -42,12 +42,11 @@ def command(request: Request) -> Command:
         "OMP_NUM_THREADS": "1",
         "GOMP_SPINCOUNT": "1000",
     }
-    return Command(
-        argv=backend_argv(HERE, words(request)),
+    return backend_command(
+        request,
+        interpreter=HERE,
         environment=variables,
-        what=request.command,
         title=request.command.capitalize(),
-        run=request.run,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import venv
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from SSLPretrainLogic.environments import (
     child_environment,
     chosen_interpreter,
     examine,
+    remember,
 )
+from SSLPretrainLogic.jobs import doctor_command, look, start
+from SSLPretrainLogic.project import create_project
 
 HERE = Interpreter(path=Path(sys.executable), kind="external")
 
@@ -55,7 +59,17 @@ def test_a_bare_interpreter_is_told_to_lack_everything_and_how_much_is_to_come(
     venv.create(folder, symlinks=True)
     bare = chosen_interpreter(folder)
     assert bare == Interpreter(path=folder / "bin" / "python3", kind="external")
-    report = examine(bare, environment=child_environment(bare, base={"PATH": os.defpath}))
+    variables = child_environment(bare, base={"PATH": os.defpath})
+    project = create_project(tmp_path / "project")
+    job = start(doctor_command(bare, environment=variables), project=project)
+    deadline = time.monotonic() + 60
+    while look(job).is_active:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    told = job.output.read_text("utf-8")
+    remember(bare, told, environment=variables, cache=project.environments)
+    report = examine(bare, environment=variables, cache=project.environments, timeout_s=0)
+    assert report.examined
     assert not report.ok
     assert report.torch == ""
     lacking = {package.name for package in report.packages if not package.ok}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,10 +14,10 @@ import psutil
 import pytest
 from real_runs import HERE, command, ended, marked, stopped, until, write_scans
 
-from SSLPretrainLogic.commands import PretrainRequest, ScanRequest, resume_request
+from SSLPretrainLogic.commands import MethodsRequest, PretrainRequest, ScanRequest, resume_request
 from SSLPretrainLogic.environments import backend_root
 from SSLPretrainLogic.errors import LogicError
-from SSLPretrainLogic.jobs import Job, find_jobs, look, start
+from SSLPretrainLogic.jobs import Job, find_jobs, look, read_answer, start
 from SSLPretrainLogic.project import Project, create_project, find_runs, open_project, outside
 from SSLPretrainLogic.run_folder import Follower, read_config, read_status
 from SSLPretrainLogic.stopping import Stopping
@@ -140,6 +141,17 @@ def test_a_refused_command_tells_the_backends_own_words(project: Project) -> Non
     assert "smitt" in status.message
     assert "Traceback" not in status.message
     assert read_status(project.runs / "typo").state == "absent"
+
+
+def test_an_answer_for_programs_is_read_apart_from_what_is_told_to_people(
+    project: Project,
+) -> None:
+    job = start(command(MethodsRequest()), project=project)
+    assert ended(job).state == "done"
+    assert '"smit"' in json.dumps(read_answer(job))
+    job.output.write_text("no JSON", "utf-8")
+    with pytest.raises(LogicError, match="is no answer"):
+        read_answer(job)
 
 
 def test_a_scan_is_a_job_and_its_index_can_move(project: Project) -> None:
