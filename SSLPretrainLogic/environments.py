@@ -31,7 +31,7 @@ _PRIVATE_FOLDER = "SSLSegmentationBackend"
 _OLDEST_PYTHON = (3, 11)
 _TIMEOUT_S = 180.0
 _LEVELS = frozenset({"ok", "warning", "missing"})
-_SEARCH_PATHS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FRAMEWORK_PATH")
+_SEARCH_PATHS = frozenset({"PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FRAMEWORK_PATH"})
 
 # The recipe behind `backend doctor --json`, which runs where the command line's own packages are
 # missing. One line in the end, as packages may print when they are loaded.
@@ -205,11 +205,10 @@ def child_environment(
         python_path += [variables["PYTHONPATH"]] if variables.get("PYTHONPATH") else []
     else:
         variables = {k: v for k, v in variables.items() if not k.startswith("PYTHON")}
-        for name in _SEARCH_PATHS:
-            if slicer_home is not None and name in variables:
-                variables[name] = _without(variables[name], slicer_home)
+        if slicer_home is not None:
+            variables = _without_folder(variables, slicer_home)
     return {
-        **{key: value for key, value in variables.items() if value},
+        **variables,
         "PYTHONPATH": os.pathsep.join(python_path),
         # A module that lies in the current folder must not stand in for one of Python's.
         "PYTHONSAFEPATH": "1",
@@ -221,9 +220,15 @@ def child_environment(
     }
 
 
-def _without(search_path: str, folder: Path) -> str:
-    kept = [p for p in search_path.split(os.pathsep) if not Path(p).is_relative_to(folder)]
-    return os.pathsep.join(kept)
+def _without_folder(variables: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Variables whose search paths do not lead into a folder; those left empty are dropped."""
+    kept = dict(variables)
+    for name in _SEARCH_PATHS & variables.keys():
+        paths = variables[name].split(os.pathsep)
+        kept[name] = os.pathsep.join(p for p in paths if not Path(p).is_relative_to(folder))
+        if not kept[name]:
+            del kept[name]
+    return kept
 
 
 def find_interpreters(
@@ -236,7 +241,7 @@ def find_interpreters(
         home: the user's folder, where conda lists its environments; left out, that of the user.
     """
     found: dict[Path, Interpreter] = {}
-    for candidate in _candidates(base or os.environ, home or Path.home()):
+    for candidate in _candidates(os.environ if base is None else base, home or Path.home()):
         found.setdefault(candidate.path, candidate)
     return tuple(found.values())
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from SSLPretrainLogic.errors import told_plainly
+from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.jobs import (
     Job,
     JobStatus,
@@ -117,9 +117,6 @@ class Stopping:
             job: the job, if it was started as one; its run is stopped with it.
             run: the run folder.
             grace_s: how long it may take to save and end by itself.
-
-        Raises:
-            LogicError: if it cannot be asked because its folder cannot be written.
         """
         self._job = job
         self._run = job.run if run is None and job is not None else run
@@ -130,15 +127,13 @@ class Stopping:
         self._words_until: float | None = None
         self._is_asked = False
         if job is not None and look(job).is_active:
-            mark_stopping(job)
+            # A full disk must not keep anything from being stopped.
+            with suppress(LogicError):
+                mark_stopping(job)
         self.poll()
 
     def poll(self) -> StopProgress:
-        """Go on with stopping, and tell how far it is.
-
-        Raises:
-            LogicError: if it cannot be asked because its folder cannot be written.
-        """
+        """Go on with stopping, and tell how far it is; never raises."""
         sight = self._look()
         if self._phase not in _ENDS:
             self._step(sight)
@@ -193,10 +188,9 @@ class Stopping:
         if self._is_asked:
             return
         if sight.run is not None and sight.run.is_active:
-            _touch(sight.run.folder / STOP_FILE)
-            self._is_asked = True
-        elif sight.workers and sys.platform != "win32":
-            # What is just starting is asked when it is there.
+            self._is_asked = _touched(sight.run.folder / STOP_FILE)
+        # What is just starting is asked when it is there.
+        if not self._is_asked and sight.workers and sys.platform != "win32":
             send(int(signal.SIGINT), sight.workers)
             self._is_asked = True
 
@@ -223,11 +217,13 @@ class Stopping:
                 (self._run / STOP_FILE).unlink(missing_ok=True)
 
 
-def _touch(path: Path) -> None:
+def _touched(path: Path) -> bool:
     try:
         path.touch()
-    except OSError as error:
-        raise told_plainly(error, path) from error
+    except OSError:
+        # The disk may be full, or read-only by now.
+        return False
+    return True
 
 
 def _without(processes: Iterable[Process], known: Sequence[Process]) -> list[Process]:

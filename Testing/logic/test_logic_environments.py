@@ -59,6 +59,7 @@ def test_an_external_python_gets_nothing_of_slicers(tmp_path: Path) -> None:
         "PYTHONNOUSERSITE": "1",
         "QT_PLUGIN_PATH": "x",
         "HTTPS_PROXY": "proxy",
+        "CUDA_VISIBLE_DEVICES": "",
     }
     variables = child_environment(EXTERNAL, base=base, slicer_home=home, root=tmp_path)
     assert variables.pop("PYTHONPATH") == str(tmp_path)
@@ -66,6 +67,8 @@ def test_an_external_python_gets_nothing_of_slicers(tmp_path: Path) -> None:
         "PATH": "/usr/bin",
         "LD_LIBRARY_PATH": "/opt/cuda/lib",
         "HTTPS_PROXY": "proxy",
+        # Empty, it hides the GPUs.
+        "CUDA_VISIBLE_DEVICES": "",
         "ITK_AUTOLOAD_PATH": "",
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",

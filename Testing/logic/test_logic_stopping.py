@@ -67,6 +67,16 @@ def test_a_run_started_by_hand_obeys_its_stop_file(tmp_path: Path) -> None:
     assert not (run / "stop").exists()
 
 
+def test_a_run_whose_stop_file_cannot_be_written_is_asked_by_a_signal(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with a_run(run, "polite") as process:
+        (run / "stop").symlink_to(tmp_path / "no such folder" / "stop")
+        stopping = Stopping(run=run, grace_s=30)
+        until(lambda: stopping.poll().is_over)
+        assert process.wait() == 1
+    assert read_status(run).state == "cancelled"
+
+
 def test_a_deaf_run_is_killed_and_reads_as_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
