@@ -17,7 +17,7 @@ from SSLPretrainLogic.jobs import Command, Job, JobStatus, backend_command, look
 from SSLPretrainLogic.processes import MARK
 from SSLPretrainLogic.stopping import Stopping, StopProgress
 
-LIMIT_S = 100.0
+LIMIT_S = 300.0
 """What takes longer hangs."""
 HERE = Interpreter(path=Path(sys.executable), kind="external")
 TINY = (

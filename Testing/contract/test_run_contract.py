@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,11 +25,14 @@ from SSLPretrainLogic.stopping import Stopping
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("contract") / "Müller's projéct 100%"
     project = create_project(folder)
     write_scans(folder / "scans")
-    return project
+    yield project
+    # A test that failed leaves its run behind.
+    for job in find_jobs(project).jobs:
+        stopped(Stopping(job=job, grace_s=0))
 
 
 def start_and_die(project: Project, run: Path) -> None:
