@@ -1,0 +1,66 @@
+"""Small JSON files that are either whole or not there, and are checked when they are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from SSLPretrainLogic.errors import LogicError, told_plainly
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON beside `path`, then put it there.
+
+    Raises:
+        LogicError: if the disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f".part-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise told_plainly(error, path) from error
+    finally:
+        # What cannot be removed must not hide why it could not be written.
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def read_json(path: Path, *, cure: str = "Make it anew.") -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        cure: what to do if it is damaged.
+
+    Raises:
+        LogicError: if it is not there or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise told_plainly(error, path) from error
+    except (ValueError, RecursionError):
+        raise LogicError(f"{path}: is damaged.", cure) from None
+    if not isinstance(value, dict):
+        raise LogicError(f"{path}: is damaged.", cure)
+    return value
+
+
+def same_path(first: Path, second: Path) -> bool:
+    """Whether two paths name one place, as far as that can be told without it being there."""
+    return os.path.normcase(absolute(first)) == os.path.normcase(absolute(second))
+
+
+def absolute(path: Path) -> Path:
+    """An absolute path without `..`; links stay, as a virtual environment is made of them."""
+    return Path(os.path.normpath(Path.cwd() / path))

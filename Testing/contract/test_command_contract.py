@@ -1,0 +1,119 @@
+"""The words that the logic makes are those that the backend's command line understands."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes
+
+from backend import cli
+from SSLPretrainLogic.commands import (
+    DescribeRequest,
+    EvaluateRequest,
+    FinetuneRequest,
+    MethodsRequest,
+    PretrainRequest,
+    ReportRequest,
+    Request,
+    ScanRequest,
+    SegmentRequest,
+    StopRequest,
+    words,
+)
+
+ODD = Path("/data/Müller's 100% (new)/-x")
+REQUESTS: list[Request] = [
+    ScanRequest(paths=(ODD, Path("-b")), output=ODD, min_slices=3, quick=True, workers=2),
+    PretrainRequest(
+        method="smit",
+        data=(ODD, Path("/b")),
+        output=ODD,
+        preset="tiny",
+        max_steps=5,
+        epochs=2,
+        device="cuda:1",
+        resume=True,
+        init=ODD,
+        cache=ODD,
+        config=ODD,
+        overrides=("train.batch_size=4", "a.b=[1, 2]"),
+    ),
+    FinetuneRequest(
+        data=ODD,
+        init="none",
+        output=ODD,
+        method="smit",
+        preset="tiny",
+        cases=("pt_1*", "b c"),
+        freeze_encoder=True,
+        fraction=0.5,
+        folds=3,
+        max_steps=5,
+        epochs=2,
+        device="mps",
+        resume=True,
+        cache=ODD,
+        config=ODD,
+        overrides=("crop=32",),
+    ),
+    SegmentRequest(
+        model=ODD,
+        input=ODD,
+        output=ODD,
+        structures=("left kidney", "spleen"),
+        device="cpu",
+        ending=".nrrd",
+        overwrite=True,
+    ),
+    EvaluateRequest(
+        prediction=ODD,
+        reference=ODD,
+        output=ODD,
+        labels=ODD,
+        tolerance_mm=1.5,
+        allow_unmatched=True,
+    ),
+    StopRequest(run_folder=ODD, grace=2.5),
+    ReportRequest(run_folder=ODD),
+    MethodsRequest(baselines=True),
+    DescribeRequest(method="smit", preset="tiny", overrides=("train.batch_size=4",)),
+]
+UNUSED = {"methods": {"measure"}, "describe": {"diff", "measure"}}
+"""Options of the command line that the GUI has no use for."""
+
+
+def understood(line: tuple[str, ...]) -> Any:
+    """What the backend's own command line makes of some words."""
+    return tyro.cli(
+        cli.Command,
+        args=line,
+        config=(OmitSubcommandPrefixes, OmitArgPrefixes, FlagCreatePairsOff),
+    )
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: r.command)
+def test_every_option_arrives_as_it_was_asked(request_: Request) -> None:
+    command = understood(words(request_))
+    assert type(command).__name__.lower() == request_.command
+    asked = {f.name: getattr(request_, f.name) for f in dataclasses.fields(request_)}
+    if request_.command == "scan":
+        asked["paths"] = (ODD, Path.cwd() / "-b")
+    given = {f.name: getattr(command, f.name) for f in dataclasses.fields(command)}
+    assert {name: given[name] for name in asked} == asked
+    assert given.keys() - asked.keys() == UNUSED.get(request_.command, set())
+
+
+def test_what_is_left_out_is_left_to_the_backend() -> None:
+    line = words(FinetuneRequest(data=ODD, output=ODD))
+    assert line == ("finetune", "--output", str(ODD), "--data", str(ODD))
+    default = cli.Finetune(output=ODD, data=ODD)
+    assert understood(line) == default
+
+
+def test_every_request_is_a_command_of_the_backend() -> None:
+    names = {get_args(kind)[0].__name__.lower() for kind in get_args(cli.Command)}
+    assert {request.command for request in REQUESTS} <= names
