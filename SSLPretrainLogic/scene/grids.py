@@ -54,6 +54,11 @@ def placed(matrix: Array, points: Array) -> Array:
     return np.asarray(points @ matrix[:3, :3].T + matrix[:3, 3], dtype=np.float64)
 
 
+def inverse(matrix: Array) -> Array:
+    """The transform (4, 4) back."""
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
 def is_usable(grid: Grid) -> bool:
     """Whether the grid spans space at all: finite, three dimensions, no length of zero."""
     matrix = grid.ijk_to_ras
@@ -99,7 +104,7 @@ def brought(voxels: NDArray[np.generic], source: Grid, target: Grid) -> NDArray[
     Returns:
         The array on the target grid, None if the two grids are not the same set of voxels.
     """
-    turn = np.linalg.inv(target.ijk_to_ras) @ source.ijk_to_ras
+    turn = inverse(target.ijk_to_ras) @ source.ijk_to_ras
     steps = np.rint(turn[:3, :3]).astype(int)
     if not np.array_equal(np.abs(steps).sum(axis=0), (1, 1, 1)):
         return None
@@ -115,7 +120,7 @@ def brought(voxels: NDArray[np.generic], source: Grid, target: Grid) -> NDArray[
     if np.max(np.abs(placed(turn, corners) - wanted)) > _SAME_VOXELS:
         return None
     turned = voxels.transpose([2 - int(axis) for axis in came_from[::-1]])
-    return np.flip(turned, [d for d in range(3) if backward[2 - d]])
+    return turned[tuple(slice(None, None, -1 if back else 1) for back in backward[::-1])]
 
 
 def degrees_of_shear(grid: Grid) -> float:
