@@ -21,6 +21,10 @@ def scene() -> Iterator[Any]:
     colors = application.GetColorLogic()
     colors.SetMRMLScene(scene)
     colors.AddDefaultColorNodes()
+    # Registers what turns surfaces into voxels and back.
+    segmentations = slicer.vtkSlicerSegmentationsModuleLogic()
+    segmentations.SetMRMLApplicationLogic(application)
+    segmentations.SetMRMLScene(scene)
     yield scene
     scene.Clear(True)
 
