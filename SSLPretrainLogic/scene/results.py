@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import slicer
+import vtk
 from numpy.typing import NDArray
 
 from SSLPretrainLogic.scene.files import SceneError
@@ -16,6 +17,7 @@ from SSLPretrainLogic.scene.grids import Grid, brought, inverse
 from SSLPretrainLogic.scene.structures import Structure, folded, read_labels
 from SSLPretrainLogic.scene.terminology import color_for, full_entry
 from SSLPretrainLogic.scene.volumes import (
+    as_array,
     as_matrix,
     linear_matrix,
     oriented,
@@ -125,8 +127,12 @@ def _filled(
         if image is None:
             empty.append(structure.name)
             logic.ClearSegment(node, identifier)
-        elif not logic.SetBinaryLabelmapToSegment(image, node, identifier, logic.MODE_REPLACE):
-            raise SceneError(f"Segment {structure.name!r} does not take its voxels.")
+        else:
+            _separate(segmentation, identifier, grid)
+            if not logic.SetBinaryLabelmapToSegment(image, node, identifier, logic.MODE_REPLACE):
+                raise SceneError(
+                    f"Segment {structure.name!r} does not take its voxels.", "Undo, and try again."
+                )
         _describe(segmentation.GetSegment(identifier), structure)
     return Imported(
         node=node,
@@ -134,6 +140,17 @@ def _filled(
         replaced=tuple(s.name for s in structures if folded(s.name) in there),
         empty=tuple(empty),
     )
+
+
+def _separate(segmentation: Any, identifier: str, grid: Grid) -> None:
+    """Take a segment out of a label map on another lattice: the others there would be resampled."""
+    shared = segmentation.GetSegment(identifier).GetRepresentation(_LABELMAP)
+    if shared is None or shared.GetNumberOfPoints() == 0:
+        return
+    matrix = vtk.vtkMatrix4x4()
+    shared.GetImageToWorldMatrix(matrix)
+    if not np.allclose(as_array(matrix), grid.ijk_to_ras, atol=1e-6):
+        segmentation.SeparateSegmentLabelmap(identifier)
 
 
 def _coded(structure: Structure) -> Structure:
