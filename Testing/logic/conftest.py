@@ -38,7 +38,10 @@ def make_volume(scene: Any) -> Any:
     def make(voxels: Any, ijk_to_ras: Any, name: str = "CT") -> Any:
         matrix = vtk.vtkMatrix4x4()
         matrix.DeepCopy(np.asarray(ijk_to_ras, dtype=float).ravel().tolist())
-        return slicer.util.addVolumeFromArray(np.asarray(voxels), ijkToRAS=matrix, name=name)
+        node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+        slicer.util.updateVolumeFromArray(node, np.asarray(voxels))
+        node.SetIJKToRASMatrix(matrix)
+        return node
 
     return make
 

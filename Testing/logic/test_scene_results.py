@@ -20,12 +20,12 @@ from scene_geometry import (
     rotation,
     segment_points,
 )
-from SSLPretrainLogic.scene.files import SceneError
 
 from backend.data.label_files import write_labels_file
 from backend.data.labels import Label
 from backend.data.readers import read_volume
 from backend.geometry import Volume
+from SSLPretrainLogic.scene.files import SceneError
 
 slicer = pytest.importorskip("slicer", reason=NEEDS_MRML)
 results = import_module("SSLPretrainLogic.scene.results")
@@ -273,9 +273,7 @@ def test_the_segment_editor_undoes_it(
     logic.Undo()
     assert snapshot(node) == before
     logic.Redo()
-    np.testing.assert_allclose(
-        segment_points(node, "Leber groß"), points_of(2, matrix), atol=1e-9
-    )
+    np.testing.assert_allclose(segment_points(node, "Leber groß"), points_of(2, matrix), atol=1e-9)
 
 
 def test_a_structure_that_is_not_found_empties_the_segment_of_before(
@@ -292,9 +290,7 @@ def count(scene: Any) -> int:
     return int(scene.GetNumberOfNodes())
 
 
-def test_labels_of_another_volume_are_refused(
-    scene: Any, make_volume: Any, tmp_path: Path
-) -> None:
+def test_labels_of_another_volume_are_refused(scene: Any, make_volume: Any, tmp_path: Path) -> None:
     path = segmented(make_volume(hu(), ijk_to_ras()), tmp_path)
     for moved in (linear(shift=(0.3, 0, 0)) @ ijk_to_ras(), ijk_to_ras(oblique=True)):
         other = make_volume(hu(), moved, name="Other")
@@ -329,7 +325,9 @@ def test_files_that_are_missing_or_no_labels_are_refused(make_volume: Any, tmp_p
         results.import_labels(tmp_path / "in.nrrd", volume)
 
 
-def test_a_segmentation_of_surfaces_is_refused(scene: Any, make_volume: Any, tmp_path: Path) -> None:
+def test_a_segmentation_of_surfaces_is_refused(
+    scene: Any, make_volume: Any, tmp_path: Path
+) -> None:
     import vtk
 
     volume = make_volume(hu(), ijk_to_ras())

@@ -21,11 +21,11 @@ from scene_geometry import (
     nearest,
     rotation,
 )
-from SSLPretrainLogic.scene.files import SceneError
-from SSLPretrainLogic.scene.structures import Structure, proposed
 
 from backend.data.labelled import check_set, load_labelled_set
 from backend.data.readers import read_label
+from SSLPretrainLogic.scene.files import SceneError
+from SSLPretrainLogic.scene.structures import Structure, proposed
 
 slicer = pytest.importorskip("slicer", reason=NEEDS_MRML)
 segments = import_module("SSLPretrainLogic.scene.segments")
@@ -44,7 +44,7 @@ def blocks() -> dict[str, np.ndarray]:
     one[1:4, 2:5, 1:4] = True
     one[1, 5, 1] = True
     two[2:5, 2:6, 4:7] = True
-    return {"Liver": one, "Linke Niere": two}
+    return {"Liver": one, "Die Niere": two}
 
 
 def exported(cases: list[Any], folder: Path, **options: Any) -> Any:
@@ -69,11 +69,11 @@ def test_label_maps_lie_on_their_image_voxel_for_voxel(
     node = make_segmentation(blocks(), matrix)
     done = exported([case("case_001", make_volume(hu(), matrix), node)], tmp_path)
     labelled = load_labelled_set(tmp_path)
-    assert [label.name for label in labelled.labels] == ["Linke Niere", "Liver"]
-    wanted = blocks()["Linke Niere"] * 1 + blocks()["Liver"] * 2
+    assert [label.name for label in labelled.labels] == ["Die Niere", "Liver"]
+    wanted = blocks()["Die Niere"] * 1 + blocks()["Liver"] * 2
     np.testing.assert_array_equal(stored(tmp_path), wanted)
     assert check_set(labelled) == {"case_001": {1: 36, 2: 28}}
-    assert done.voxels == {"case_001": {"Linke Niere": 36, "Liver": 28}}
+    assert done.voxels == {"case_001": {"Die Niere": 36, "Liver": 28}}
     assert done.warnings == ()
 
 
@@ -103,7 +103,7 @@ def test_transforms_of_volume_and_segmentation_are_followed_each_for_itself(
     node = make_segmentation(blocks(), np.linalg.inv(other) @ above @ matrix)
     node.SetAndObserveTransformNodeID(make_transform(other).GetID())
     exported([case("case_001", volume, node)], tmp_path)
-    wanted = blocks()["Linke Niere"] * 1 + blocks()["Liver"] * 2
+    wanted = blocks()["Die Niere"] * 1 + blocks()["Liver"] * 2
     np.testing.assert_array_equal(stored(tmp_path), wanted)
 
 
@@ -134,17 +134,17 @@ def test_values_are_the_same_in_all_cases_whatever_the_order_of_segments(
     first = make_segmentation(blocks(), matrix)
     turned = dict(reversed(list(blocks().items())))
     second = make_segmentation({name.upper(): mask for name, mask in turned.items()}, matrix)
-    third = make_segmentation({"linke_niere": blocks()["Linke Niere"]}, matrix)
+    third = make_segmentation({"die_niere": blocks()["Die Niere"]}, matrix)
     volume = make_volume(hu(), matrix)
     cases = [case(f"case_{n}", volume, node) for n, node in enumerate((first, second, third))]
     known = [Structure(value=4, name="Milz"), Structure(value=9, name="liver")]
     table = proposed(segments.found_segments(cases), known=known)
     done = segments.export_set(cases, table, tmp_path)
-    wanted = blocks()["Liver"] * 9 + blocks()["Linke Niere"] * 10
+    wanted = blocks()["Liver"] * 9 + blocks()["Die Niere"] * 10
     np.testing.assert_array_equal(stored(tmp_path, "case_0"), wanted)
     np.testing.assert_array_equal(stored(tmp_path, "case_1"), wanted)
-    np.testing.assert_array_equal(stored(tmp_path, "case_2"), blocks()["Linke Niere"] * 10)
-    assert done.voxels["case_2"] == {"Milz": 0, "liver": 0, "Linke Niere": 36}
+    np.testing.assert_array_equal(stored(tmp_path, "case_2"), blocks()["Die Niere"] * 10)
+    assert done.voxels["case_2"] == {"Milz": 0, "liver": 0, "Die Niere": 36}
     assert table.missing(segments.found_segments(cases)) == {
         "case_0": ("Milz",),
         "case_1": ("Milz",),
@@ -157,18 +157,18 @@ def test_overlapping_structures_are_refused_by_name_unless_they_are_merged(
 ) -> None:
     matrix = ijk_to_ras()
     masks = blocks()
-    masks["Linke Niere"][2, 2, 2:4] = True
+    masks["Die Niere"][2, 2, 2:4] = True
     cases = [case("case_001", make_volume(hu(), matrix), make_segmentation(masks, matrix))]
     table = proposed(segments.found_segments(cases))
     with pytest.raises(
-        SceneError, match="Case case_001: segment 'Linke Niere' overlaps 'Liver' in 2 voxels"
+        SceneError, match="Case case_001: segment 'Die Niere' overlaps 'Liver' in 2 voxels"
     ):
         segments.export_set(cases, table, tmp_path)
     assert not list(tmp_path.iterdir())
-    merged = table.merged(["Liver", "Linke Niere"], into="organs")
+    merged = table.merged(["Liver", "Die Niere"], into="organs")
     segments.export_set(cases, merged, tmp_path)
-    np.testing.assert_array_equal(stored(tmp_path) > 0, masks["Liver"] | masks["Linke Niere"])
-    left_out = table.without("Linke Niere")
+    np.testing.assert_array_equal(stored(tmp_path) > 0, masks["Liver"] | masks["Die Niere"])
+    left_out = table.without("Die Niere")
     segments.export_set(cases, left_out, tmp_path)
     np.testing.assert_array_equal(stored(tmp_path) > 0, masks["Liver"])
 
@@ -179,7 +179,7 @@ def test_segments_of_several_nodes_count_as_one_set(
     matrix = ijk_to_ras()
     nodes = [make_segmentation({name: mask}, matrix) for name, mask in blocks().items()]
     exported([case("case_001", make_volume(hu(), matrix), *nodes)], tmp_path)
-    wanted = blocks()["Linke Niere"] * 1 + blocks()["Liver"] * 2
+    wanted = blocks()["Die Niere"] * 1 + blocks()["Liver"] * 2
     np.testing.assert_array_equal(stored(tmp_path), wanted)
 
 
@@ -242,7 +242,7 @@ def test_colours_and_codes_are_kept_and_missing_ones_come_from_the_table(
     make_volume: Any, make_segmentation: Any, tmp_path: Path
 ) -> None:
     matrix = ijk_to_ras()
-    masks = {"mine": blocks()["Liver"], "spleen": blocks()["Linke Niere"]}
+    masks = {"mine": blocks()["Liver"], "spleen": blocks()["Die Niere"]}
     node = make_segmentation(masks, matrix)
     node.GetSegmentation().GetNthSegment(0).SetTerminology(ENTRY)
     exported([case("case_001", make_volume(hu(), matrix), node)], tmp_path)
@@ -270,10 +270,9 @@ def test_the_scene_is_not_touched_and_no_file_names_anybody(
     assert state() == before
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sorted(path.name for path in files) == ["case_001.nrrd", "case_001.nrrd", "labels.json"]
-    assert all("Grete".encode() not in path.read_bytes() for path in files)
-    assert json.loads((folder / "labels.json").read_text(encoding="utf-8"))["labels"]["2"][
-        "name"
-    ] == ("Liver")
+    assert all(b"Grete" not in path.read_bytes() for path in files)
+    content = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    assert content["labels"]["2"]["name"] == "Liver"
 
 
 @pytest.mark.parametrize("name", ["", "Zöllner^Grete", "../case", "a b", ".hidden", "x" * 101])

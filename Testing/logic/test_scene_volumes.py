@@ -20,6 +20,7 @@ from scene_geometry import (
     linear,
     rotation,
 )
+
 from SSLPretrainLogic.scene.files import SceneError
 
 slicer = pytest.importorskip("slicer", reason=NEEDS_MRML)
