@@ -123,6 +123,16 @@ def brought(voxels: NDArray[np.generic], source: Grid, target: Grid) -> NDArray[
     return turned[tuple(slice(None, None, -1 if back else 1) for back in backward[::-1])]
 
 
+def box(where: NDArray[np.bool_]) -> tuple[tuple[int, int], ...] | None:
+    """First and last index along each axis of what is true, None if nothing is."""
+    # Two passes over the voxels; the planes they leave are small.
+    yx, zy = np.any(where, axis=0), np.any(where, axis=2)
+    found = [np.flatnonzero(np.any(p, axis=a)) for p, a in ((zy, 1), (zy, 0), (yx, 0))]
+    if not len(found[0]):
+        return None
+    return tuple((int(places[0]), int(places[-1])) for places in found)
+
+
 def degrees_of_shear(grid: Grid) -> float:
     """How far the two axes that meet least squarely are from a right angle."""
     axes = grid.ijk_to_ras[:3, :3] / grid.spacing_mm

@@ -13,7 +13,7 @@ import vtk
 from numpy.typing import NDArray
 
 from SSLPretrainLogic.scene.files import SceneError
-from SSLPretrainLogic.scene.grids import Grid, brought, inverse
+from SSLPretrainLogic.scene.grids import Grid, box, brought, inverse
 from SSLPretrainLogic.scene.structures import Structure, folded, read_labels
 from SSLPretrainLogic.scene.terminology import color_for, full_entry
 from SSLPretrainLogic.scene.volumes import (
@@ -175,14 +175,11 @@ def _describe(segment: Any, structure: Structure) -> None:
 def _mask(voxels: NDArray[np.generic], value: int, grid: Grid) -> Any:
     """A vtkOrientedImageData with the box around a structure, None if it has no voxel."""
     where = voxels == value
-    spans = []
-    for axis in range(3):
-        along = np.flatnonzero(where.any(axis=tuple(a for a in range(3) if a != axis)))
-        if not len(along):
-            return None
-        spans.append((int(along[0]), int(along[-1])))
-    box = where[tuple(slice(first, last + 1) for first, last in spans)].astype(np.uint8)
-    image = oriented(box, Grid(size=box.shape[::-1], ijk_to_ras=grid.ijk_to_ras))
+    spans = box(where)
+    if spans is None:
+        return None
+    inside = where[tuple(slice(first, last + 1) for first, last in spans)].astype(np.uint8)
+    image = oriented(inside, Grid(size=inside.shape[::-1], ijk_to_ras=grid.ijk_to_ras))
     # On the lattice of the whole volume: segments of one lattice can share a label map.
     image.SetExtent([end for span in reversed(spans) for end in span])
     return image

@@ -14,7 +14,7 @@ import slicer
 from numpy.typing import NDArray
 
 from SSLPretrainLogic.scene.files import SceneError
-from SSLPretrainLogic.scene.grids import Grid, inverse, placed
+from SSLPretrainLogic.scene.grids import Grid, box, inverse, placed
 from SSLPretrainLogic.scene.structures import (
     Color,
     FoundSegment,
@@ -129,13 +129,17 @@ def label_map(
     for node in case.segmentations:
         for image, segments in _layers(node, grid):
             on_grid = _on_grid(image, node, grid)
+            values = {s.GetLabelValue(): table.value_of(s.GetName()) for s in segments}
+            meaning = np.zeros(1 + max(int(on_grid.max()), *values), dtype=np.int16)
+            meaning[list(values)] = list(values.values())
+            layer = meaning[on_grid]
+            _refuse_overlap(layer, merged, table)
+            np.maximum(merged, layer, out=merged)
+            counts = np.bincount(on_grid.ravel(), minlength=len(meaning))
             for segment in segments:
-                if value := table.value_of(segment.GetName()):
-                    where = on_grid == segment.GetLabelValue()
-                    taken = merged[where]
-                    _refuse_overlap(segment, taken[(taken != 0) & (taken != value)], table)
-                    merged[where] = value
-                    warnings += _told(segment, image, bool(where.any()), node, grid)
+                if values[segment.GetLabelValue()]:
+                    present = bool(counts[segment.GetLabelValue()])
+                    warnings += _told(segment, image, present, node, grid)
     return merged, warnings
 
 
@@ -205,26 +209,24 @@ def _voxelized(node: Any, grid: Grid) -> Any:
     return copy
 
 
-def _on_grid(image: Any, node: Any, grid: Grid) -> NDArray[np.generic]:
+def _on_grid(image: Any, node: Any, grid: Grid) -> NDArray[np.integer[Any]]:
     """A layer on a grid of the world, zeros where it has nothing."""
     if not _has_voxels(image):
         return np.zeros(grid.size[::-1], dtype=np.uint8)
-    return resampled(image, grid, to_world(node), linear=False)
+    found = resampled(image, grid, to_world(node), linear=False)
+    return found.astype(np.uint16 if found.dtype.itemsize > 1 else np.uint8, copy=False)
 
 
 def _told(segment: Any, image: Any, present: bool, node: Any, grid: Grid) -> list[str]:
     """What the user should know of a segment: empty, outside, or cut by the volume's border."""
     name = segment.GetName()
-    places = np.zeros((0, 3), dtype=np.intp)
-    if _has_voxels(image):
-        places = np.argwhere(voxels_of(image) == segment.GetLabelValue())
-    if not len(places):
+    found = box(voxels_of(image) == segment.GetLabelValue()) if _has_voxels(image) else None
+    if found is None:
         return [f"segment {name!r} is empty."]
     if not present:
         return [f"segment {name!r} has no voxel inside the volume."]
-    # Corners of the box around it, in the layer's indices (i, j, k).
-    box = np.array([places.min(axis=0)[::-1], places.max(axis=0)[::-1]], dtype=np.float64)
-    corners = np.array(list(product(*box.T)))
+    # In the layer's indices (i, j, k).
+    corners = np.array(list(product(*reversed(found))), dtype=np.float64)
     transform = to_world(node)
     world = [transform.TransformPoint(p) for p in placed(oriented_grid(image).ijk_to_ras, corners)]
     inside = placed(inverse(grid.ijk_to_ras), np.array(world))
@@ -232,14 +234,17 @@ def _told(segment: Any, image: Any, present: bool, node: Any, grid: Grid) -> lis
     return [f"segment {name!r} is cut at the border of the volume."] if over > _OUTSIDE else []
 
 
-def _refuse_overlap(segment: Any, taken: NDArray[np.int16], table: StructureTable) -> None:
-    """Raise if voxels of a segment are taken by other structures, whose values are given."""
-    if not len(taken):
+def _refuse_overlap(
+    layer: NDArray[np.int16], merged: NDArray[np.int16], table: StructureTable
+) -> None:
+    """Raise if a layer has voxels that are taken by another structure."""
+    clash = (layer != 0) & (merged != 0) & (layer != merged)
+    if not clash.any():
         return
-    other = next(s.name for s in table.structures if s.value == int(taken[0]))
+    names = {structure.value: structure.name for structure in table.structures}
+    one, other = names[int(layer[clash][0])], names[int(merged[clash][0])]
     raise SceneError(
-        f"segment {segment.GetName()!r} overlaps {other!r} in {len(taken)} voxels, but a "
-        "voxel has one label.",
+        f"{one!r} overlaps {other!r} in {int(clash.sum())} voxels, but a voxel has one label.",
         "Remove the overlap in the Segment Editor, merge the two or leave one out.",
     )
 

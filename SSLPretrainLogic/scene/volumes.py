@@ -28,6 +28,7 @@ ENDING = ".nrrd"
 
 _AIR_HU = -1024
 _INT16 = np.iinfo(np.int16)
+_LONGEST_LINE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,11 +88,10 @@ def world_image(volume: Any) -> WorldImage:
         SceneError: if the node is no scalar volume, holds no voxels, values that are no Hounsfield
             units, or has a grid or a transform that cannot be used.
     """
-    voxels = _hounsfield(volume)
-    own = own_grid(volume)
     grid, reason = world_grid(volume)
+    voxels = _hounsfield(volume)
     if reason:
-        bent = _oriented(voxels, own)
+        bent = _oriented(voxels, own_grid(volume))
         straight = resampled(bent, grid, to_world(volume), linear=True, background=_air(voxels))
         voxels = np.asarray(np.rint(straight), dtype=np.int16)
     return WorldImage(voxels=voxels, grid=grid, resampled=reason)
@@ -101,11 +101,13 @@ def own_grid(volume: Any) -> Grid:
     """The grid of a node below its transforms.
 
     Raises:
-        SceneError: if it does not span space.
+        SceneError: if it has no voxels or does not span space.
     """
+    image = volume.GetImageData()
+    if image is None or image.GetNumberOfPoints() == 0 or not image.GetPointData().GetScalars():
+        raise SceneError(f"Volume {volume.GetName()!r} holds no voxels.", "Load the series again.")
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
-    image = volume.GetImageData()
     grid = image_grid(image, as_array(matrix))
     if not is_usable(grid):
         raise SceneError(
@@ -119,8 +121,10 @@ def world_grid(volume: Any) -> tuple[Grid, str]:
     """The grid that `export_volume` writes, and why it is not the node's own ("" if it is).
 
     Raises:
-        SceneError: see `own_grid`; also if the transform cannot be inverted.
+        SceneError: if the node is no scalar volume, see also `own_grid`, or its transform flattens
+            space.
     """
+    _require_scalar(volume)
     own = own_grid(volume)
     transform = to_world(volume)
     matrix = linear_matrix(transform)
@@ -247,21 +251,27 @@ def as_matrix(array: Array) -> Any:
     return matrix
 
 
+def _require_scalar(volume: Any) -> None:
+    """Raise for label maps, vector volumes, and nothing at all."""
+    if volume is None:
+        raise SceneError("No volume is chosen.", "Choose a CT volume.")
+    if volume.GetClassName() != "vtkMRMLScalarVolumeNode":
+        raise SceneError(
+            f"{volume.GetName()!r} is no CT volume but a {volume.GetNodeTagName()}.",
+            "Choose a scalar volume.",
+        )
+
+
 def _hounsfield(volume: Any) -> NDArray[np.int16]:
     """The voxels of a scalar volume as int16 (z, y, x).
 
     Raises:
         SceneError: see `world_image`.
     """
-    named = f"{volume.GetName()!r}" if volume is not None else "None"
-    is_scalar = volume is not None and volume.GetClassName() == "vtkMRMLScalarVolumeNode"
-    if not is_scalar:
-        kind = "nothing" if volume is None else volume.GetNodeTagName()
-        raise SceneError(f"{named} is no CT volume but {kind}.", "Choose a scalar volume.")
+    _require_scalar(volume)
+    named = repr(volume.GetName())
     image = volume.GetImageData()
-    if image is None or image.GetNumberOfPoints() == 0 or not image.GetPointData().GetScalars():
-        raise SceneError(f"Volume {named} holds no voxels.", "Load the series again.")
-    if image.GetNumberOfScalarComponents() != 1:
+    if image.GetPointData().GetScalars().GetNumberOfComponents() != 1:
         raise SceneError(f"Volume {named} has colours, not Hounsfield units.", "Choose a CT.")
     values = voxels_of(image)
     low, high = float(np.min(values)), float(np.max(values))
@@ -303,10 +313,10 @@ def _scalars(voxels: NDArray[Any]) -> Any:
 
 def _holds(path: Path, voxels: NDArray[Any]) -> bool:
     """Whether an NRRD file of one's own machine holds these voxels."""
-    content = path.read_bytes()
-    header, _, payload = content.partition(b"\n\n")
-    raw = gzip.decompress(payload) if b"encoding: gzip" in header else payload
-    return raw == np.ascontiguousarray(voxels).tobytes()
+    with path.open("rb") as file:
+        header = b"".join(iter(lambda: file.readline(_LONGEST_LINE).strip(b"\r\n"), b""))
+        with gzip.open(file) if b"encoding: gzip" in header else file as stream:
+            return all(stream.read(plane.nbytes) == plane.tobytes() for plane in voxels)
 
 
 def _unusable_transform(volume: Any) -> SceneError:

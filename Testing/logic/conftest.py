@@ -86,3 +86,22 @@ def make_segmentation(scene: Any) -> Any:
         return node
 
     return make
+
+
+@pytest.fixture
+def bending(scene: Any) -> Any:
+    """A transform node that moves each corner of a cube by another amount."""
+    import vtk
+
+    source, target = vtk.vtkPoints(), vtk.vtkPoints()
+    for corner in np.ndindex(2, 2, 2):
+        point = np.array((-31.5, 12.25, 104.0)) + np.array(corner) * 20.0
+        source.InsertNextPoint(point)
+        target.InsertNextPoint(point + np.sin(point) * 2.0)
+    spline = vtk.vtkThinPlateSplineTransform()
+    spline.SetBasisToR()
+    spline.SetSourceLandmarks(source)
+    spline.SetTargetLandmarks(target)
+    node = scene.AddNewNodeByClass("vtkMRMLTransformNode")
+    node.SetAndObserveTransformToParent(spline)
+    return node

@@ -157,30 +157,11 @@ def test_a_transform_that_shears_does_as_a_sheared_volume(
     assert np.abs(found.voxels.astype(int) - wanted.voxels).max() <= 1
 
 
-def bending(scene: Any) -> Any:
-    """A transform node that moves a plate of points by different amounts."""
-    import vtk
-
-    source, target = vtk.vtkPoints(), vtk.vtkPoints()
-    for corner in np.ndindex(2, 2, 2):
-        point = np.array((-31.5, 12.25, 104.0)) + np.array(corner) * 20.0
-        source.InsertNextPoint(point)
-        target.InsertNextPoint(point + np.sin(point) * 2.0)
-    spline = vtk.vtkThinPlateSplineTransform()
-    spline.SetBasisToR()
-    spline.SetSourceLandmarks(source)
-    spline.SetTargetLandmarks(target)
-    node = scene.AddNewNodeByClass("vtkMRMLTransformNode")
-    node.SetAndObserveTransformToParent(spline)
-    return node
-
-
-def test_a_transform_that_bends_space_is_followed(scene: Any, make_volume: Any) -> None:
+def test_a_transform_that_bends_space_is_followed(bending: Any, make_volume: Any) -> None:
     matrix = ijk_to_ras()
     voxels = np.rint(ramp(centres(SHAPE, matrix))).astype(np.int16)
     volume = make_volume(voxels, matrix)
-    node = bending(scene)
-    volume.SetAndObserveTransformNodeID(node.GetID())
+    volume.SetAndObserveTransformNodeID(bending.GetID())
     image = volumes.world_image(volume)
     assert image.resampled == "its transform is not linear"
     points = centres(image.voxels.shape, image.grid.ijk_to_ras).reshape(-1, 3)
@@ -218,14 +199,17 @@ def test_values_that_are_no_hounsfield_units_are_refused(
         volumes.world_image(volume)
 
 
-def test_other_nodes_are_refused_by_name(scene: Any) -> None:
+def test_other_nodes_are_refused_by_name(scene: Any, make_volume: Any) -> None:
     node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Organs")
-    with pytest.raises(SceneError, match="'Organs' is no CT volume but LabelMapVolume"):
+    with pytest.raises(SceneError, match="'Organs' is no CT volume but a LabelMapVolume"):
         volumes.world_image(node)
     empty = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Nothing")
     with pytest.raises(SceneError, match="'Nothing' holds no voxels"):
         volumes.world_image(empty)
-    with pytest.raises(SceneError, match="None is no CT volume but nothing"):
+    photo = make_volume(np.zeros((2, 3, 4, 3), dtype=np.uint8), ijk_to_ras(), name="Photo")
+    with pytest.raises(SceneError, match="'Photo' has colours, not Hounsfield units"):
+        volumes.world_image(photo)
+    with pytest.raises(SceneError, match="No volume is chosen"):
         volumes.world_image(None)
 
 
