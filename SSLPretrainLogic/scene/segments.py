@@ -20,6 +20,8 @@ from SSLPretrainLogic.scene.structures import (
     FoundSegment,
     Structure,
     StructureTable,
+    folded,
+    read_labels,
     write_labels,
 )
 from SSLPretrainLogic.scene.terminology import code_for, color_for, is_unspecific
@@ -101,9 +103,11 @@ def export_set(cases: Sequence[SceneCase], table: StructureTable, folder: Path) 
 
     Raises:
         SceneError: naming the case, if a name serves twice or is no name for a file, two
-            structures overlap, nothing is labelled, or something cannot be read or written.
+            structures overlap, nothing is labelled, the values contradict those of cases that
+            stay in the folder, or something cannot be read or written.
     """
     _check_names(cases)
+    _prepare(folder, cases, table)
     voxels: dict[str, Mapping[str, int]] = {}
     warnings: list[str] = []
     for case in cases:
@@ -141,6 +145,27 @@ def label_map(
                     present = bool(counts[segment.GetLabelValue()])
                     warnings += _told(segment, image, present, node, grid)
     return merged, warnings
+
+
+def _prepare(folder: Path, cases: Sequence[SceneCase], table: StructureTable) -> None:
+    """Make sure that values mean the same in the cases of before, whose files stay."""
+    names = folder / "labels.json"
+    if not names.is_file():
+        return
+    replaced = {case.name for case in cases}
+    staying = sorted({f.stem for f in (folder / "labels").glob(f"*{ENDING}")} - replaced)
+    if not staying:
+        # Without it the backend refuses what is written in part.
+        names.unlink()
+        return
+    now = {structure.value: folded(structure.name) for structure in table.structures}
+    for before in read_labels(names):
+        if now.get(before.value) != folded(before.name):
+            raise SceneError(
+                f"{folder} has case {staying[0]}, where {before.value} is {before.name!r}, which "
+                "the table of structures does not say.",
+                "Keep the structures of the set, export all its cases, or choose another folder.",
+            )
 
 
 def _export_case(

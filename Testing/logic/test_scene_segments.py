@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,27 @@ def test_overlapping_structures_are_refused_by_name_unless_they_are_merged(
     left_out = table.without("Die Niere")
     segments.export_set(cases, left_out, tmp_path)
     np.testing.assert_array_equal(stored(tmp_path) > 0, masks["Liver"])
+
+
+def test_cases_that_stay_in_the_folder_keep_their_meaning(
+    make_volume: Any, make_segmentation: Any, tmp_path: Path
+) -> None:
+    matrix = ijk_to_ras()
+    volume = make_volume(hu(), matrix)
+    first = case("case_001", volume, make_segmentation(blocks(), matrix))
+    exported([first], tmp_path)
+    other = case("case_002", volume, make_segmentation({"Aorta": blocks()["Liver"]}, matrix))
+    with pytest.raises(SceneError, match="has case case_001, where 1 is 'Die Niere', which the"):
+        exported([other], tmp_path)
+    before = proposed(segments.found_segments([first])).structures
+    exported([other], tmp_path, known=before)
+    assert check_set(load_labelled_set(tmp_path)) == {
+        "case_001": {1: 36, 2: 28},
+        "case_002": {3: 28},
+    }
+    both = [replace(other, name="case_001"), other]
+    exported(both, tmp_path)
+    assert check_set(load_labelled_set(tmp_path)) == {"case_001": {1: 28}, "case_002": {1: 28}}
 
 
 def test_segments_of_several_nodes_count_as_one_set(

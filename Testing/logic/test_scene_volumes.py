@@ -200,13 +200,17 @@ def test_values_that_are_no_hounsfield_units_are_refused(
 
 
 def test_other_nodes_are_refused_by_name(scene: Any, make_volume: Any) -> None:
+    from vtk.util.numpy_support import numpy_to_vtk
+
     node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Organs")
     with pytest.raises(SceneError, match="'Organs' is no CT volume but a LabelMapVolume"):
         volumes.world_image(node)
     empty = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Nothing")
     with pytest.raises(SceneError, match="'Nothing' holds no voxels"):
         volumes.world_image(empty)
-    photo = make_volume(np.zeros((2, 3, 4, 3), dtype=np.uint8), ijk_to_ras(), name="Photo")
+    photo = make_volume(hu(), ijk_to_ras(), name="Photo")
+    pixels = numpy_to_vtk(np.zeros((hu().size, 3), dtype=np.uint8), deep=True)
+    photo.GetImageData().GetPointData().SetScalars(pixels)
     with pytest.raises(SceneError, match="'Photo' has colours, not Hounsfield units"):
         volumes.world_image(photo)
     with pytest.raises(SceneError, match="No volume is chosen"):
