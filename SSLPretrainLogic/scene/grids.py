@@ -133,6 +133,19 @@ def box(where: NDArray[np.bool_]) -> tuple[tuple[int, int], ...] | None:
     return tuple((int(places[0]), int(places[-1])) for places in found)
 
 
+def value_counts(voxels: NDArray[np.generic], length: int = 1) -> NDArray[np.int64]:
+    """How often each value from 0 on occurs in (z, y, x), for at least `length` values.
+
+    Plane by plane: counting all at once takes eight bytes a voxel.
+    """
+    counts = np.zeros(length, dtype=np.int64)
+    for plane in voxels:
+        found = np.bincount(plane.ravel())
+        counts = np.pad(counts, (0, max(0, len(found) - len(counts))))
+        counts[: len(found)] += found
+    return counts
+
+
 def degrees_of_shear(grid: Grid) -> float:
     """How far the two axes that meet least squarely are from a right angle."""
     axes = grid.ijk_to_ras[:3, :3] / grid.spacing_mm

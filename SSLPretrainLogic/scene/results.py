@@ -13,7 +13,7 @@ import vtk
 from numpy.typing import NDArray
 
 from SSLPretrainLogic.scene.files import SceneError
-from SSLPretrainLogic.scene.grids import Grid, box, brought, inverse
+from SSLPretrainLogic.scene.grids import Grid, box, brought, inverse, value_counts
 from SSLPretrainLogic.scene.structures import Structure, folded, read_labels
 from SSLPretrainLogic.scene.terminology import color_for, full_entry
 from SSLPretrainLogic.scene.volumes import (
@@ -195,8 +195,11 @@ def _on_grid(path: Path, grid: Grid, volume: Any) -> NDArray[np.generic]:
     storage.SetSingleFile(True)
     if not storage.ReadData(node) or node.GetImageData() is None:
         raise SceneError(f"{path} cannot be read as a label map.", "Segment the volume again.")
+    values = voxels_of(node.GetImageData())
+    if not np.issubdtype(values.dtype, np.integer) or np.min(values) < 0:
+        raise SceneError(f"{path} is no label map.", "Choose a file of whole numbers from 0 on.")
     # Slicer's reader turns the axes of left-handed files round.
-    voxels = brought(voxels_of(node.GetImageData()), own_grid(node), grid)
+    voxels = brought(values, own_grid(node), grid)
     if voxels is None:
         raise SceneError(
             f"{path} lies on another grid than volume {volume.GetName()!r}.",
@@ -283,7 +286,7 @@ def _refuse_unnamed(
     path: Path, voxels: NDArray[np.generic], structures: Sequence[Structure]
 ) -> None:
     named = {0, *(structure.value for structure in structures)}
-    if strangers := sorted(set(np.unique(voxels).tolist()) - named):
+    if strangers := sorted(set(np.flatnonzero(value_counts(voxels)).tolist()) - named):
         raise SceneError(
             f"{path}: the voxels hold label values without a name: {strangers[:5]}.",
             "Name every value in the list of labels.",

@@ -14,7 +14,7 @@ import slicer
 from numpy.typing import NDArray
 
 from SSLPretrainLogic.scene.files import SceneError
-from SSLPretrainLogic.scene.grids import Grid, box, inverse, placed
+from SSLPretrainLogic.scene.grids import Grid, box, inverse, placed, value_counts
 from SSLPretrainLogic.scene.structures import (
     Color,
     FoundSegment,
@@ -139,7 +139,7 @@ def label_map(
             layer = meaning[on_grid]
             _refuse_overlap(layer, merged, table)
             np.maximum(merged, layer, out=merged)
-            counts = np.bincount(on_grid.ravel(), minlength=len(meaning))
+            counts = value_counts(on_grid, len(meaning))
             for segment in segments:
                 if values[segment.GetLabelValue()]:
                     present = bool(counts[segment.GetLabelValue()])
@@ -183,7 +183,7 @@ def _export_case(
             f"nothing is labelled on volume {case.volume.GetName()!r}.",
             "Segment it or leave the case out.",
         )
-    counts = np.bincount(labels.ravel(), minlength=1 + max(s.value for s in table.structures))
+    counts = value_counts(labels, 1 + max(s.value for s in table.structures))
     stored = labels.astype(np.uint8) if len(counts) <= _UINT8_VALUES else labels
     write_image(folder / "images" / f"{case.name}{ENDING}", image.voxels, image.grid)
     write_image(folder / "labels" / f"{case.name}{ENDING}", stored, image.grid, compress=True)
