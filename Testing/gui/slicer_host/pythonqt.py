@@ -252,6 +252,8 @@ class Manners:
             raise AttributeError(name)
         check_alive(self)
         value = object.__getattribute__(self, name)
+        if isinstance(value, QtCore.Property):
+            return value.fget(self)
         if isinstance(value, QtCore.SignalInstance):
             return _first_signal(self, name, value)
         return _without_keywords(value) if isinstance(value, types.BuiltinMethodType) else value
@@ -366,10 +368,12 @@ def make_properties_attributes() -> None:
 
 def _attributes_of(kind: type) -> None:
     meta = kind.staticMetaObject
-    for index in range(meta.propertyOffset(), meta.propertyCount()):
+    for index in range(meta.propertyCount()):
         entry = meta.property(index)
         name = str(entry.name())
-        if name not in _KEPT_METHODS:
+        # A method of a farther class would hide the property of a nearer one.
+        own = index >= meta.propertyOffset() or callable(kind.__dict__.get(name))
+        if own and name not in _KEPT_METHODS:
             setattr(kind, name, PropertyAttribute(kind, entry, kind.__dict__.get(name)))
 
 
