@@ -7,7 +7,7 @@ from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
 
-from slicer_host.standins import Behaviour
+from slicer_host.standins import Behaviour, emit
 
 _HEADER = 22
 """Height in pixels of the button that folds a section."""
@@ -188,7 +188,10 @@ class DoubleSpinBox(Behaviour):
         super().__init__(_parent(arguments))
         self._host_spin = QtWidgets.QDoubleSpinBox()
         _row(self, self._host_spin)
-        self._host_spin.valueChanged.connect(lambda value: self.valueChanged.emit(value))
+        self._host_spin.valueChanged.connect(self._host_changed)
+
+    def _host_changed(self, value: float) -> None:
+        emit(self, "valueChanged(double)", value)
 
     _host_read_value = SliderWidget._host_read_value
     _host_write_value = SliderWidget._host_write_value
@@ -240,12 +243,9 @@ class PathLineEdit(Behaviour):
 
     def browse(self) -> None:
         kind = QtWidgets.QFileDialog
-        chosen = (
-            kind.getExistingDirectory(self, self.label, self.currentPath)
-            if self.filters is not None and not self.filters & QtCore.QDir.Filter.Files
-            else kind.getOpenFileName(self, self.label, self.currentPath)
-        )
-        path = chosen[0] if isinstance(chosen, tuple) else chosen
+        files = self.filters is None or self.filters & QtCore.QDir.Filter.Files
+        choose = kind.getOpenFileName if files else kind.getExistingDirectory
+        path = choose(self, self.label, self.currentPath)
         if path:
             self.currentPath = path
 

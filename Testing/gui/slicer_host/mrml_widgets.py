@@ -45,8 +45,8 @@ class Observations:
         self._tags.clear()
 
 
-class MRMLWidget(Behaviour):
-    """Knows a scene and passes it on."""
+class SlicerWidget(Behaviour):
+    """Is told a scene and passes it on."""
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
@@ -55,6 +55,10 @@ class MRMLWidget(Behaviour):
     def setMRMLScene(self, scene: Any) -> None:
         self._host_scene = scene
         self.mrmlSceneChanged.emit(scene)
+
+
+class MRMLWidget(SlicerWidget):
+    """Knows a scene."""
 
     def mrmlScene(self) -> Any:
         return self._host_scene
@@ -494,5 +498,5 @@ BEHAVIOURS: dict[str, type[Behaviour]] = {
     "qMRMLSegmentsTableView": SegmentsTableView,
     "qMRMLTableView": TableView,
     "qMRMLWidget": MRMLWidget,
-    "qSlicerWidget": MRMLWidget,
+    "qSlicerWidget": SlicerWidget,
 }

@@ -41,6 +41,9 @@ class Behaviour:
     _host_defaults: Mapping[str, Any] = {}
     """Values of properties before they are set, where they are not empty."""
 
+    _host_also: frozenset[str] = frozenset()
+    """Methods that Slicer's own Python code calls, though no header lists them."""
+
 
 class Standins:
     """The classes, made when they are asked for."""
@@ -86,6 +89,7 @@ class Standins:
         content |= {p: _property(p, *entry.properties[p]) for p in entry.properties}
         content |= _enums(entry)
         there = _has_member(base, behaviour)
+        _check_behaviour(name, behaviour, entry, base)
         for method in entry.methods:
             if not there(method):
                 content[method] = _method(name, method, entry)
@@ -95,6 +99,19 @@ class Standins:
         bases = base if behaviour is None else type(name, (behaviour, base), {"_host_strict": True})
         module = "ctk" if name.startswith("ctk") else "slicer"
         return strict_class(name, bases, content, module=module)
+
+
+def _check_behaviour(name: str, behaviour: Any, entry: Members, base: type) -> None:
+    """Refuse a behaviour that can more than Slicer's class.
+
+    Raises:
+        TypeError: naming what is too much.
+    """
+    known = {*entry.methods, *entry.seen, *getattr(behaviour, "_host_also", ())}
+    public = {n for kind in getattr(behaviour, "__mro__", ()) for n in vars(kind) if n[0] != "_"}
+    surplus = {n for n in public - known if not hasattr(base, n)}
+    if surplus:
+        raise TypeError(f"Slicer's {name} has no {', '.join(sorted(surplus))}.")
 
 
 def _has_member(base: type, behaviour: type | None) -> Callable[[str], bool]:
@@ -108,7 +125,8 @@ def _signals(entry: Members, *, inherited: Mapping[str, str]) -> dict[str, Any]:
     """
     content: dict[str, Any] = {}
     attributes = dict(inherited)
-    ordered = sorted(entry.signals, key=lambda s: "*" not in s)  # nodes before truth values
+    # The plain name means the first one declared: a node before a truth value, a number before text.
+    ordered = sorted(entry.signals, key=lambda s: ("*" not in s, "QString" in s))
     for number, signature in enumerate(ordered):
         name, _, kinds = signature.rstrip(")").partition("(")
         attribute = name if name not in content else f"_host_{name}_{number}"
