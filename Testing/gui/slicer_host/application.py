@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import slicer
+import vtk
 from PySide6 import QtCore, QtWidgets
 
 from slicer_host.standins import Behaviour
@@ -38,11 +40,23 @@ class SlicerLogics:
         self.colors.AddDefaultColorNodes()
         self.modules = {"Colors": self.colors}
         for name, kind in _LOGICS.items():
-            logic = getattr(slicer, kind)()
-            logic.SetMRMLScene(self.scene)
-            logic.SetMRMLApplicationLogic(self.application)
+            with _quiet():
+                logic = getattr(slicer, kind)()
+                logic.SetMRMLScene(self.scene)
+                logic.SetMRMLApplicationLogic(self.application)
             self.application.SetModuleLogic(name, logic)
             self.modules[name] = logic
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the console lines on Slicer's terminology files, which are not installed here."""
+    level = vtk.vtkLogger.GetCurrentVerbosityCutoff()
+    vtk.vtkLogger.SetStderrVerbosity(vtk.vtkLogger.VERBOSITY_OFF)
+    try:
+        yield
+    finally:
+        vtk.vtkLogger.SetStderrVerbosity(level)
 
 
 class LoadableModule:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
 
-from slicer_host.standins import Behaviour, emit
+from slicer_host.standins import Behaviour, emit, listen
 
 _HEADER = 22
 """Height in pixels of the button that folds a section."""
@@ -129,8 +129,8 @@ class SliderWidget(Behaviour):
         self._host_slider.setRange(0, _TICKS)
         self._host_spin = QtWidgets.QDoubleSpinBox()
         _row(self, self._host_slider, self._host_spin)
-        self._host_slider.sliderMoved.connect(self._host_dragged)
-        self._host_spin.valueChanged.connect(self._host_changed)
+        listen(self._host_slider.sliderMoved, self._host_dragged)
+        listen(self._host_spin.valueChanged, self._host_changed)
 
     def _host_dragged(self, tick: int) -> None:
         low, high = self._host_spin.minimum, self._host_spin.maximum
@@ -188,7 +188,7 @@ class DoubleSpinBox(Behaviour):
         super().__init__(_parent(arguments))
         self._host_spin = QtWidgets.QDoubleSpinBox()
         _row(self, self._host_spin)
-        self._host_spin.valueChanged.connect(self._host_changed)
+        listen(self._host_spin.valueChanged, self._host_changed)
 
     def _host_changed(self, value: float) -> None:
         emit(self, "valueChanged(double)", value)
@@ -220,10 +220,10 @@ class PathLineEdit(Behaviour):
         )
         self._host_button = QtWidgets.QToolButton()
         self._host_button.setText("…")
-        self._host_button.clicked.connect(self.browse)
+        listen(self._host_button.clicked, self.browse)
         self._host_valid = False
         _row(self, self._host_combo, self._host_button)
-        self._host_combo.editTextChanged.connect(self._host_edited)
+        listen(self._host_combo.editTextChanged, self._host_edited)
 
     def _host_edited(self, text: str) -> None:
         self.currentPathChanged.emit(text)
@@ -272,7 +272,7 @@ class DirectoryButton(Behaviour):
         self._host_folder = ""
         self._host_button = QtWidgets.QPushButton()
         _row(self, self._host_button)
-        self._host_button.clicked.connect(self.browse)
+        listen(self._host_button.clicked, self.browse)
         given = next((a for a in arguments if isinstance(a, str)), "")
         self._host_write_directory(given)
 
@@ -336,10 +336,8 @@ class CheckableComboBox(Behaviour):
         return not self.checkedIndexes()
 
 
-class PopupWidget(Behaviour):
-    """A widget that appears over its parent."""
-
-    _host_defaults = {"active": True, "autoShow": True, "autoHide": True}
+class BasePopupWidget(Behaviour):
+    """A widget that appears over another."""
 
     def showPopup(self) -> None:
         self.show()
@@ -348,6 +346,12 @@ class PopupWidget(Behaviour):
     def hidePopup(self) -> None:
         self.hide()
         self.popupOpened.emit(False)
+
+
+class PopupWidget(Behaviour):
+    """One that can be pinned."""
+
+    _host_defaults = {"active": True, "autoShow": True, "autoHide": True}
 
     def pinPopup(self, pinned: bool) -> None:
         self.autoHide = not pinned
@@ -365,7 +369,7 @@ class RangeWidget(Behaviour):
         _row(self, self._host_low, self._host_high)
         self._host_high.value = self._host_high.maximum
         for spin in (self._host_low, self._host_high):
-            spin.valueChanged.connect(self._host_changed)
+            listen(spin.valueChanged, self._host_changed)
 
     def _host_changed(self, _: float) -> None:
         self._host_high.minimum = self._host_low.value
@@ -399,7 +403,7 @@ class RangeWidget(Behaviour):
 
 
 BEHAVIOURS: dict[str, type[Behaviour]] = {
-    "ctkBasePopupWidget": PopupWidget,
+    "ctkBasePopupWidget": BasePopupWidget,
     "ctkCheckableComboBox": CheckableComboBox,
     "ctkCollapsibleButton": CollapsibleButton,
     "ctkCollapsibleGroupBox": CollapsibleGroupBox,
@@ -407,6 +411,7 @@ BEHAVIOURS: dict[str, type[Behaviour]] = {
     "ctkDirectoryButton": DirectoryButton,
     "ctkDoubleSpinBox": DoubleSpinBox,
     "ctkPathLineEdit": PathLineEdit,
+    "ctkPopupWidget": PopupWidget,
     "ctkRangeWidget": RangeWidget,
     "ctkSliderWidget": SliderWidget,
 }

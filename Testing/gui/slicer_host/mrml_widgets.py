@@ -12,7 +12,7 @@ import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 
 from slicer_host.faults import FAULTS
-from slicer_host.standins import Behaviour, emit
+from slicer_host.standins import Behaviour, emit, listen
 
 _NODE = "currentNodeChanged(vtkMRMLNode*)"
 _ANY = "currentNodeChanged(bool)"
@@ -97,7 +97,7 @@ class NodeComboBox(Behaviour):
         self._host_last = ""
         self._host_attributes: dict[tuple[str, str], Any] = {}
         self._host_observed, self._host_named = Observations(), Observations()
-        self._host_combo.currentIndexChanged.connect(self._host_chosen)
+        listen(self._host_combo.currentIndexChanged, self._host_chosen)
 
     def setMRMLScene(self, scene: Any) -> None:
         self._host_observed.clear()
@@ -300,9 +300,10 @@ class SegmentsTableView(MRMLWidget):
         layout = QtWidgets.QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._host_table)
-        self._host_table.selectionModel().selectionChanged.connect(
-            lambda new, old: self.selectionChanged.emit(new, old)
-        )
+        listen(self._host_table.selectionModel().selectionChanged, self._host_selected)
+
+    def _host_selected(self, new: Any, old: Any) -> None:
+        self.selectionChanged.emit(new, old)
 
     def setSegmentationNode(self, node: Any) -> None:
         self._host_observed.clear()
@@ -392,7 +393,7 @@ class SegmentSelector(MRMLWidget):
         layout.addWidget(self._host_nodes)
         layout.addWidget(self._host_segments)
         self._host_nodes.connect(_NODE, self._host_other)
-        self._host_segments.currentIndexChanged.connect(self._host_chosen)
+        listen(self._host_segments.currentIndexChanged, self._host_chosen)
 
     def setMRMLScene(self, scene: Any) -> None:
         self._host_nodes.setMRMLScene(scene)

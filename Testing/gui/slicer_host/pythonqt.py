@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -246,12 +247,13 @@ class Manners:
         shiboken6.delete(self)
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or name in _OWN_METHODS:
             return object.__getattribute__(self, name)
         if name in type(self)._host_absent:
             raise AttributeError(name)
         check_alive(self)
-        value = object.__getattribute__(self, name)
+        # PySide6 has its own way for methods that are static and not (QFile.exists).
+        value = _nearest(type(self), "__getattribute__")(self, name)
         if isinstance(value, QtCore.Property):
             return value.fget(self)
         if isinstance(value, QtCore.SignalInstance):
@@ -269,12 +271,14 @@ class Manners:
     def __setattr__(self, name: str, value: Any) -> None:
         kind = type(self)
         if name.startswith(_OWN) or not kind.__dict__.get("_host_strict") or _is_data(kind, name):
-            _nearest_setattr(self)(self, name, value)
+            _nearest(kind, "__setattr__")(self, name, value)
         elif QtCore.QObject.property(self, name) is not None:
             QtCore.QObject.setProperty(self, name, value)
         elif not UI_LOADING:
             raise AttributeError(f"{kind.__name__} has no attribute {name!r} that could be set.")
 
+
+_OWN_METHODS = {"connect", "disconnect", "findChild", "findChildren", "delete"}
 
 UI_LOADING: list[bool] = []
 """Not empty while a .ui file is read: PySide6 sets each child on its root then, PythonQt not."""
@@ -289,12 +293,14 @@ def _is_data(kind: type, name: str) -> bool:
     return isinstance(found, PropertyAttribute | property | QtCore.Property)
 
 
-def _nearest_setattr(instance: Any) -> Callable[..., None]:
-    """Each class of PySide6 has its own; Python refuses that of a farther one."""
-    for kind in type(instance).__mro__:
-        if kind.__module__.startswith("PySide6") and "__setattr__" in kind.__dict__:
-            return kind.__setattr__
-    raise TypeError(f"{type(instance).__name__} is no class of Qt.")
+@cache
+def _nearest(kind: type, name: str) -> Callable[..., Any]:
+    """A special method of the nearest class of PySide6; Python refuses that of a farther one."""
+    for base in kind.__mro__:
+        if base.__module__.startswith("PySide6") and name in base.__dict__:
+            method: Callable[..., Any] = base.__dict__[name]
+            return method
+    raise TypeError(f"{kind.__name__} is no class of Qt.")
 
 
 def _without_keywords(method: types.BuiltinMethodType) -> Callable[..., Any]:

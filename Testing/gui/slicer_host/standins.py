@@ -7,15 +7,17 @@ NotImplementedError when it is used, so that no test passes on an empty shell.
 from __future__ import annotations
 
 import enum
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import shiboken6
 from PySide6 import QtCore
 
 from slicer_host.api import Members, class_names, members
-from slicer_host.pythonqt import strict_class
+from slicer_host.pythonqt import Slot, strict_class
 
 _DEFAULTS: dict[str, Callable[[], Any]] = {
     "bool": bool,
@@ -188,3 +190,15 @@ def _missing(owner: str, name: str) -> Callable[..., Any]:
 def emit(instance: Any, signature: str, *values: Any) -> None:
     """Emit one of several signals with the same name."""
     object.__getattribute__(instance, type(instance)._host_signals[signature]).emit(*values)
+
+
+def listen(signal: Any, method: Callable[..., Any]) -> None:
+    """Connect a signal of an inner widget to a method of the outer, which it does not keep alive."""
+    weak = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        living = weak()
+        if living is not None and shiboken6.isValid(living.__self__):
+            Slot(living)(*arguments)
+
+    signal.connect(call)
