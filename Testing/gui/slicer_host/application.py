@@ -35,6 +35,7 @@ class SlicerLogics:
         self.scene = slicer.vtkMRMLScene()
         self.application = slicer.vtkSlicerApplicationLogic()
         self.application.SetMRMLScene(self.scene)
+        self.application.SetSliceLogics(vtk.vtkCollection())
         self.colors = self.application.GetColorLogic()
         self.colors.SetMRMLScene(self.scene)
         self.colors.AddDefaultColorNodes()
@@ -118,6 +119,10 @@ class CoreIOManager(Behaviour):
         storage.SetFileName(str(properties["fileName"]))
         return bool(storage.WriteData(node))
 
+    def fileWriterFileType(self, node: Any, *_: Any) -> str:
+        kinds = {"vtkMRMLVolumeNode": "VolumeFile", "vtkMRMLSegmentationNode": "SegmentationFile"}
+        return next((kind for name, kind in kinds.items() if node.IsA(name)), "NodeFile")
+
     def fileType(self, path: str) -> str:
         endings = {".seg.nrrd": "SegmentationFile", ".ctbl": "ColorTableFile"}
         found = (kind for ending, kind in endings.items() if str(path).endswith(ending))
@@ -131,9 +136,8 @@ def _logic(name: str) -> Any:
 class Application(Behaviour):
     """`slicer.app`: one scene, settings in a folder of their own, nothing outside it touched."""
 
-    def __init__(self, arguments: list[str], folder: Path, *, testing: bool) -> None:
+    def __init__(self, arguments: list[str], folder: Path) -> None:
         super().__init__(arguments)
-        self._host_testing = testing
         self._host_folder = folder
         self._host_objects: dict[str, Any] = {}
         self._host_environment = dict(os.environ)
@@ -177,7 +181,8 @@ class Application(Behaviour):
     revisionUserSettings = userSettings
 
     def testingEnabled(self) -> bool:
-        return self._host_testing
+        # As for a user: Slicer's own code takes other ways when it is tested.
+        return False
 
     def startupEnvironment(self) -> Any:
         environment = QtCore.QProcessEnvironment()

@@ -7,7 +7,7 @@ from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
 
-from slicer_host.standins import Behaviour, emit, listen
+from slicer_host.standins import Behaviour, emit, listen, strict
 
 _HEADER = 22
 """Height in pixels of the button that folds a section."""
@@ -90,7 +90,7 @@ class CollapsibleButton(Behaviour):
         label = QtCore.QRect(22, 0, self.width - 26, _HEADER)
         painter.drawItemText(
             label,
-            int(QtCore.Qt.AlignmentFlag.AlignVCenter),
+            int(QtCore.Qt.AlignmentFlag.AlignVCenter | QtCore.Qt.TextFlag.TextShowMnemonic),
             self.palette,
             self.enabled,
             self.text,
@@ -213,7 +213,7 @@ class PathLineEdit(Behaviour):
 
     def __init__(self, parent: Any = None, *_: Any) -> None:
         super().__init__(parent)
-        self._host_combo = QtWidgets.QComboBox()
+        self._host_combo = strict("QComboBox")()
         self._host_combo.setEditable(True)
         self._host_combo.setSizePolicy(
             QtWidgets.QSizePolicy.Policy.Ignored, QtWidgets.QSizePolicy.Policy.Fixed

@@ -74,7 +74,8 @@ class Dialogs:
         """
 
         def call(*arguments: Any, **_: Any) -> Any:
-            text = str(arguments[text_at]) if len(arguments) > text_at else ""
+            told = arguments[text_at] if len(arguments) > text_at else ""
+            text = str(getattr(told, "text", told))  # of a message box, the text it shows
             self.shown.append((function, text))
             if not self._answers[function]:
                 raise AssertionError(f"{function}({text!r}) waits for a user; script its answer.")

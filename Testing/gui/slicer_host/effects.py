@@ -9,9 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import slicer
-from PySide6 import QtWidgets
 
-from slicer_host.standins import Behaviour
+from slicer_host.standins import Behaviour, strict
 
 _PREFIX = "SegmentEditorEffect"
 
@@ -28,8 +27,8 @@ class ScriptedEffect(Behaviour):
         self._host_active = False
         self._host_node: Any = None
         self._host_logic: Any = None
-        self._host_frame = QtWidgets.QFrame()
-        QtWidgets.QFormLayout(self._host_frame)
+        self._host_frame = strict("QFrame")()
+        strict("QFormLayout")(self._host_frame)
 
     def _host_write_name(self, name: str) -> None:
         self.objectName = name
@@ -119,7 +118,7 @@ class ScriptedEffect(Behaviour):
         self.optionsLayout().addRow(part)
 
     def addLabeledOptionsWidget(self, label: str, part: Any) -> Any:
-        text = QtWidgets.QLabel(label)
+        text = strict("QLabel")(label)
         self.optionsLayout().addRow(text, part)
         return text
 

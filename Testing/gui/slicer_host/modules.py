@@ -50,7 +50,7 @@ class ScriptedModule(Behaviour):
 
     def createNewWidgetRepresentation(self) -> Any:
         widget = slicer.qSlicerScriptedLoadableModuleWidget()
-        QtWidgets.QVBoxLayout(widget)
+        QtWidgets.QVBoxLayout(widget).setContentsMargins(0, 0, 0, 0)
         widget.setMRMLScene(slicer.mrmlScene)
         widget._host_show(getattr(self._host_classes, f"{self.name}Widget"), self.name)
         return widget

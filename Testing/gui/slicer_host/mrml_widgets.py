@@ -12,7 +12,7 @@ import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 
 from slicer_host.faults import FAULTS
-from slicer_host.standins import Behaviour, emit, listen
+from slicer_host.standins import Behaviour, emit, listen, strict
 
 _NODE = "currentNodeChanged(vtkMRMLNode*)"
 _ANY = "currentNodeChanged(bool)"
@@ -291,7 +291,7 @@ class SegmentsTableView(MRMLWidget):
         self._host_node: Any = None
         self._host_hidden: list[str] = []
         self._host_observed = Observations()
-        self._host_table = QtWidgets.QTableWidget(0, 1)
+        self._host_table = strict("QTableWidget")(0, 1)
         self._host_table.setHorizontalHeaderLabels(["Name"])
         self._host_table.horizontalHeader().setStretchLastSection(True)
         self._host_table.verticalHeader().hide()

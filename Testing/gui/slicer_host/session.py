@@ -67,7 +67,7 @@ class Host:
         qt = make_qt()
         self._standins = Standins(qt, _BEHAVIOURS)
         qt.QUiLoader = loader_class(qt, self._standins)
-        self.application = self._standins.make("qSlicerApplication")(["Slicer"], folder, testing=testing)
+        self.application = self._standins.make("qSlicerApplication")(["Slicer"], folder)
         look.use_font(self.application)
         look.apply_theme(self.application, theme)
         self._fill(qt)

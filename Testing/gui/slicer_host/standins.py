@@ -7,6 +7,7 @@ NotImplementedError when it is used, so that no test passes on an empty shell.
 from __future__ import annotations
 
 import enum
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -185,6 +186,11 @@ def _missing(owner: str, name: str) -> Callable[..., Any]:
         raise NotImplementedError(f"Slicer has {owner}.{name}; the test host does not.")
 
     return missing
+
+
+def strict(name: str) -> Any:
+    """A class of the module `qt`, for inner widgets that a module gets into its hands."""
+    return getattr(sys.modules["qt"], name)
 
 
 def emit(instance: Any, signature: str, *values: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from PySide6 import QtCore, QtUiTools, QtWidgets
 
 from slicer_host.api import class_names
-from slicer_host.pythonqt import UI_LOADING
+from slicer_host.pythonqt import UI_LOADING, PropertyAttribute
 from slicer_host.standins import Standins
 
 _LINE = "Line"
@@ -36,8 +36,8 @@ def loader_class(qt: ModuleType, standins: Standins) -> type:
         def createWidget(self, kind: str, parent: Any = None, name: str = "") -> Any:
             # An exception that leaves this method would end the process.
             try:
-                made = _create(kind, parent, qt=qt, standins=standins)
-                widget = super().createWidget(kind, parent, name) if made is None else made
+                made = _class(kind, qt=qt, standins=standins)
+                widget = made(parent) if made else super().createWidget(kind, parent, name)
             except Exception as error:
                 self._errors.append(error)
                 widget = QtWidgets.QWidget(parent)
@@ -47,7 +47,7 @@ def loader_class(qt: ModuleType, standins: Standins) -> type:
         def load(self, file: Any, parent: Any = None) -> Any:
             path = Path(file.fileName())
             tree = ET.parse(path)
-            connections, values = _taken_out(tree, qt=qt, path=path)
+            connections, values = _taken_out(tree, qt=qt, standins=standins, path=path)
             root = self._loaded(ET.tostring(tree.getroot()), parent)
             if self._errors:
                 raise self._errors[0]
@@ -70,16 +70,15 @@ def loader_class(qt: ModuleType, standins: Standins) -> type:
     return UiLoader
 
 
-def _create(kind: str, parent: Any, *, qt: ModuleType, standins: Standins) -> Any:
+def _class(kind: str, *, qt: ModuleType, standins: Standins) -> Any:
+    """The strict class of a widget; None leaves it to Qt's loader."""
     if kind in class_names():
-        return standins.make(kind)(parent)
-    if kind != _LINE and hasattr(qt, kind):
-        return getattr(qt, kind)(parent)
-    return None
+        return standins.make(kind)
+    return None if kind == _LINE else getattr(qt, kind, None)
 
 
 def _taken_out(
-    tree: ET.ElementTree[Any], *, qt: ModuleType, path: Path
+    tree: ET.ElementTree[Any], *, qt: ModuleType, standins: Standins, path: Path
 ) -> tuple[list[Connection], Values]:
     root = tree.getroot()
     connections = [{part.tag: part.text or "" for part in c} for c in root.iter("connection")]
@@ -90,28 +89,23 @@ def _taken_out(
         kind, name = widget.get("class", ""), widget.get("name", "")
         if name in values:
             raise ValueError(f"{path.name}: two widgets are called {name}.")
+        made = _class(kind, qt=qt, standins=standins)
         values[name] = {}
-        for entry in widget.findall("property"):
-            if kind in class_names() and not _is_qt(kind, entry, qt=qt):
+        for entry in widget.findall("property") if made is not None else ():
+            if _is_hosts(entry, made, where=f"{path.name}: {name}"):
                 widget.remove(entry)
                 values[name][entry.get("name", "")] = entry
-            elif kind not in class_names():
-                _check_property(kind, entry, qt=qt, where=f"{path.name}: {name}")
     return connections, values
 
 
-def _is_qt(kind: str, entry: ET.Element, *, qt: ModuleType) -> bool:
+def _is_hosts(entry: ET.Element, kind: type, *, where: str) -> bool:
+    """Whether the host sets a property, and not Qt's loader."""
     name = entry.get("name", "")
-    meta = (qt.QPushButton if kind.endswith("Button") else qt.QFrame).staticMetaObject
-    return entry.get("stdset") == "0" or meta.indexOfProperty(name) >= 0
-
-
-def _check_property(kind: str, entry: ET.Element, *, qt: ModuleType, where: str) -> None:
-    made = getattr(qt, kind, None)
-    if made is None or entry.get("stdset") == "0":
-        return
-    if made.staticMetaObject.indexOfProperty(entry.get("name", "")) < 0:
-        raise ValueError(f"{where}: {kind} has no property {entry.get('name')}.")
+    found = next((c.__dict__[name] for c in kind.__mro__ if name in c.__dict__), None)
+    dynamic = entry.get("stdset") == "0"
+    if not dynamic and not isinstance(found, PropertyAttribute | QtCore.Property):
+        raise ValueError(f"{where}: {kind.__name__} has no property {name}.")
+    return isinstance(found, QtCore.Property)
 
 
 def _set_all(named: dict[str, Any], values: Values, *, path: Path) -> None:
