@@ -1,8 +1,8 @@
 """Shows a scripted module of Slicer in a window, without Slicer.
 
-    python Testing/gui/host.py                      this project's module
-    python Testing/gui/host.py MODULE.py --theme dark
-    python Testing/gui/host.py --picture panel.png  a picture of the panel, without a window
+python Testing/gui/host.py                      this project's module
+python Testing/gui/host.py MODULE.py --theme dark
+python Testing/gui/host.py --picture panel.png  a picture of the panel, without a window
 """
 
 from __future__ import annotations

@@ -145,9 +145,7 @@ def test_an_exception_in_an_observer_or_a_paint_event_is_not_lost(
         host.check()
 
 
-def test_an_unloaded_module_hears_of_the_scene_no_more(
-    sample: Any, slicer: Any, host: Any
-) -> None:
+def test_an_unloaded_module_hears_of_the_scene_no_more(sample: Any, slicer: Any, host: Any) -> None:
     host.unload(slicer.modules.samplemodule)
     slicer.mrmlScene.Clear(0)
     assert sample.parameters is None
@@ -339,9 +337,7 @@ def test_a_segment_selector_offers_the_segments_of_its_node(host: Any, slicer: A
     assert heard == [segment]
 
 
-def test_a_path_edit_tells_whether_its_path_is_there(
-    host: Any, ctk: Any, tmp_path: Path
-) -> None:
+def test_a_path_edit_tells_whether_its_path_is_there(host: Any, ctk: Any, tmp_path: Path) -> None:
     edit = ctk.ctkPathLineEdit()
     edit.filters = ctk.ctkPathLineEdit.Dirs
     heard: list[Any] = []
@@ -366,7 +362,7 @@ def test_a_dialog_without_an_answer_fails_instead_of_waiting(
         qt.QMessageBox().exec_()
     host.dialogs.answer("confirmOkCancelDisplay", True)
     assert slicer.util.confirmOkCancelDisplay("Delete the run?")
-    with slicer.util.tryWithErrorDisplay("Failed."):
+    with pytest.raises(RuntimeError), slicer.util.tryWithErrorDisplay("Failed."):
         raise RuntimeError("no such folder")
     assert "no such folder" in host.dialogs.texts("errorDisplay")[0]
     host.dialogs.answer("confirmYesNoDisplay", True)
@@ -405,7 +401,7 @@ def test_volumes_and_segmentations_are_written_and_read(
     node.SetReferenceImageGeometryParameterFromVolumeNode(read)
     segment = node.GetSegmentation().AddEmptySegment("", "liver")
     slicer.util.updateSegmentBinaryLabelmapFromArray(
-        slicer.util.arrayFromVolume(read) > 0, node, segment, read
+        np.uint8(slicer.util.arrayFromVolume(read) > 0), node, segment, read
     )
     slicer.util.saveNode(node, str(tmp_path / "liver.seg.nrrd"))
     again = slicer.util.loadSegmentation(str(tmp_path / "liver.seg.nrrd"))

@@ -39,6 +39,7 @@ class SlicerLogics:
         self.colors = self.application.GetColorLogic()
         self.colors.SetMRMLScene(self.scene)
         self.colors.AddDefaultColorNodes()
+        self.application.SetModuleLogic("Colors", self.colors)
         self.modules = {"Colors": self.colors}
         for name, kind in _LOGICS.items():
             with _quiet():

@@ -66,10 +66,14 @@ class CollapsibleButton(Behaviour):
 
     def sizeHint(self) -> QtCore.QSize:
         inner = self.layout().totalSizeHint() if self.layout() and self.checked else QtCore.QSize()
-        return inner.expandedTo(QtCore.QSize(self.fontMetrics().horizontalAdvance(self.text) + 40, _HEADER))
+        return inner.expandedTo(
+            QtCore.QSize(self.fontMetrics().horizontalAdvance(self.text) + 40, _HEADER)
+        )
 
     def minimumSizeHint(self) -> QtCore.QSize:
-        least = self.layout().totalMinimumSize() if self.layout() and self.checked else QtCore.QSize()
+        least = (
+            self.layout().totalMinimumSize() if self.layout() and self.checked else QtCore.QSize()
+        )
         return least.expandedTo(QtCore.QSize(60, _HEADER))
 
     def hitButton(self, position: QtCore.QPoint) -> bool:

@@ -165,9 +165,8 @@ class ScriptedEffect(Behaviour):
         extent = [tuple(m) for m in more if not isinstance(m, bool)]
         self._host_logic.UpdateReferenceGeometryImage()
         self._host_logic.UpdateMaskLabelmap()
-        kind = type(self._host_logic.ModificationModeSet)
         self._host_logic.ModifySegmentByLabelmap(
-            node, segment, image, kind(int(mode)), *extent, self.perSegment, bypass
+            node, segment, image, _mode(self._host_logic, mode), *extent, self.perSegment, bypass
         )
 
     def confirmCurrentSegmentVisible(self) -> Any:
@@ -197,6 +196,11 @@ class ScriptedEffect(Behaviour):
 
     def updateMRMLFromGUI(self) -> None:
         self._host_hook("updateMRMLFromGUI")
+
+
+def _mode(logic: Any, mode: int) -> Any:
+    names = ("Set", "Add", "Remove", "RemoveAll")
+    return getattr(logic, f"ModificationMode{names[int(mode)]}")
 
 
 def _loaded(file: Path) -> ModuleType:

@@ -95,7 +95,11 @@ class Parameter:
         """
         origin = get_origin(self.kind) or self.kind
         number = self.kind is float and isinstance(value, int)
-        if value is not None and isinstance(origin, type) and not (number or isinstance(value, origin)):
+        if (
+            value is not None
+            and isinstance(origin, type)
+            and not (number or isinstance(value, origin))
+        ):
             raise TypeError(f"{self.name} wants {origin.__name__}, not {value!r}.")
         choice = self.note(Choice)
         if choice and value not in choice.choices:
@@ -403,8 +407,16 @@ def _ties() -> list[tuple[tuple[type, ...], Callable[[Parameter], bool], Callabl
         (bounded, _is(int, float), _number(unbounded_raises=True)),
         (free, _is(int, float), _number(unbounded_raises=False)),
         ((qt.QLineEdit,), _is(str), _attribute("text", "textChanged(QString)", str)),
-        ((ctk.ctkPathLineEdit,), path, _attribute("currentPath", "currentPathChanged(QString)", str)),
-        ((ctk.ctkDirectoryButton,), path, _attribute("directory", "directoryChanged(QString)", str)),
+        (
+            (ctk.ctkPathLineEdit,),
+            path,
+            _attribute("currentPath", "currentPathChanged(QString)", str),
+        ),
+        (
+            (ctk.ctkDirectoryButton,),
+            path,
+            _attribute("directory", "directoryChanged(QString)", str),
+        ),
         ((slicer.qMRMLNodeComboBox,), lambda p: p.is_node, _node),
         (choices, _has_choices, _choice),
     ]

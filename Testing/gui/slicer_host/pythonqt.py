@@ -38,7 +38,11 @@ class PropertyAttribute:
         self._writable, self._before = meta.isWritable(), before
         capital = self._name[0].upper() + self._name[1:]
         # QTimer.singleShot is a property and another method: isSingleShot() reads it.
-        getters = (getattr(owner, f"is{capital}", None), getattr(owner, f"has{capital}", None), before)
+        getters = (
+            getattr(owner, f"is{capital}", None),
+            getattr(owner, f"has{capital}", None),
+            before,
+        )
         self._getter = next((g for g in getters if callable(g)), None)
         self._setter = getattr(owner, f"set{capital}", None)
 

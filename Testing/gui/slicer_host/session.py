@@ -92,6 +92,7 @@ class Host:
         for name, logic in logics.modules.items():
             setattr(slicer.modules, name.lower(), application.LoadableModule(name, logic))
         _own_subject_items(logics.scene)
+        self.application.layoutManager()._host_start()
 
     def _use_python(self, base_python: Path | None) -> None:
         scripted.use_own({"packaging": make_packaging()})
@@ -170,7 +171,9 @@ class Host:
         """
         check_alive(widget)
         if not (widget.visible and widget.enabled):
-            raise AssertionError(f"{widget.objectName or widget} cannot be clicked: hidden or disabled.")
+            raise AssertionError(
+                f"{widget.objectName or widget} cannot be clicked: hidden or disabled."
+            )
         where = QtCore.QPoint(min(12, widget.width // 2), min(10, widget.height // 2))
         QtTest.QTest.mouseClick(
             widget, QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier.NoModifier, where
@@ -203,13 +206,17 @@ class Host:
 
     # Between tests
 
+    def faults(self) -> list[str]:
+        """Exceptions that nobody caught since the last call; `check` hears of them no more."""
+        return FAULTS.take()
+
     def check(self) -> None:
         """Fail if an exception was lost in a slot, or an answer was never asked for.
 
         Raises:
             AssertionError: with the exceptions.
         """
-        faults, unused = FAULTS.take(), self.dialogs.unused()
+        faults, unused = self.faults(), self.dialogs.unused()
         self.dialogs.forget()
         if faults:
             raise AssertionError("exceptions in slots:\n" + "\n".join(faults))
@@ -221,8 +228,9 @@ class Host:
         for module in [m for m in vars(slicer.modules).values() if isinstance(m, _scripted())]:
             self.unload(module)
         for widget in QtWidgets.QApplication.topLevelWidgets():
-            widget.close()
-            widget.deleteLater()
+            if not getattr(widget, "_host_kept", False):
+                widget.close()
+                widget.deleteLater()
         slicer.mrmlScene.Clear(0)
         self.application.userSettings().clear()
         self.settle()

@@ -63,7 +63,9 @@ class Standins:
 
     def _fits(self, name: str) -> bool:
         bases = members(name).bases
-        return any(self._qt_base(b) for b in bases) and not any(b.startswith(_OPENGL) for b in bases)
+        return any(self._qt_base(b) for b in bases) and not any(
+            b.startswith(_OPENGL) for b in bases
+        )
 
     def make(self, name: str) -> type:
         """The class of that name."""

@@ -141,5 +141,7 @@ def _connect(named: dict[str, Any], connection: Connection, *, path: Path) -> No
     sender, receiver = named[connection["sender"]], named[connection["receiver"]]
     slot = connection["slot"].partition("(")[0]
     if not hasattr(receiver, slot):
-        raise ValueError(f"{path.name}: {type(receiver).__name__} has no slot {connection['slot']}.")
+        raise ValueError(
+            f"{path.name}: {type(receiver).__name__} has no slot {connection['slot']}."
+        )
     sender.connect(connection["signal"], getattr(receiver, slot))

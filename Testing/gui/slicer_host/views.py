@@ -15,6 +15,8 @@ SLICES = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}
 class SliceWidget(MRMLWidget):
     """A slice view: its real logic, which holds node, background, foreground and label."""
 
+    _host_kept = True
+
     def _host_show(self, name: str) -> None:
         self._host_logic = slicer.vtkMRMLSliceLogic()
         self._host_logic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
@@ -36,8 +38,13 @@ class SliceWidget(MRMLWidget):
 class PlotWidget(MRMLWidget):
     """A plot view: its real node, which says which chart it shows."""
 
+    _host_kept = True
+
     def _host_show(self) -> None:
-        self._host_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotViewNode")
+        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLPlotViewNode")
+        node.UnRegister(None)
+        node.SetSingletonTag("PlotView1")  # a closed scene keeps it
+        self._host_node = slicer.mrmlScene.AddNode(node)
 
     def mrmlPlotViewNode(self) -> Any:
         return self._host_node
@@ -51,6 +58,12 @@ class LayoutManager(Behaviour):
         self._host_slices: dict[str, Any] = {}
         self._host_plots: list[Any] = []
 
+    def _host_start(self) -> None:
+        """Make the slices; Slicer has them from the beginning."""
+        for name in SLICES:
+            self._host_slices[name] = slicer.qMRMLSliceWidget()
+            self._host_slices[name]._host_show(name)
+
     def _host_write_layout(self, layout: int) -> None:
         self.layoutChanged.emit(layout)
 
@@ -61,9 +74,6 @@ class LayoutManager(Behaviour):
         return list(SLICES)
 
     def sliceWidget(self, name: str) -> Any:
-        if name in SLICES and name not in self._host_slices:
-            self._host_slices[name] = slicer.qMRMLSliceWidget()
-            self._host_slices[name]._host_show(name)
         return self._host_slices.get(name)
 
     def plotWidget(self, index: int) -> Any:
