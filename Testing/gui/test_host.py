@@ -28,17 +28,17 @@ def sample(host: Any) -> Any:
 
 @pytest.fixture
 def slicer(host: Any) -> Any:
-    return sys.modules["slicer"]
+    return host.python("slicer")
 
 
 @pytest.fixture
 def qt(host: Any) -> Any:
-    return sys.modules["qt"]
+    return host.python("qt")
 
 
 @pytest.fixture
 def ctk(host: Any) -> Any:
-    return sys.modules["ctk"]
+    return host.python("ctk")
 
 
 def ct(slicer: Any, *, name: str = "CT") -> Any:
@@ -153,9 +153,8 @@ def test_an_unloaded_module_hears_of_the_scene_no_more(sample: Any, slicer: Any,
         _ = slicer.modules.samplemodule
 
 
-def test_pictures_are_made_in_two_themes_and_two_densities(
-    sample: Any, host: Any, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("sample")
+def test_pictures_are_made_in_two_themes_and_two_densities(host: Any, tmp_path: Path) -> None:
     light, dark = tmp_path / "light.png", tmp_path / "dark.png"
     host.picture(host.panel, light)
     host.use_theme("dark")
@@ -197,20 +196,18 @@ def test_pictures_are_made_in_two_themes_and_two_densities(
         "slicer.util.noSuchFunction()",
     ],
 )
-def test_what_slicer_lacks_is_refused(
-    wrong: str, host: Any, qt: Any, ctk: Any, slicer: Any
-) -> None:
+def test_what_slicer_lacks_is_refused(wrong: str, qt: Any, ctk: Any, slicer: Any) -> None:
     names = {"w": qt.QPushButton("x"), "qt": qt, "ctk": ctk, "slicer": slicer, "Path": Path}
     with pytest.raises((AttributeError, TypeError, ValueError)):
         eval(wrong, names)
 
 
-def test_what_only_the_host_lacks_says_so(host: Any, slicer: Any) -> None:
+def test_what_only_the_host_lacks_says_so(slicer: Any) -> None:
     with pytest.raises(NotImplementedError, match=r"qMRMLNodeComboBox\.editCurrentNode"):
         slicer.qMRMLNodeComboBox().editCurrentNode()
 
 
-def test_a_slot_gets_as_many_arguments_as_it_declares(host: Any, qt: Any) -> None:
+def test_a_slot_gets_as_many_arguments_as_it_declares(qt: Any) -> None:
     heard: list[Any] = []
     button = qt.QPushButton()
     button.checkable = True
@@ -221,7 +218,7 @@ def test_a_slot_gets_as_many_arguments_as_it_declares(host: Any, qt: Any) -> Non
     assert heard == ["none", True, ("clicked", True)]
 
 
-def test_a_connection_ends_where_it_is_told_to(host: Any, qt: Any) -> None:
+def test_a_connection_ends_where_it_is_told_to(qt: Any) -> None:
     heard: list[Any] = []
     button = qt.QPushButton()
     button.connect("clicked(bool)", heard.append)
@@ -231,7 +228,7 @@ def test_a_connection_ends_where_it_is_told_to(host: Any, qt: Any) -> None:
     assert heard == []
 
 
-def test_a_deleted_widget_is_refused_instead_of_ending_the_process(host: Any, qt: Any) -> None:
+def test_a_deleted_widget_is_refused_instead_of_ending_the_process(qt: Any) -> None:
     button = qt.QPushButton("x")
     button.delete()
     for use in (lambda: button.text, lambda: button.click(), lambda: setattr(button, "text", "")):
@@ -239,7 +236,7 @@ def test_a_deleted_widget_is_refused_instead_of_ending_the_process(host: Any, qt
             use()
 
 
-def test_a_child_is_found_by_name_and_kind(host: Any, qt: Any) -> None:
+def test_a_child_is_found_by_name_and_kind(qt: Any) -> None:
     outer = qt.QWidget()
     inner = qt.QPushButton(outer)
     inner.name = "startButton"
@@ -249,7 +246,7 @@ def test_a_child_is_found_by_name_and_kind(host: Any, qt: Any) -> None:
     assert outer.findChild(qt.QLabel, "startButton") is None
 
 
-def test_properties_take_what_pythonqt_converts(host: Any, qt: Any) -> None:
+def test_properties_take_what_pythonqt_converts(qt: Any) -> None:
     spin = qt.QSpinBox()
     spin.value = 7.9
     spin.enabled = 0
@@ -266,7 +263,7 @@ def test_properties_take_what_pythonqt_converts(host: Any, qt: Any) -> None:
     ],
 )
 def test_a_typing_error_in_a_ui_file_is_an_error(
-    change: tuple[str, str], told: str, host: Any, slicer: Any, tmp_path: Path
+    change: tuple[str, str], told: str, slicer: Any, tmp_path: Path
 ) -> None:
     text = (HERE / "sample_module/Resources/UI/SampleModule.ui").read_text("utf-8")
     checkable = '<property name="checkable"><bool>true</bool></property>'
@@ -281,7 +278,7 @@ def test_a_typing_error_in_a_ui_file_is_an_error(
 # Slicer's widgets
 
 
-def test_a_node_selector_follows_the_scene(host: Any, slicer: Any) -> None:
+def test_a_node_selector_follows_the_scene(slicer: Any) -> None:
     selector = slicer.qMRMLNodeComboBox()
     selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
     heard: list[Any] = []
@@ -301,7 +298,7 @@ def test_a_node_selector_follows_the_scene(host: Any, slicer: Any) -> None:
     assert selector.findChild("QComboBox").currentText == "renamed"
 
 
-def test_a_label_map_is_shown_only_where_child_types_are(host: Any, slicer: Any) -> None:
+def test_a_label_map_is_shown_only_where_child_types_are(slicer: Any) -> None:
     slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
     selector = slicer.qMRMLNodeComboBox()
     selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
@@ -311,7 +308,7 @@ def test_a_label_map_is_shown_only_where_child_types_are(host: Any, slicer: Any)
     assert selector.nodeCount() == 0
 
 
-def test_a_segment_table_shows_and_selects_segments(host: Any, slicer: Any) -> None:
+def test_a_segment_table_shows_and_selects_segments(slicer: Any) -> None:
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
     table = slicer.qMRMLSegmentsTableView()
     table.setSegmentationNode(node)
@@ -325,7 +322,7 @@ def test_a_segment_table_shows_and_selects_segments(host: Any, slicer: Any) -> N
     assert table.segmentCount == 1
 
 
-def test_a_segment_selector_offers_the_segments_of_its_node(host: Any, slicer: Any) -> None:
+def test_a_segment_selector_offers_the_segments_of_its_node(slicer: Any) -> None:
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
     selector = slicer.qMRMLSegmentSelectorWidget()
     selector.setMRMLScene(slicer.mrmlScene)
@@ -388,9 +385,7 @@ def test_settings_stay_in_the_folder_of_the_host(host: Any, qt: Any, slicer: Any
         assert Path(settings.fileName()).is_relative_to(host.folder)
 
 
-def test_volumes_and_segmentations_are_written_and_read(
-    host: Any, slicer: Any, tmp_path: Path
-) -> None:
+def test_volumes_and_segmentations_are_written_and_read(slicer: Any, tmp_path: Path) -> None:
     path = tmp_path / "a volume ü.nrrd"
     assert slicer.util.saveNode(ct(slicer), str(path))
     read = slicer.util.loadVolume(str(path))
@@ -408,7 +403,7 @@ def test_volumes_and_segmentations_are_written_and_read(
     assert again.GetSegmentation().GetNthSegment(0).GetName() == "liver"
 
 
-def test_slices_and_charts_have_their_real_nodes(host: Any, slicer: Any) -> None:
+def test_slices_and_charts_have_their_real_nodes(slicer: Any) -> None:
     node = ct(slicer)
     slicer.util.setSliceViewerLayers(background=node)
     composite = slicer.app.layoutManager().sliceWidget("Red").sliceLogic().GetSliceCompositeNode()

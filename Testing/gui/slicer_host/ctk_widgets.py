@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PySide6 import QtCore, QtGui, QtWidgets
 
@@ -125,7 +125,7 @@ class CollapsibleGroupBox(Behaviour):
 class SliderWidget(Behaviour):
     """A slider with a spin box."""
 
-    _host_defaults = {"spinBoxVisible": True, "tracking": True}
+    _host_defaults: ClassVar[dict[str, Any]] = {"spinBoxVisible": True, "tracking": True}
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
@@ -213,7 +213,7 @@ class DoubleSpinBox(Behaviour):
 class PathLineEdit(Behaviour):
     """A path with a button to choose it. Empty means that none is given."""
 
-    _host_defaults = {"showBrowseButton": True, "showHistoryButton": True}
+    _host_defaults: ClassVar[dict[str, Any]] = {"showBrowseButton": True, "showHistoryButton": True}
 
     def __init__(self, parent: Any = None, *_: Any) -> None:
         super().__init__(parent)
@@ -355,7 +355,7 @@ class BasePopupWidget(Behaviour):
 class PopupWidget(Behaviour):
     """One that can be pinned."""
 
-    _host_defaults = {"active": True, "autoShow": True, "autoHide": True}
+    _host_defaults: ClassVar[dict[str, Any]] = {"active": True, "autoShow": True, "autoHide": True}
 
     def pinPopup(self, pinned: bool) -> None:
         self.autoHide = not pinned
@@ -365,7 +365,7 @@ class PopupWidget(Behaviour):
 class RangeWidget(Behaviour):
     """Two spin boxes, the first never above the second."""
 
-    _host_defaults = {"minimum": 0.0, "maximum": 99.0}
+    _host_defaults: ClassVar[dict[str, Any]] = {"minimum": 0.0, "maximum": 99.0}
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import slicer
 
@@ -18,7 +18,7 @@ _PREFIX = "SegmentEditorEffect"
 class ScriptedEffect(Behaviour):
     """`self.scriptedEffect`: what an effect calls to read and change segments."""
 
-    _host_defaults = {"perSegment": True, "requireSegments": True}
+    _host_defaults: ClassVar[dict[str, Any]] = {"perSegment": True, "requireSegments": True}
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import shiboken6
 import slicer
@@ -75,7 +75,7 @@ _SCENE_EVENTS = (
 class NodeComboBox(Behaviour):
     """Chooses a node of some classes. Without a scene it stays empty."""
 
-    _host_defaults = {
+    _host_defaults: ClassVar[dict[str, Any]] = {
         "addEnabled": True,
         "removeEnabled": True,
         "noneDisplay": "None",
@@ -284,7 +284,10 @@ _SEGMENT_EVENTS = (
 class SegmentsTableView(MRMLWidget):
     """The segments of a node with their colours, as a list in which several can be selected."""
 
-    _host_defaults = {"headerVisible": True, "jumpToSelectedSegmentEnabled": True}
+    _host_defaults: ClassVar[dict[str, Any]] = {
+        "headerVisible": True,
+        "jumpToSelectedSegmentEnabled": True,
+    }
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
@@ -378,7 +381,7 @@ def _swatch(color: tuple[float, float, float]) -> QtGui.QIcon:
 class SegmentSelector(MRMLWidget):
     """Chooses a segmentation, and one or several of its segments."""
 
-    _host_defaults = {"segmentationNodeSelectorVisible": True}
+    _host_defaults: ClassVar[dict[str, Any]] = {"segmentationNodeSelectorVisible": True}
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)

@@ -158,7 +158,7 @@ def _parameter(name: str, hint: Any, owner: type) -> Parameter:
         kind = next(k for k in get_args(kind) if k is not type(None))
     default = next((n.value for n in notes if isinstance(n, Default)), None)
     default = owner.__dict__.get(name, default)
-    if default is None and hint is kind or (notes and default is None):
+    if default is None and (hint is kind or notes):
         default = _empty(kind, notes)
     return Parameter(name, kind, notes, default)
 

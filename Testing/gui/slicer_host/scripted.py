@@ -79,6 +79,7 @@ class ScriptedLoadableModuleLogic:
     """Finds and makes the parameter node of a module."""
 
     def __init__(self, parent: Any = None) -> None:
+        del parent  # Slicer's takes it and forgets it
         self.moduleName = type(self).__name__.removesuffix("Logic")
         self.isSingletonParameterNode = True
 

@@ -112,6 +112,10 @@ class Host:
 
     # Modules
 
+    def python(self, name: str) -> ModuleType:
+        """`slicer`, `qt` or `ctk`, as a module of Slicer imports it."""
+        return sys.modules[name]
+
     def load(self, file: Path) -> Any:
         """Load a scripted module; answers `slicer.modules.<name>`.
 

@@ -130,7 +130,7 @@ def _signals(entry: Members, *, inherited: Mapping[str, str]) -> dict[str, Any]:
     """
     content: dict[str, Any] = {}
     attributes = dict(inherited)
-    # The plain name means the first one declared: a node before a truth value, a number before text.
+    # The plain name means the one declared first: nodes before truth values, numbers before text.
     ordered = sorted(entry.signals, key=lambda s: ("*" not in s, "QString" in s))
     for number, signature in enumerate(ordered):
         name, _, kinds = signature.rstrip(")").partition("(")
@@ -201,7 +201,7 @@ def emit(instance: Any, signature: str, *values: Any) -> None:
 
 
 def listen(signal: Any, method: Callable[..., Any]) -> None:
-    """Connect a signal of an inner widget to a method of the outer, which it does not keep alive."""
+    """Connect a signal of an inner widget to a method of the outer, not keeping that alive."""
     weak = weakref.WeakMethod(method)
 
     def call(*arguments: Any) -> None:
