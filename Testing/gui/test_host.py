@@ -443,6 +443,8 @@ def test_an_effect_fills_its_segment_through_the_real_logic_and_undoes_it(
     assert filled() == 60
     editor.undo()
     assert filled() == 1
+    clone = editor.effect.self().clone()
+    assert (clone.name, clone.self().helpText()) == ("Sample", editor.effect.helpText())
     editor.close()
 
 

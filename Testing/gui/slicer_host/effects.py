@@ -309,12 +309,15 @@ class Editor:
         self.effect.delete()
 
 
-def make_package() -> ModuleType:
-    """The module `SegmentEditorEffects`, from which effects take their base class."""
-    package = ModuleType("SegmentEditorEffects", "Stands in for Slicer's own.")
-    package.AbstractScriptedSegmentEditorEffect = AbstractScriptedSegmentEditorEffect
-    package.__all__ = ["AbstractScriptedSegmentEditorEffect"]
-    return package
+def make_packages() -> dict[str, ModuleType]:
+    """The modules from which effects take their base class and the class of their clones."""
+    base = ModuleType("SegmentEditorEffects", "Stands in for Slicer's own.")
+    base.AbstractScriptedSegmentEditorEffect = AbstractScriptedSegmentEditorEffect
+    base.__all__ = ["AbstractScriptedSegmentEditorEffect"]
+    classes = ModuleType("qSlicerSegmentationsEditorEffectsPythonQt", "Classes written in C++.")
+    for name in ("qSlicerSegmentEditorAbstractEffect", "qSlicerSegmentEditorScriptedEffect"):
+        setattr(classes, name, getattr(slicer, name))
+    return {module.__name__: module for module in (base, classes)}
 
 
 BEHAVIOURS: dict[str, type[Behaviour]] = {

@@ -108,7 +108,7 @@ class Host:
                     "parameterNodeWrapper": parameter_node,
                 }
             )
-        sys.modules["SegmentEditorEffects"] = effects.make_package()
+        sys.modules.update(effects.make_packages())
 
     # Modules
 
