@@ -262,8 +262,13 @@ def _isolate_settings(folder: Path) -> None:
 def _own_subject_items(scene: Any) -> None:
     """Give each new node its item; in Slicer a plugin written with Qt does so."""
 
+    # Python may clear a forgotten observer that VTK still calls; that would end the process.
+    kept: list[Any] = []
+
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def added(_caller: Any, _event: str, node: Any) -> None:
+        if node.IsA("vtkMRMLScriptedModuleNode"):
+            kept.append(node)
         if not node.IsA("vtkMRMLDisplayableNode") and not node.IsA("vtkMRMLTableNode"):
             return
         tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
