@@ -1,0 +1,67 @@
+"""Shows a scripted module of Slicer in a window, without Slicer.
+
+python Testing/gui/host.py                      this project's module
+python Testing/gui/host.py MODULE.py --theme dark
+python Testing/gui/host.py --picture panel.png  a picture of the panel, without a window
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PROJECT_MODULE = HERE.parents[1] / "SSLSegmentation" / "SSLSegmentation.py"
+SAMPLE_MODULE = HERE / "sample_module" / "SampleModule.py"
+
+
+def main() -> int:
+    """Run the host; answers the exit code."""
+    options = _options()
+    if options.picture:
+        os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    from slicer_host.faults import FAULTS
+    from slicer_host.session import Host
+
+    with tempfile.TemporaryDirectory(prefix="slicer_host_") as folder:
+        host = Host(
+            options.settings or Path(folder),
+            testing=options.picture is not None,
+            base_python=options.base_python,
+            theme=options.theme,
+        )
+        module = host.load(options.module)
+        host.startup_completed()
+        panel = host.show(module, size=(options.width, options.height))
+        if options.picture:
+            host.picture(panel, options.picture, scale=options.scale)
+        else:
+            host.application.exec_()
+        host.stop()
+    return 1 if FAULTS.take() else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Show a scripted module without Slicer.")
+    default = PROJECT_MODULE if PROJECT_MODULE.exists() else SAMPLE_MODULE
+    parser.add_argument("module", type=Path, nargs="?", default=default, help="Python file")
+    parser.add_argument("--theme", choices=("light", "dark"), default="light")
+    parser.add_argument("--picture", type=Path, help="save a PNG and end")
+    parser.add_argument("--scale", type=int, choices=(1, 2), default=1, help="pixels per point")
+    parser.add_argument("--width", type=int, default=400)
+    parser.add_argument("--height", type=int, default=760)
+    parser.add_argument("--settings", type=Path, help="folder that keeps the settings")
+    parser.add_argument(
+        "--base-python",
+        type=Path,
+        default=os.environ.get("SLICER_BASE_PYTHON"),
+        help="Base/Python of Slicer's sources, to use its own Python code",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
