@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any, Optional
+from typing import IO, Any
 
 Reply = dict[str, Any]
 """An event of the worker as docs/serve.md describes it, or one of the client's own:
@@ -71,8 +71,8 @@ class WorkerClient:
         self,
         argv: Sequence[str],
         *,
-        env: Optional[Mapping[str, str]] = None,
-        cwd: Optional[Path] = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self._argv = tuple(argv)
         self._env = None if env is None else dict(env)
@@ -118,7 +118,7 @@ class WorkerClient:
         self._ask(identity, _Asked(line))
         return identity
 
-    def cancel(self, target: str) -> Optional[str]:
+    def cancel(self, target: str) -> str | None:
         """Ask to end a request; None if nothing is left to be ended.
 
         Args:
@@ -157,7 +157,7 @@ class WorkerClient:
         """Errors for what an ended worker left undone; what it never took goes to the next one."""
         errors = []
         for identity, asked in child.asked.items():
-            if child.said_bye and not child.told_to_end and not (asked.accepted or asked.again):
+            if child.bye and not child.told_to_end and not (asked.accepted or asked.again):
                 self._ask(identity, _Asked(asked.line, again=True))
                 continue
             errors.append(
@@ -176,15 +176,15 @@ class _Child:
     """One worker process with the threads at its pipes."""
 
     def __init__(
-        self, argv: Sequence[str], *, env: Optional[Mapping[str, str]], cwd: Optional[Path]
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None, cwd: Path | None
     ) -> None:
         self.asked: dict[str, _Asked] = {}
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
-        self.said_bye = False
+        self.bye = ""
         self.told_to_end = False
         self._replies: SimpleQueue[Reply] = SimpleQueue()
-        self._lines: SimpleQueue[Optional[bytes]] = SimpleQueue()
-        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._process: subprocess.Popen[bytes] | None = None
         try:
             self._process = subprocess.Popen(
                 list(argv),
@@ -200,16 +200,16 @@ class _Child:
         except OSError as error:
             self._tell_end(None, f"The worker cannot be started: {argv[0]}: {error.strerror}.")
             return
-        begin = self._process
-        listening = threading.Thread(target=self._keep_log, args=(begin.stderr,), daemon=True)
+        pipes = self._process
+        listening = threading.Thread(target=self._keep_log, args=(pipes.stderr,), daemon=True)
+        reading = (pipes.stdout, pipes, listening)
         listening.start()
-        for target, arguments in ((self._write, (begin.stdin,)), (self._read, (begin, listening))):
-            threading.Thread(target=target, args=arguments, daemon=True).start()
+        threading.Thread(target=self._read, args=reading, daemon=True).start()
+        threading.Thread(target=self._write, args=(pipes.stdin,), daemon=True).start()
 
     def runs(self) -> bool:
-        """Whether the process lives and takes requests."""
-        lives = self._process is not None and self._process.poll() is None
-        return lives and not self.said_bye and not self.told_to_end
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
 
     def ask(self, identity: str, asked: _Asked) -> None:
         """Queue a request for the writing thread."""
@@ -223,7 +223,6 @@ class _Child:
             while True:
                 taken.append(self._replies.get_nowait())
         for reply in taken:
-            self.said_bye = self.said_bye or reply["event"] == "bye"
             asked = self.asked.get(reply["id"])
             if asked is not None:
                 asked.accepted = True
@@ -254,29 +253,32 @@ class _Child:
                 stream.write(line)
                 stream.flush()
 
-    def _read(self, process: subprocess.Popen[bytes], listening: threading.Thread) -> None:
-        assert process.stdout is not None
-        with process.stdout as stream:
+    def _read(
+        self, stream: IO[bytes], process: subprocess.Popen[bytes], listening: threading.Thread
+    ) -> None:
+        with stream:
             for line in stream:
                 reply = _parsed(line)
                 if reply is None:
                     self.log.append(_text(line))
                 else:
                     self._replies.put(reply)
+                    self.bye = reply["reason"] if reply["event"] == "bye" else self.bye
         code = process.wait()
         # Children of the worker may hold its log open for longer.
         listening.join(_TERM_S)
         # The writing thread waits for lines that nobody takes any more.
         self._lines.put(None)
         last = " ".join([line for line in self.log if line.strip()][-_TOLD_LINES:])
-        self._tell_end(code, f"The worker ended with exit code {code}. {last}".strip())
+        why = f": {self.bye}." if self.bye else f" with exit code {code}. {last}".rstrip()
+        self._tell_end(code, f"The worker ended{why}")
 
     def _keep_log(self, stream: IO[bytes]) -> None:
         with stream:
             for line in stream:
                 self.log.append(_text(line))
 
-    def _tell_end(self, code: Optional[int], message: str) -> None:
+    def _tell_end(self, code: int | None, message: str) -> None:
         self._replies.put(
             {
                 "event": "ended",
@@ -288,7 +290,7 @@ class _Child:
         )
 
 
-def _parsed(line: bytes) -> Optional[Reply]:
+def _parsed(line: bytes) -> Reply | None:
     """The reply that a line is, None for anything else."""
     with suppress(ValueError, RecursionError):
         content = json.loads(line)

@@ -298,10 +298,11 @@ class Replies:
 
     def _write(self, sink: int) -> None:
         try:
-            with os.fdopen(sink, "wb") as stream:
-                while (line := self._queue.get()) is not None:
-                    stream.write(line)
-                    stream.flush()
+            while (line := self._queue.get()) is not None:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[os.write(sink, rest) :]
+            os.close(sink)
         except OSError:
             self._lost("nobody reads its replies")
 
@@ -328,6 +329,9 @@ class Office:
             BadRequest: if its id is in use, or too many wait.
         """
         with self._changed:
+            if self.closing.is_set():
+                # Not accepted: who asked sees by it that the next worker is to be asked.
+                return
             ahead = [*self._waiting, *([self._running] if self._running else [])]
             if any(work.id == other.id for other in ahead):
                 raise BadRequest(f"id {work.id!r} is in use.", identity=work.id)
@@ -338,10 +342,11 @@ class Office:
             self._changed.notify_all()
 
     def next(self, *, within_s: float) -> Work | None:
-        """Wait for work and mark it as running; None if there is none, or the worker ends."""
+        """Wait for work and mark it as running; None if the worker ends, as it then does."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self.closing.is_set(), within_s)
-            if self.closing.is_set() or not self._waiting:
+            if not self._changed.wait_for(lambda: self._waiting or self.closing.is_set(), within_s):
+                self.close(f"idle for {within_s / 60:g} minutes")
+            if self.closing.is_set():
                 return None
             self._running = self._waiting.popleft()
             self._cancelled.clear()
@@ -438,13 +443,11 @@ class Desk:
 
     def work(self, *, idle_s: float) -> None:
         """Do what is queued until the worker is to end, or nothing comes for `idle_s`."""
-        self._replies.tell("hello", None, **self._greeting)
         while (work := self._office.next(within_s=idle_s)) is not None:
             try:
                 self._tell_outcome(work)
             finally:
                 self._office.finish()
-        self._office.close(f"idle for {idle_s / 60:g} minutes")
         for identity in self._office.leftover():
             self._refuse(identity, Cancelled("The worker ends.", "Ask the next one."))
         self._replies.tell("bye", None, reason=self._office.reason)
@@ -686,8 +689,6 @@ def _source_of(work: SegmentRequest) -> _Source:
             return _Source(stamp=tuple(map(file_stamp, files)), read=partial(read_volume, files))
         case None, ArrayFile() as array:
             grid = array.geometry()
-            if not array.file.is_file():
-                raise UserError(f"{array.file}: no such file.", "Write the array before asking.")
             return _Source(
                 stamp=(file_stamp(array.file), grid, array.dtype),
                 read=partial(read_array, array.file, grid, kind=array.dtype),
@@ -783,6 +784,7 @@ def _desk(office: Office, replies: Replies, folder: Path, *, device: str, memory
         "folder": str(folder),
         "model_memory_mb": memory_mb,
     }
+    replies.tell("hello", None, **greeting)
     models = Models(place, budget=int(memory_mb * 2**20))
     return Desk(office=office, replies=replies, models=models, folder=folder, greeting=greeting)
 

@@ -121,9 +121,9 @@ class Models:
 
     def drop(self, file: Path | None = None) -> tuple[Path, ...]:
         """Forget the network of a weights file, or all of them; those that were held are told."""
-        gone = tuple(held for held in self.held if file in (None, held.file))
-        self.held = tuple(held for held in self.held if held not in gone)
-        return tuple(held.file for held in gone)
+        gone = tuple(held.file for held in self.held if file in {None, held.file})
+        self.held = tuple(held for held in self.held if held.file not in gone)
+        return gone
 
     def _make_room(self, file: Path, needed: int) -> tuple[Path, ...]:
         if needed > self._budget:
@@ -280,11 +280,13 @@ def read_array(file: Path, geometry: Geometry, *, kind: str) -> Volume:
     voxels = np.empty(geometry.size, dtype=np.int16)
     low, high, bright = np.inf, -np.inf, 0
     for z, plane in enumerate(stored):
-        if plane.dtype.kind == "f" and not np.isfinite(plane).all():
+        if not np.isfinite(plane).all():
             raise ScanError(f"{file}: NaN or infinite voxels in plane {z}.", "Give HU.")
         low, high = min(low, float(plane.min())), max(high, float(plane.max()))
         bright += int(np.count_nonzero(plane > BRIGHTEST_TISSUE_HU))
-        voxels[z] = np.rint(np.clip(plane.astype(np.float64), HU_FLOOR, HU_CEILING))
+        # Unsigned numbers hold no floor to clip to.
+        wide = plane if plane.dtype.kind == "f" else plane.astype(np.int32)
+        voxels[z] = np.rint(np.clip(wide, HU_FLOOR, HU_CEILING))
     if low >= 0 or high - low < SMALLEST_HU_RANGE or bright > LARGEST_BRIGHT_SHARE * voxels.size:
         raise ScanError(
             f"{file}: not HU: values from {low:.6g} to {high:.6g}, {bright} of {voxels.size} "
