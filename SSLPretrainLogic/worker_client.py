@@ -263,7 +263,8 @@ class _Child:
                     self.log.append(_text(line))
                 else:
                     self._replies.put(reply)
-                    self.bye = reply["reason"] if reply["event"] == "bye" else self.bye
+                    if reply["event"] == "bye":
+                        self.bye = str(reply.get("reason", "it said good-bye"))
         code = process.wait()
         # Children of the worker may hold its log open for longer.
         listening.join(_TERM_S)
