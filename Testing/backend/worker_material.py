@@ -42,9 +42,10 @@ DIRECTION = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 SPACING_XYZ, ORIGIN = (3.0, 2.0, 4.0), (-40.0, 12.0, 99.5)
 
 
-def write_model(file: Path, *, seed: int, intensity: str = "window") -> Path:
+def write_model(file: Path, *, seed: int, intensity: str = "window", window: int = 16) -> Path:
     """Untrained weights that label liver and spleen somewhere in noise."""
     torch.manual_seed(seed)
+    architecture = ARCHITECTURE | {"window": [window] * 3}
     header = WeightsHeader(
         kind="segmentation",
         method="smit",
@@ -57,13 +58,13 @@ def write_model(file: Path, *, seed: int, intensity: str = "window") -> Path:
             "body_margin_mm": 8.0,
             "body_threshold_hu": -350,
         },
-        architecture=ARCHITECTURE,
+        architecture=architecture,
         labels=(
             {"value": 1, "name": "liver", "color": [221, 130, 101], "terminology": "SCT^10200004"},
             {"value": 300, "name": "spleen", "color": [157, 108, 162], "terminology": ""},
         ),
     )
-    save_weights(file, build_segmentation(ARCHITECTURE).state_dict(), header)
+    save_weights(file, build_segmentation(architecture).state_dict(), header)
     return file
 
 
