@@ -39,6 +39,7 @@ from backend.data.label_files import write_labels_file
 from backend.data.labels import Label
 from backend.data.readers import read_volume
 from backend.data.stacking import axes_problem, orthonormal, spacing_problem
+from backend.data.volume_file import detached_data
 from backend.engine.signals import ending_at_once
 from backend.errors import BackendError, Cancelled, ScanError, UserError, told_plainly
 from backend.files import write_json
@@ -685,8 +686,10 @@ def _source_of(work: SegmentRequest) -> _Source:
 
     match work.volume, work.array:
         case Path() as volume, None:
-            files = find_scans(volume, single=True)[0].files
-            return _Source(stamp=tuple(map(file_stamp, files)), read=partial(read_volume, files))
+            return _Source(
+                stamp=tuple(map(file_stamp, _files_behind(volume))),
+                read=lambda: read_volume(find_scans(volume, single=True)[0].files),
+            )
         case None, ArrayFile() as array:
             grid = array.geometry()
             return _Source(
@@ -694,6 +697,16 @@ def _source_of(work: SegmentRequest) -> _Source:
                 read=partial(read_array, array.file, grid, kind=array.dtype),
             )
     raise UserError("The request names no scan, or two.", "Give either volume or array.")
+
+
+def _files_behind(volume: Path) -> list[Path]:
+    """All files that decide what a volume is; listing them is quick, searching them is not."""
+    if volume.suffix.lower() == ".csv":
+        raise UserError(f"{volume}: an index is no scan.", "Give a volume file or a folder.")
+    if volume.is_dir():
+        return sorted(path for path in volume.rglob("*") if path.is_file())
+    data = detached_data(volume) if volume.is_file() else None
+    return [volume, data] if data is not None and data.is_file() else [volume]
 
 
 def _require_inside(region: Region | None, grid: Geometry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -133,6 +134,22 @@ def test_second_use_neither_loads_nor_reads(worker: Talk, tmp_path: Path) -> Non
     renewed = worker.ask("segment", **request)
     assert renewed["reused"] == {"model": False, "scan": False}
     assert renewed["labels"]["size"] == [30, 44, 36]
+
+
+def test_new_voxels_behind_an_old_header_are_read(worker: Talk, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.safetensors", seed=3)
+    scan = write_scan(tmp_path / "scan" / "ct.mhd", size=(12, 20, 16))
+    for volume in (scan, scan.parent):
+        asked = {"model": str(model), "volume": str(volume)}
+        worker.ask("segment", **asked)
+        assert worker.ask("segment", **asked)["reused"]["scan"]
+        voxels = np.fromfile(scan.with_suffix(".raw"), dtype=np.int16)
+        voxels[::-1].tofile(scan.with_suffix(".raw"))
+        found = worker.ask("segment", **asked)
+        assert not found["reused"]["scan"]
+        run(model, scan, tmp_path / "again.nrrd", device="cpu", overwrite=True)
+        expected = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "again.nrrd")))
+        assert np.array_equal(labels(found), expected)
 
 
 @pytest.mark.parametrize("ending", [".seg.nrrd", ".nii.gz"])
@@ -271,32 +288,19 @@ def test_a_second_worker_on_the_device_is_refused_with_the_cure(place: Path, wor
 
 
 @pytest.mark.usefixtures("worker")
-def test_models_leave_for_others_an_idle_worker_ends_and_the_next_ends_with_its_owner(
-    place: Path,
-) -> None:
+def test_models_leave_for_others_and_an_idle_worker_ends(place: Path) -> None:
     first, second = (str(place / f"{name}.safetensors") for name in ("window", "zscore"))
-    owner = subprocess.Popen(["sleep", "600"])
-    options = ("--allow-second", "--model-memory-mb", 0.15, "--owner", owner.pid)
-    try:
-        with talk(place / "home", *options, "--idle-minutes", 0.02) as other:
-            assert other.ask("load", model=first)["reused"] == {"model": False}
-            loaded = other.ask("load", model=second)
-            assert [r["model"] for r in other.of(loaded["id"], "unloaded")] == [first]
-            assert [m["model"] for m in other.ask("status")["models"]] == [second]
-            assert other.event("bye")["reason"].startswith("idle")
-            ended = other.event("ended")
-            assert (ended["code"], "idle" in ended["message"]) == (0, True)
-            assert not Path(other.event("hello")["folder"]).exists()
-            assert not other.client.running
-            # Sent after the end, answered by the next worker.
-            assert other.ask("ping")["event"] == "pong"
-            owner.kill()
-            owner.wait()
-            last = other.until(lambda r: "owner" in r.get("reason", ""))
-            assert last["event"] == "bye"
-    finally:
-        owner.kill()
-        owner.wait()
+    options = ("--allow-second", "--model-memory-mb", 0.15, "--idle-minutes", 0.02)
+    with talk(place / "home", *options) as other:
+        assert other.ask("load", model=first)["reused"] == {"model": False}
+        loaded = other.ask("load", model=second)
+        assert [r["model"] for r in other.of(loaded["id"], "unloaded")] == [first]
+        assert [m["model"] for m in other.ask("status")["models"]] == [second]
+        assert other.event("bye")["reason"].startswith("idle")
+        ended = other.event("ended")
+        assert (ended["code"], "idle" in ended["message"]) == (0, True)
+        assert not Path(other.event("hello")["folder"]).exists()
+        assert not other.client.running
 
 
 def test_models_are_kept_by_last_use_within_the_budget(tmp_path: Path) -> None:
@@ -313,18 +317,6 @@ def test_models_are_kept_by_last_use_within_the_budget(tmp_path: Path) -> None:
         Models(torch.device("cpu"), budget=one // 2).take(files[0])
 
 
-def raw_worker(home: Path) -> subprocess.Popen[bytes]:
-    home.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "backend", "serve", "--device", "cpu"],
-        cwd=REPOSITORY,
-        env=environment(XDG_CACHE_HOME=str(home)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-
-
 def wait_for(there: Any, *, limit_s: float = LIMIT_S) -> None:
     deadline = time.monotonic() + limit_s
     while not there():
@@ -332,11 +324,35 @@ def wait_for(there: Any, *, limit_s: float = LIMIT_S) -> None:
         time.sleep(0.02)
 
 
-def test_rubbish_and_silence_are_survived_and_what_a_killed_worker_leaves_is_removed(
+def test_rubbish_and_silence_are_survived_and_what_a_killed_worker_left_is_removed(
     place: Path, tmp_path: Path
 ) -> None:
-    home = tmp_path / "home"
-    process = raw_worker(home)
+    notes = tmp_path / "sslsegmentation" / "serve"
+    left = tmp_path / "sslsegmentation-serve-left"
+    mine = tmp_path / "mine"
+    for folder in (notes, left, mine):
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    note = {"pid": 1, "folder": str(left)}
+    (notes / f"{socket.gethostname()}-cpu.json").write_text(json.dumps(note))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "backend", "serve", "--device", "cpu"],
+        cwd=REPOSITORY,
+        env=environment(XDG_CACHE_HOME=str(tmp_path)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _survives(process, place)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not left.exists()
+    assert (mine / "file").exists()
+
+
+def _survives(process: subprocess.Popen[bytes], place: Path) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     rubbish = (
@@ -347,69 +363,60 @@ def test_rubbish_and_silence_are_survived_and_what_a_killed_worker_leaves_is_rem
         b'{"kind": "ping", "id": 7}\n',
         b"\xff\xfe\x00\n",
     )
-    try:
-        for line in rubbish:
-            process.stdin.write(line)
-        nan = b'{"kind":"segment","id":"nan","model":"/m","array":{"file":"/a","size":[1,1,1],'
-        nan += b'"spacing_mm":[NaN,1,1],"origin_mm":[0,0,0],"direction":[1,0,0,0,1,0,0,0,1]}}\n'
-        process.stdin.write(nan)
-        process.stdin.flush()
-        hello, *replies = [json.loads(process.stdout.readline()) for _ in range(len(rubbish) + 2)]
-        assert [r["event"] for r in replies] == ["error"] * (len(rubbish) + 1)
-        assert [r["id"] for r in replies] == [None] * len(rubbish) + ["nan"]
-        assert "spacing_mm" in replies[-1]["message"]
-        assert "1048576 bytes" in replies[3]["message"]
-        # From here on nobody reads: the pipe fills, the work goes on.
-        for number in range(4000):
-            process.stdin.write(b'{"kind": "ping", "id": "p%d"}\n' % number)
-        wanted = {"model": str(place / "window.safetensors"), "volume": str(place / "ct.nrrd")}
-        line = json.dumps({"kind": "segment", "id": "s", **wanted}).encode() + b"\n"
-        process.stdin.write(line)
-        process.stdin.flush()
-        folder = Path(hello["folder"])
-        file = folder / "labels-1.npy"
-        size = 128 + reference(place, "window").nbytes
-        wait_for(lambda: file.exists() and file.stat().st_size == size)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert file.exists()
-    finally:
-        process.kill()
-        process.communicate()
-    # The next one is started by a program that is then killed itself.
-    pid, next_folder = _orphaned_worker(home)
-    assert not folder.exists()
-    wait_for(lambda: not alive(pid), limit_s=20)
-    assert not next_folder.exists()
+    nan = b'{"kind":"segment","id":"nan","model":"/m","array":{"file":"/a","size":[1,1,1],'
+    nan += b'"spacing_mm":[NaN,1,1],"origin_mm":[0,0,0],"direction":[1,0,0,0,1,0,0,0,1]}}\n'
+    process.stdin.write(b"".join(rubbish) + nan)
+    process.stdin.flush()
+    hello, *replies = [json.loads(process.stdout.readline()) for _ in range(len(rubbish) + 2)]
+    assert [r["event"] for r in replies] == ["error"] * (len(rubbish) + 1)
+    assert [r["id"] for r in replies] == [None] * len(rubbish) + ["nan"]
+    assert "spacing_mm" in replies[-1]["message"]
+    assert "1048576 bytes" in replies[3]["message"]
+    # From here on nobody reads: the pipe fills, the work goes on.
+    for number in range(4000):
+        process.stdin.write(b'{"kind": "ping", "id": "p%d"}\n' % number)
+    wanted = {"model": str(place / "window.safetensors"), "volume": str(place / "ct.nrrd")}
+    line = json.dumps({"kind": "segment", "id": "s", **wanted}).encode() + b"\n"
+    process.stdin.write(line)
+    process.stdin.flush()
+    file = Path(hello["folder"]) / "labels-1.npy"
+    # NumPy's header takes 128 bytes.
+    size = 128 + reference(place, "window").nbytes
+    wait_for(lambda: file.exists() and file.stat().st_size == size)
+    process.stdin.close()
+    assert process.wait(LIMIT_S) == 0
+    assert not file.parent.exists()
 
 
-def _orphaned_worker(home: Path) -> tuple[int, Path]:
-    """Process and folder of a worker whose owner was killed."""
+def test_a_worker_ends_with_its_owner_though_its_input_stays_open(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
     script = (
-        "import json, sys, time\n"
-        "from SSLPretrainLogic.worker_client import WorkerClient\n"
-        "client = WorkerClient([sys.executable, '-m', 'backend', 'serve', '--device', 'cpu'])\n"
-        "client.send('ping')\n"
-        "while True:\n"
-        "    for reply in client.poll():\n"
-        "        print(json.dumps(reply), flush=True)\n"
-        "    time.sleep(0.01)\n"
+        "import subprocess, sys, time\n"
+        "line = [sys.executable, '-m', 'backend', 'serve', '--device', 'cpu']\n"
+        "subprocess.Popen(line, stdin=int(sys.argv[1]))\n"
+        "time.sleep(600)\n"
     )
     owner = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, str(reading)],
         cwd=REPOSITORY,
-        env=environment(XDG_CACHE_HOME=str(home), PYTHONPATH=str(REPOSITORY)),
+        env=environment(XDG_CACHE_HOME=str(tmp_path)),
         stdout=subprocess.PIPE,
+        pass_fds=[reading],
     )
     try:
         assert owner.stdout is not None
         hello = json.loads(owner.stdout.readline())
-        assert hello["event"] == "hello", hello
         assert alive(hello["pid"])
-        return hello["pid"], Path(hello["folder"])
+        owner.kill()
+        owner.wait()
+        assert json.loads(owner.stdout.readline())["reason"] == "its owner has ended"
+        wait_for(lambda: not alive(hello["pid"]), limit_s=20)
+        assert not Path(hello["folder"]).exists()
     finally:
         owner.kill()
         owner.communicate()
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int32", "float32", "float64"])
