@@ -70,10 +70,8 @@ log = logging.getLogger("backend")
 
 def _usable_path(path: Path) -> Path:
     """Refuse what no system can open, and what depends on where the worker happens to run."""
-    try:
-        path.resolve()
-    except (ValueError, OSError, RuntimeError):
-        raise ValueError("is no path") from None
+    if "\0" in str(path):
+        raise ValueError("is no path")
     if not path.is_absolute():
         raise ValueError("is no absolute path")
     return path
@@ -433,14 +431,12 @@ class Desk:
 
     def listen(self, source: int) -> None:
         """Answer or queue every line until there are no more. For the reading thread."""
-        for line in lines_of(source, longest=LONGEST_LINE):
-            try:
-                if line is None:
-                    raise BadRequest(f"The line is longer than {LONGEST_LINE} bytes.")
-                self._receive(parse_request(line))
-            except BadRequest as error:
-                self._refuse(error.identity, error)
-        self._office.close("its input was closed")
+        try:
+            for line in lines_of(source, longest=LONGEST_LINE):
+                self._hear(line)
+        finally:
+            # Nobody could reach a worker that does not listen any more.
+            self._office.close("its input was closed")
 
     def work(self, *, idle_s: float) -> None:
         """Do what is queued until the worker is to end, or nothing comes for `idle_s`."""
@@ -452,6 +448,14 @@ class Desk:
         for identity in self._office.leftover():
             self._refuse(identity, Cancelled("The worker ends.", "Ask the next one."))
         self._replies.tell("bye", None, reason=self._office.reason)
+
+    def _hear(self, line: bytes | None) -> None:
+        try:
+            if line is None:
+                raise BadRequest(f"The line is longer than {LONGEST_LINE} bytes.")
+            self._receive(parse_request(line))
+        except BadRequest as error:
+            self._refuse(error.identity, error)
 
     def _receive(self, request: Request) -> None:
         match request:
@@ -571,7 +575,8 @@ class Desk:
             progress=progress.windows,
         )
         phases.begin("write")
-        found = keep_labels(found, labels)
+        if labels != predictor.labels:
+            found = keep_labels(found, labels)
         file = self._written(found, labels, ending=work.ending)
         statistics = structure_volumes(found, labels)
         phases.begin()

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from cli_runner import LIMIT_S, REPOSITORY, backend, environment
+from cli_runner import LIMIT_S, REPOSITORY, backend, backend_here, environment
 from worker_material import DIRECTION, Talk, alive, array_of, talk, write_model, write_scan
 
 from backend.data.readers import read_volume
 from backend.errors import ResourceError, ScanError
 from backend.inference.worker import Models, read_array
 from backend.segment import run
-from backend.serve import LONGEST_LINE, lines_of
+from backend.serve import LONGEST_LINE, MOST_WAITING, BadRequest, Load, Office, lines_of
 
 VOXEL_MM3 = 24.0
 
@@ -456,6 +456,58 @@ def test_an_array_that_is_no_ct_is_refused(tmp_path: Path, what: str) -> None:
     np.save(file, values)
     with pytest.raises(ScanError, match=told):
         read_array(file, grid.cropped((0, 0, 0), (2, 2, 2)), kind="float64")
+
+
+def work(identity: str) -> Load:
+    return Load(id=identity, kind="load", model=Path("/m"))
+
+
+def test_work_is_taken_in_order_up_to_a_limit_and_none_after_the_end() -> None:
+    office, ahead = Office(), []
+    for number in range(MOST_WAITING):
+        office.add(work(f"{number}"), accepted=ahead.append)
+    assert ahead == list(range(MOST_WAITING))
+    with pytest.raises(BadRequest, match="wait already"):
+        office.add(work("more"), accepted=ahead.append)
+    assert office.next(within_s=0) == work("0")
+    with pytest.raises(BadRequest, match="'0' is in use"):
+        office.add(work("0"), accepted=ahead.append)
+    assert office.cancel("0") == "running"
+    assert office.should_stop()
+    assert office.next(within_s=0) == work("1")
+    assert not office.should_stop()
+    office.close("first")
+    office.close("second")
+    assert office.reason == "first"
+    assert office.next(within_s=0) is None
+    # Not accepted: the client asks the next worker.
+    office.add(work("late"), accepted=ahead.append)
+    assert len(ahead) == MOST_WAITING
+    assert office.leftover() == tuple(f"{n}" for n in range(2, MOST_WAITING))
+
+
+def test_an_office_without_work_closes_in_time() -> None:
+    office = Office()
+    assert office.next(within_s=0.01) is None
+    assert office.closing.is_set()
+    assert office.reason.startswith("idle")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--idle-minutes", 0), "--idle-minutes 0"),
+        (("--model-memory-mb", "nan"), "--model-memory-mb nan"),
+        (("--device", "toaster"), "toaster"),
+        (("--owner", 2**22 + 1), "no process"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_starts(
+    words: tuple[object, ...], told: str
+) -> None:
+    done = backend_here("serve", *words)
+    assert (done.code, done.out) == (2, "")
+    assert told in done.told
 
 
 def test_lines_are_found_in_any_cut_and_a_long_one_does_not_hide_the_next() -> None:

@@ -68,12 +68,16 @@ def write_model(file: Path, *, seed: int, intensity: str = "window", window: int
     return file
 
 
-def write_scan(path: Path, size: tuple[int, int, int] = (40, 44, 36)) -> Path:
+def write_scan(
+    path: Path,
+    size: tuple[int, int, int] = (40, 44, 36),
+    spacing_xyz: tuple[float, float, float] = SPACING_XYZ,
+) -> Path:
     """Noise like a CT in an air frame, oblique and anisotropic."""
     noise = np.random.default_rng(5).normal(40, 120, size)
     noise[:, :5] = -1000
     image = SimpleITK.GetImageFromArray(noise.astype(np.int16))
-    image.SetSpacing(SPACING_XYZ)
+    image.SetSpacing(spacing_xyz)
     image.SetOrigin(ORIGIN)
     image.SetDirection(DIRECTION)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +87,8 @@ def write_scan(path: Path, size: tuple[int, int, int] = (40, 44, 36)) -> Path:
 
 def array_of(scan: Path, file: Path) -> dict[str, Any]:
     """The same scan as an array file, and what a request tells of it."""
-    voxels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(scan)))
+    image = SimpleITK.ReadImage(str(scan))
+    voxels = SimpleITK.GetArrayFromImage(image)
     if file.suffix == ".npy":
         np.save(file, voxels)
     else:
@@ -92,9 +97,9 @@ def array_of(scan: Path, file: Path) -> dict[str, Any]:
         "file": str(file),
         "dtype": str(voxels.dtype),
         "size": voxels.shape,
-        "spacing_mm": SPACING_XYZ[::-1],
-        "origin_mm": ORIGIN,
-        "direction": DIRECTION,
+        "spacing_mm": image.GetSpacing()[::-1],
+        "origin_mm": image.GetOrigin(),
+        "direction": image.GetDirection(),
     }
 
 
