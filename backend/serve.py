@@ -692,7 +692,7 @@ def _source_of(work: SegmentRequest) -> _Source:
     match work.volume, work.array:
         case Path() as volume, None:
             return _Source(
-                stamp=tuple(map(file_stamp, _files_behind(volume))),
+                stamp=(str(volume), *map(file_stamp, _files_behind(volume))),
                 read=lambda: read_volume(find_scans(volume, single=True)[0].files),
             )
         case None, ArrayFile() as array:

@@ -138,7 +138,7 @@ def test_second_use_neither_loads_nor_reads(worker: Talk, tmp_path: Path) -> Non
 
 def test_new_voxels_behind_an_old_header_are_read(worker: Talk, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors", seed=3)
-    scan = write_scan(tmp_path / "scan" / "ct.mhd", size=(12, 20, 16))
+    scan = write_scan(tmp_path / "scan" / "ct.mhd", size=(20, 20, 16))
     for volume in (scan, scan.parent):
         asked = {"model": str(model), "volume": str(volume)}
         worker.ask("segment", **asked)
