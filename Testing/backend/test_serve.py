@@ -259,20 +259,14 @@ def test_cancel_ends_what_runs_and_what_waits_while_pings_are_answered(
     waits = worker.client.send("segment", **request)
     step = worker.until(lambda r: r["id"] == runs and r.get("done", 0) > 0)
     assert 0 < step["done"] < step["total"]
-    assert worker.ask("ping") == {
-        "event": "pong",
-        "id": worker.heard[-1]["id"],
-        "running": runs,
-        "waiting": [waits],
-    }
-    began = time.monotonic()
+    pong = worker.ask("ping")
+    assert (pong["running"], pong["waiting"]) == (runs, [waits])
     for target, was in ((waits, "waiting"), (runs, "running")):
         identity = worker.client.cancel(target)
         assert identity is not None
         assert worker.answer(identity)["was"] == was
         assert worker.answer(target)["type"] == "Cancelled"
-    assert time.monotonic() - began < 5
-    # `windows` were many more than were evaluated.
+    # Many windows more were to come.
     assert worker.of(runs, "progress")[-1]["done"] < step["total"]
     assert [r["ahead"] for r in worker.of(waits, "accepted")] == [1]
     assert worker.client.cancel(runs) is None
