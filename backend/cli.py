@@ -267,6 +267,34 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Keep networks ready and segment on request: JSON lines in, JSON lines out, for programs."""
+
+    device: Device = "auto"
+    """Device to compute on; auto takes a GPU where there is one and says so."""
+    idle_minutes: Annotated[float, arg(metavar="MINUTES")] = 15.0
+    """End after so long without work."""
+    model_memory_mb: Annotated[float, arg(metavar="MB")] = 4096.0
+    """Memory for networks; beyond it the one longest unused is forgotten."""
+    allow_second: Switch = False
+    """Start even if another worker serves this device."""
+    owner: Annotated[int | None, arg(metavar="PID", help_behavior_hint="")] = None
+    """End with this process. Left out: with the one that started it."""
+
+    def run(self) -> None:
+        """Serve."""
+        from backend import serve
+
+        serve.run(
+            device=self.device,
+            idle_minutes=self.idle_minutes,
+            model_memory_mb=self.model_memory_mb,
+            allow_second=self.allow_second,
+            owner=self.owner,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Compare segmentations with references: overlap and surface distances per organ and case."""
 
@@ -467,6 +495,7 @@ Command = Union[  # noqa: UP007 - tyro wants a type it can print in order
     Annotated[Pretrain, subcommand("pretrain")],
     Annotated[Finetune, subcommand("finetune")],
     Annotated[Segment, subcommand("segment")],
+    Annotated[Serve, subcommand("serve")],
     Annotated[Evaluate, subcommand("evaluate")],
     Annotated[Methods, subcommand("methods")],
     Annotated[Describe, subcommand("describe")],
