@@ -1,30 +1,33 @@
-"""Small JSON files that are either whole or not there, and are checked when they are read."""
+"""Files that are either whole or not there; JSON is checked when it is read."""
 
 from __future__ import annotations
 
 import json
 import os
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from SSLPretrainLogic.errors import LogicError, told_plainly
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON beside `path`, then put it there.
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to, which becomes `path` when the block ends well.
+
+    What was at `path` stays until then, and stays for good if the block fails.
 
     Raises:
         LogicError: if the disk is full or the folder cannot be written.
     """
+    # The ending stays last: writers choose the format by it.
     part = path.with_name(f".part-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-            stream.flush()
+        yield part
+        with part.open("rb+") as stream:
             os.fsync(stream.fileno())
         part.replace(path)
     except OSError as error:
@@ -33,6 +36,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         # What cannot be removed must not hide why it could not be written.
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON whole.
+
+    Raises:
+        LogicError: see `written_whole`.
+    """
+    with written_whole(path) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, *, cure: str = "Make it anew.") -> dict[str, Any]:
@@ -46,7 +59,8 @@ def read_json(path: Path, *, cure: str = "Make it anew.") -> dict[str, Any]:
         LogicError: if it is not there or no JSON object.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        # Some editors begin a file with a mark of its order of bytes.
+        value = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise told_plainly(error, path) from error
     except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 
-from SSLPretrainLogic.scene.files import SceneError
+from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.scene.grids import Grid, box, brought, inverse, value_counts
 from SSLPretrainLogic.scene.structures import Structure, folded, read_labels
 from SSLPretrainLogic.scene.terminology import color_for, full_entry
@@ -75,7 +75,7 @@ def import_labels(
         name: of a new node; "" names it after the volume.
 
     Raises:
-        SceneError: if a file cannot be read or lacks a name, it lies on another grid than the
+        LogicError: if a file cannot be read or lacks a name, it lies on another grid than the
             volume, or the segmentation cannot take it.
     """
     known = read_structures(path)
@@ -99,11 +99,11 @@ def read_structures(path: Path) -> tuple[Structure, ...]:
     """Names, colours and codes of a label file, in the order of their values.
 
     Raises:
-        SceneError: if they cannot be read.
+        LogicError: if they cannot be read.
     """
     stem = next((path.name[: -len(e)] for e in _ENDINGS if path.name.lower().endswith(e)), None)
     if stem is None:
-        raise SceneError(f"{path}: no label file.", f"Choose one of {', '.join(_ENDINGS)}.")
+        raise LogicError(f"{path}: no label file.", f"Choose one of {', '.join(_ENDINGS)}.")
     if path.name.lower().endswith(SLICER_ENDING):
         return _header_structures(path)
     return read_labels(path.with_name(f"{stem}.labels.json"))
@@ -130,7 +130,7 @@ def _filled(
         else:
             _separate(segmentation, identifier, grid)
             if not logic.SetBinaryLabelmapToSegment(image, node, identifier, logic.MODE_REPLACE):
-                raise SceneError(
+                raise LogicError(
                     f"Segment {structure.name!r} does not take its voxels.", "Undo, and try again."
                 )
         _describe(segmentation.GetSegment(identifier), structure)
@@ -188,20 +188,20 @@ def _mask(voxels: NDArray[np.generic], value: int, grid: Grid) -> Any:
 def _on_grid(path: Path, grid: Grid, volume: Any) -> NDArray[np.generic]:
     """Label values (z, y, x) of a file in the axis order of a grid."""
     if not path.is_file():
-        raise SceneError(f"{path} does not exist.", "Segment the volume again.")
+        raise LogicError(f"{path} does not exist.", "Segment the volume again.")
     node = slicer.vtkMRMLLabelMapVolumeNode()
     storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
     storage.SetFileName(str(path))
     storage.SetSingleFile(True)
     if not storage.ReadData(node) or node.GetImageData() is None:
-        raise SceneError(f"{path} cannot be read as a label map.", "Segment the volume again.")
+        raise LogicError(f"{path} cannot be read as a label map.", "Segment the volume again.")
     values = voxels_of(node.GetImageData())
     if not np.issubdtype(values.dtype, np.integer) or np.min(values) < 0:
-        raise SceneError(f"{path} is no label map.", "Choose a file of whole numbers from 0 on.")
+        raise LogicError(f"{path} is no label map.", "Choose a file of whole numbers from 0 on.")
     # Slicer's reader turns the axes of left-handed files round.
     voxels = brought(values, own_grid(node), grid)
     if voxels is None:
-        raise SceneError(
+        raise LogicError(
             f"{path} lies on another grid than volume {volume.GetName()!r}.",
             "Choose the volume it was made from, or segment this one.",
         )
@@ -219,7 +219,7 @@ def _new_node(volume: Any, world: Grid, *, moves_along: bool, name: str) -> tupl
     """
     scene = volume.GetScene()
     if scene is None:
-        raise SceneError(f"Volume {volume.GetName()!r} is in no scene.", "Add it to the scene.")
+        raise LogicError(f"Volume {volume.GetName()!r} is in no scene.", "Add it to the scene.")
     node = scene.AddNewNodeByClass(
         "vtkMRMLSegmentationNode", name or f"{volume.GetName()} segmentation"
     )
@@ -264,7 +264,7 @@ def _below(segmentation: Any, world: Grid) -> Grid:
     """A grid of the world as it lies below the transform of a segmentation node."""
     matrix = linear_matrix(to_world(segmentation))
     if matrix is None:
-        raise SceneError(
+        raise LogicError(
             f"Segmentation {segmentation.GetName()!r} is under a transform that bends space.",
             "Harden the transform, or choose a new segmentation.",
         )
@@ -275,7 +275,7 @@ def _refuse_surfaces(segmentation: Any) -> None:
     """Voxels written into segments that are surfaces would be lost with the next change."""
     held = segmentation.GetSegmentation()
     if held.GetNumberOfSegments() and held.GetSourceRepresentationName() != _LABELMAP:
-        raise SceneError(
+        raise LogicError(
             f"Segmentation {segmentation.GetName()!r} is made of "
             f"{held.GetSourceRepresentationName().lower()}s.",
             "Convert it to a binary labelmap, or choose a new segmentation.",
@@ -287,7 +287,7 @@ def _refuse_unnamed(
 ) -> None:
     named = {0, *(structure.value for structure in structures)}
     if strangers := sorted(set(np.flatnonzero(value_counts(voxels)).tolist()) - named):
-        raise SceneError(
+        raise LogicError(
             f"{path}: the voxels hold label values without a name: {strangers[:5]}.",
             "Name every value in the list of labels.",
         )
@@ -300,7 +300,7 @@ def _chosen(
         return tuple(structures)
     wanted = {folded(name): name for name in only}
     if unknown := wanted.keys() - {folded(s.name) for s in structures}:
-        raise SceneError(
+        raise LogicError(
             f"{path} has no structure {wanted[sorted(unknown)[0]]!r}.",
             f"It has {', '.join(s.name for s in structures)}.",
         )
@@ -321,12 +321,12 @@ def _header_structures(path: Path) -> tuple[Structure, ...]:
                 color=(round(255 * red), round(255 * green), round(255 * blue)),
             )
         except (KeyError, ValueError) as error:
-            raise SceneError(f"{path}: damaged header ({error}).", "Segment it again.") from error
+            raise LogicError(f"{path}: damaged header ({error}).", "Segment it again.") from error
         tags = fields.get(f"{prefix}Tags", "").split("|")
         entry = next((t.partition(":")[2] for t in tags if t.startswith("TerminologyEntry:")), "")
         found.append(replace(structure, terminology=entry))
     if not found:
-        raise SceneError(f"{path} names no segments.", "Choose a segmentation file.")
+        raise LogicError(f"{path} names no segments.", "Choose a segmentation file.")
     return tuple(sorted(found, key=lambda structure: structure.value))
 
 
@@ -338,5 +338,5 @@ def _header_fields(path: Path) -> dict[str, str]:
             while (line := file.readline(_LONGEST_LINE)).strip():
                 lines.append(line.decode("utf-8", errors="replace").rstrip("\r\n"))
     except OSError as error:
-        raise SceneError(f"{path}: {error.strerror}.", "Segment the volume again.") from error
+        raise LogicError(f"{path}: {error.strerror}.", "Segment the volume again.") from error
     return dict(line.split(":=", 1) for line in lines if ":=" in line)

@@ -13,7 +13,7 @@ import numpy as np
 import slicer
 from numpy.typing import NDArray
 
-from SSLPretrainLogic.scene.files import SceneError
+from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.scene.grids import Grid, box, inverse, placed, value_counts
 from SSLPretrainLogic.scene.structures import (
     Color,
@@ -102,7 +102,7 @@ def export_set(cases: Sequence[SceneCase], table: StructureTable, folder: Path) 
         folder: files of cases with the same name are replaced, others stay.
 
     Raises:
-        SceneError: naming the case, if a name serves twice or is no name for a file, two
+        LogicError: naming the case, if a name serves twice or is no name for a file, two
             structures overlap, nothing is labelled, the values contradict those of cases that
             stay in the folder, or something cannot be read or written.
     """
@@ -113,8 +113,8 @@ def export_set(cases: Sequence[SceneCase], table: StructureTable, folder: Path) 
     for case in cases:
         try:
             voxels[case.name], told = _export_case(case, table, folder)
-        except SceneError as error:
-            raise SceneError(f"Case {case.name}: {error.message}", error.hint) from error
+        except LogicError as error:
+            raise LogicError(f"Case {case.name}: {error.message}", error.hint) from error
         warnings += [f"Case {case.name}: {text}" for text in told]
     write_labels(folder / "labels.json", [_completed(entry) for entry in table.structures])
     return ExportedSet(folder=folder, voxels=voxels, warnings=tuple(warnings))
@@ -126,7 +126,7 @@ def label_map(
     """The structures of a case on a grid of the world, (z, y, x), and what is to be told of them.
 
     Raises:
-        SceneError: if two structures overlap, or a segment cannot be brought to the grid.
+        LogicError: if two structures overlap, or a segment cannot be brought to the grid.
     """
     merged = np.zeros(grid.size[::-1], dtype=np.int16)
     warnings = []
@@ -161,7 +161,7 @@ def _prepare(folder: Path, cases: Sequence[SceneCase], table: StructureTable) ->
     now = {structure.value: folded(structure.name) for structure in table.structures}
     for before in read_labels(names):
         if now.get(before.value) != folded(before.name):
-            raise SceneError(
+            raise LogicError(
                 f"{folder} has case {staying[0]}, where {before.value} is {before.name!r}, which "
                 "the table of structures does not say.",
                 "Keep the structures of the set, export all its cases, or choose another folder.",
@@ -179,7 +179,7 @@ def _export_case(
     image = world_image(case.volume)
     labels, warnings = label_map(case, table, image.grid)
     if not labels.any():
-        raise SceneError(
+        raise LogicError(
             f"nothing is labelled on volume {case.volume.GetName()!r}.",
             "Segment it or leave the case out.",
         )
@@ -196,7 +196,7 @@ def _layers(node: Any, grid: Grid) -> list[tuple[Any, list[Any]]]:
     """Every label map of a segmentation node with the vtkSegments in it, empty ones included.
 
     Raises:
-        SceneError: if segments that are surfaces cannot become voxels.
+        LogicError: if segments that are surfaces cannot become voxels.
     """
     segmentation = node.GetSegmentation()
     if not segmentation.ContainsRepresentation(LABELMAP):
@@ -213,7 +213,7 @@ def _voxelized(node: Any, grid: Grid) -> Any:
     """A copy of surface segments as label maps on a grid of the world."""
     matrix = linear_matrix(to_world(node))
     if matrix is None:
-        raise SceneError(
+        raise LogicError(
             f"Segmentation {node.GetName()!r} holds surfaces under a transform that bends space.",
             "Harden the transform, or convert the segmentation to a binary labelmap.",
         )
@@ -227,7 +227,7 @@ def _voxelized(node: Any, grid: Grid) -> Any:
         converter.SerializeImageGeometry(reference),
     )
     if copy.GetNumberOfSegments() and not copy.CreateRepresentation(LABELMAP):
-        raise SceneError(
+        raise LogicError(
             f"Segmentation {node.GetName()!r} cannot be converted to voxels.",
             "Create its binary labelmap in the module Segmentations.",
         )
@@ -268,7 +268,7 @@ def _refuse_overlap(
         return
     names = {structure.value: structure.name for structure in table.structures}
     one, other = names[int(layer[clash][0])], names[int(merged[clash][0])]
-    raise SceneError(
+    raise LogicError(
         f"{one!r} overlaps {other!r} in {int(clash.sum())} voxels, but a voxel has one label.",
         "Remove the overlap in the Segment Editor, merge the two or leave one out.",
     )
@@ -279,13 +279,13 @@ def _check_names(cases: Sequence[SceneCase]) -> None:
     seen: set[str] = set()
     for case in cases:
         if not _NAME.fullmatch(case.name):
-            raise SceneError(
+            raise LogicError(
                 f"{case.name[:60]!a} is no name for a case.",
                 "Use letters, digits, - and _ only, e.g. case_001; no patient's name.",
             )
         # Windows and macOS do not tell capitals from small letters.
         if case.name.casefold() in seen:
-            raise SceneError(f"Two cases are named {case.name!r}.", "Give each its own name.")
+            raise LogicError(f"Two cases are named {case.name!r}.", "Give each its own name.")
         seen.add(case.name.casefold())
 
 

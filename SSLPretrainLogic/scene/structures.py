@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from SSLPretrainLogic.scene.files import SceneError, read_json, write_json
+from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.files import read_json, write_json
 
 Color = tuple[int, int, int]
 
@@ -74,11 +75,11 @@ class StructureTable:
         """The label value of a segment, 0 if it is left out.
 
         Raises:
-            SceneError: if the table does not know the segment.
+            LogicError: if the table does not know the segment.
         """
         key = folded(segment_name)
         if key not in self.sources:
-            raise SceneError(
+            raise LogicError(
                 f"Segment {segment_name!r} stands in no row of the table of structures.",
                 "Give it a structure or leave it out.",
             )
@@ -89,19 +90,19 @@ class StructureTable:
         """The structure of this name, however it is written.
 
         Raises:
-            SceneError: if there is none.
+            LogicError: if there is none.
         """
         for structure in self.structures:
             if folded(structure.name) == folded(name):
                 return structure
         known = ", ".join(structure.name for structure in self.structures)
-        raise SceneError(f"There is no structure {name!r}.", f"There are: {known}.")
+        raise LogicError(f"There is no structure {name!r}.", f"There are: {known}.")
 
     def merged(self, names: Iterable[str], *, into: str) -> StructureTable:
         """Several structures as one, which has the value, colour and code of the first.
 
         Raises:
-            SceneError: if a name is unknown, or `into` is another structure.
+            LogicError: if a name is unknown, or `into` is another structure.
         """
         parts = [self.named(name) for name in names]
         kept = parts[0]
@@ -116,12 +117,12 @@ class StructureTable:
         """A structure under another name.
 
         Raises:
-            SceneError: if the old name is unknown, or the new one is blank or taken.
+            LogicError: if the old name is unknown, or the new one is blank or taken.
         """
         before = self.named(old)
         name = checked_name(new)
         if any(folded(s.name) == folded(name) for s in self.structures if s is not before):
-            raise SceneError(f"There is a structure {name!r} already.", "Merge the two.")
+            raise LogicError(f"There is a structure {name!r} already.", "Merge the two.")
         return replace(
             self,
             structures=tuple(replace(s, name=name) if s is before else s for s in self.structures),
@@ -132,7 +133,7 @@ class StructureTable:
         """Leave a structure out: its segments become background.
 
         Raises:
-            SceneError: if the name is unknown.
+            LogicError: if the name is unknown.
         """
         gone = self.named(name)
         return replace(
@@ -161,7 +162,7 @@ def proposed(found: Sequence[FoundSegment], *, known: Sequence[Structure] = ()) 
             in the order of their names, so that the order of cases plays no part.
 
     Raises:
-        SceneError: if a name is blank or too long, or there are more structures than values.
+        LogicError: if a name is blank or too long, or there are more structures than values.
     """
     first: dict[str, FoundSegment] = {}
     notes: dict[str, None] = {}
@@ -177,7 +178,7 @@ def proposed(found: Sequence[FoundSegment], *, known: Sequence[Structure] = ()) 
     value = max((structure.value for structure in known), default=0)
     new = sorted(first.keys() - kept.keys())
     if value + len(new) > MAX_VALUE:
-        raise SceneError(f"{len(new)} structures are too many.", f"Values end at {MAX_VALUE}.")
+        raise LogicError(f"{len(new)} structures are too many.", f"Values end at {MAX_VALUE}.")
     for offset, key in enumerate(new, start=1):
         kept[key] = Structure(
             value=value + offset,
@@ -203,11 +204,11 @@ def checked_name(name: str) -> str:
     """A name that lists and files show as it is, without blanks around it.
 
     Raises:
-        SceneError: if it is blank, too long or holds control characters.
+        LogicError: if it is blank, too long or holds control characters.
     """
     text = " ".join(name.split())
     if not text or len(text) > _LONGEST_NAME or not text.isprintable():
-        raise SceneError(
+        raise LogicError(
             f"{name[:60]!a} is no name for a structure.",
             f"Write 1 to {_LONGEST_NAME} characters in one line.",
         )
@@ -218,7 +219,7 @@ def write_labels(path: Path, structures: Sequence[Structure]) -> None:
     """Write `labels.json` as the backend reads it.
 
     Raises:
-        SceneError: if the file cannot be written.
+        LogicError: if the file cannot be written.
     """
     write_json(path, {"labels": {str(s.value): _described(s) for s in structures}})
 
@@ -227,7 +228,7 @@ def read_labels(path: Path) -> tuple[Structure, ...]:
     """Structures of a `labels.json`, in the order of their values.
 
     Raises:
-        SceneError: if the file cannot be read or does not name structures by their values.
+        LogicError: if the file cannot be read or does not name structures by their values.
     """
     table = read_json(path).get("labels")
     try:
@@ -237,7 +238,7 @@ def read_labels(path: Path) -> tuple[Structure, ...]:
         if len({folded(s.name) for s in found}) < len(found):
             raise ValueError("it names a structure twice")
     except (ValueError, TypeError, KeyError) as error:
-        raise SceneError(
+        raise LogicError(
             f"{path} names no structures: {error}.",
             'Write {"labels": {"1": {"name": "liver", "color": [221, 130, 101]}}}.',
         ) from error

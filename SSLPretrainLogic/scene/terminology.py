@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from SSLPretrainLogic.scene.files import SceneError, read_json
+from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.files import read_json
 from SSLPretrainLogic.scene.structures import Color, folded
 
 FOLDER = Path(__file__).resolve().parents[2] / "Resources" / "Terminology"
@@ -46,11 +47,11 @@ def register(logic: Any) -> str:
         The name of the context.
 
     Raises:
-        SceneError: if Slicer does not take the file.
+        LogicError: if Slicer does not take the file.
     """
     name = str(logic.LoadTerminologyFromFile(str(TERMS)) or "")
     if not name:
-        raise SceneError(f"{TERMS} cannot be loaded.", "Install the extension again.")
+        raise LogicError(f"{TERMS} cannot be loaded.", "Install the extension again.")
     return name
 
 
@@ -74,13 +75,13 @@ def full_entry(terminology: str, name: str) -> str:
         name: of the structure.
 
     Raises:
-        SceneError: if it is none of these.
+        LogicError: if it is none of these.
     """
     if not terminology or "~" in terminology:
         return terminology or code_for(name)
     parts = terminology.replace(":", "^", 1).split("^")
     if len(parts) not in (2, 3) or not all(parts[:2]):
-        raise SceneError(
+        raise LogicError(
             f"The terminology {terminology[:60]!a} of {name!r} is no code.",
             "Write it as SCT^10200004^Liver.",
         )
@@ -99,13 +100,13 @@ def terms() -> tuple[Term, ...]:
     """All structures of the table.
 
     Raises:
-        SceneError: if the table is missing or damaged.
+        LogicError: if the table is missing or damaged.
     """
     content = read_json(TERMS)
     try:
         return tuple(_terms(content))
     except (KeyError, TypeError, ValueError) as error:
-        raise SceneError(f"{TERMS} is damaged: {error}.", "Install the extension again.") from error
+        raise LogicError(f"{TERMS} is damaged: {error}.", "Install the extension again.") from error
 
 
 @lru_cache(maxsize=1)

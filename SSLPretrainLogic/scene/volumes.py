@@ -13,7 +13,8 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from SSLPretrainLogic.scene.files import SceneError, written_whole
+from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.files import written_whole
 from SSLPretrainLogic.scene.grids import (
     Array,
     Grid,
@@ -74,7 +75,7 @@ def export_volume(volume: Any, path: Path) -> ExportedVolume:
         path: ends in .nrrd and names no patient; its folder is made.
 
     Raises:
-        SceneError: if the node is no CT volume or the file cannot be written.
+        LogicError: if the node is no CT volume or the file cannot be written.
     """
     image = world_image(volume)
     write_image(path, image.voxels, image.grid)
@@ -85,7 +86,7 @@ def world_image(volume: Any) -> WorldImage:
     """Voxels and grid of a volume as they lie in the world.
 
     Raises:
-        SceneError: if the node is no scalar volume, holds no voxels, values that are no Hounsfield
+        LogicError: if the node is no scalar volume, holds no voxels, values that are no Hounsfield
             units, or has a grid or a transform that cannot be used.
     """
     grid, reason = world_grid(volume)
@@ -101,16 +102,16 @@ def own_grid(volume: Any) -> Grid:
     """The grid of a node below its transforms.
 
     Raises:
-        SceneError: if it has no voxels or does not span space.
+        LogicError: if it has no voxels or does not span space.
     """
     image = volume.GetImageData()
     if image is None or image.GetNumberOfPoints() == 0 or not image.GetPointData().GetScalars():
-        raise SceneError(f"Volume {volume.GetName()!r} holds no voxels.", "Load the series again.")
+        raise LogicError(f"Volume {volume.GetName()!r} holds no voxels.", "Load the series again.")
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
     grid = image_grid(image, as_array(matrix))
     if not is_usable(grid):
-        raise SceneError(
+        raise LogicError(
             f"Volume {volume.GetName()!r} has no usable grid: its axes do not span space.",
             "Load the series again.",
         )
@@ -121,7 +122,7 @@ def world_grid(volume: Any) -> tuple[Grid, str]:
     """The grid that `export_volume` writes, and why it is not the node's own ("" if it is).
 
     Raises:
-        SceneError: if the node is no scalar volume, see also `own_grid`, or its transform flattens
+        LogicError: if the node is no scalar volume, see also `own_grid`, or its transform flattens
             space.
     """
     _require_scalar(volume)
@@ -171,7 +172,7 @@ def resampled(
         background: what lies outside the image.
 
     Raises:
-        SceneError: if VTK cannot do it.
+        LogicError: if VTK cannot do it.
     """
     reference = slicer.vtkOrientedImageData()
     reference.SetDimensions(grid.size)
@@ -181,7 +182,7 @@ def resampled(
         image, reference, found, linear, False, transform, background
     )
     if not done or found.GetDimensions() != tuple(grid.size):
-        raise SceneError("An image cannot be brought to another grid.", "Harden its transform.")
+        raise LogicError("An image cannot be brought to another grid.", "Harden its transform.")
     return voxels_of(found)
 
 
@@ -189,10 +190,10 @@ def write_image(path: Path, voxels: NDArray[Any], grid: Grid, *, compress: bool 
     """Write voxels (z, y, x) as NRRD, whole or not at all, and read them back to be sure.
 
     Raises:
-        SceneError: if the name does not end in .nrrd or the file cannot be written.
+        LogicError: if the name does not end in .nrrd or the file cannot be written.
     """
     if path.suffix.lower() != ENDING:
-        raise SceneError(f"{path}: volumes are written as {ENDING}.", f"End the name in {ENDING}.")
+        raise LogicError(f"{path}: volumes are written as {ENDING}.", f"End the name in {ENDING}.")
     node = slicer.vtkMRMLScalarVolumeNode()
     # The grid belongs to the node; an image in MRML has spacing 1.
     image = vtk.vtkImageData()
@@ -254,9 +255,9 @@ def as_matrix(array: Array) -> Any:
 def _require_scalar(volume: Any) -> None:
     """Raise for label maps, vector volumes, and nothing at all."""
     if volume is None:
-        raise SceneError("No volume is chosen.", "Choose a CT volume.")
+        raise LogicError("No volume is chosen.", "Choose a CT volume.")
     if volume.GetClassName() != "vtkMRMLScalarVolumeNode":
-        raise SceneError(
+        raise LogicError(
             f"{volume.GetName()!r} is no CT volume but a {volume.GetNodeTagName()}.",
             "Choose a scalar volume.",
         )
@@ -266,18 +267,18 @@ def _hounsfield(volume: Any) -> NDArray[np.int16]:
     """The voxels of a scalar volume as int16 (z, y, x).
 
     Raises:
-        SceneError: see `world_image`.
+        LogicError: see `world_image`.
     """
     _require_scalar(volume)
     named = repr(volume.GetName())
     image = volume.GetImageData()
     if image.GetPointData().GetScalars().GetNumberOfComponents() != 1:
-        raise SceneError(f"Volume {named} has colours, not Hounsfield units.", "Choose a CT.")
+        raise LogicError(f"Volume {named} has colours, not Hounsfield units.", "Choose a CT.")
     values = voxels_of(image)
     low, high = float(np.min(values)), float(np.max(values))
     # Not-a-number fails every comparison.
     if not (low >= _INT16.min and high <= _INT16.max):
-        raise SceneError(
+        raise LogicError(
             f"Volume {named} has values from {low:g} to {high:g}, which are no Hounsfield units.",
             "Choose a CT, or rescale the volume to Hounsfield units.",
         )
@@ -319,8 +320,8 @@ def _holds(path: Path, voxels: NDArray[Any]) -> bool:
             return all(stream.read(plane.nbytes) == plane.tobytes() for plane in voxels)
 
 
-def _unusable_transform(volume: Any) -> SceneError:
-    return SceneError(
+def _unusable_transform(volume: Any) -> LogicError:
+    return LogicError(
         f"The transform of volume {volume.GetName()!r} flattens space or has no end.",
         "Correct the transform or take the volume out of it.",
     )

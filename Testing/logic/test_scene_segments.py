@@ -25,7 +25,7 @@ from scene_geometry import (
 
 from backend.data.labelled import check_set, load_labelled_set
 from backend.data.readers import read_label
-from SSLPretrainLogic.scene.files import SceneError
+from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.scene.structures import Structure, proposed
 
 slicer = pytest.importorskip("slicer", reason=NEEDS_MRML)
@@ -183,7 +183,7 @@ def test_overlapping_structures_are_refused_by_name_unless_they_are_merged(
     masks["Die Niere"][2, 2, 2:4] = True
     cases = [case("case_001", make_volume(hu(), matrix), make_segmentation(masks, matrix))]
     table = proposed(segments.found_segments(cases))
-    with pytest.raises(SceneError, match="Case case_001: 'Die Niere' overlaps 'Liver' in 2 voxels"):
+    with pytest.raises(LogicError, match="Case case_001: 'Die Niere' overlaps 'Liver' in 2 voxels"):
         segments.export_set(cases, table, tmp_path)
     assert not list(tmp_path.iterdir())
     merged = table.merged(["Liver", "Die Niere"], into="organs")
@@ -202,7 +202,7 @@ def test_cases_that_stay_in_the_folder_keep_their_meaning(
     first = case("case_001", volume, make_segmentation(blocks(), matrix))
     exported([first], tmp_path)
     other = case("case_002", volume, make_segmentation({"Aorta": blocks()["Liver"]}, matrix))
-    with pytest.raises(SceneError, match="has case case_001, where 1 is 'Die Niere', which the"):
+    with pytest.raises(LogicError, match="has case case_001, where 1 is 'Die Niere', which the"):
         exported([other], tmp_path)
     before = proposed(segments.found_segments([first])).structures
     exported([other], tmp_path, known=before)
@@ -250,7 +250,7 @@ def test_a_case_without_a_label_is_refused_by_name(
     bare = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
     good = make_segmentation(blocks(), ijk_to_ras())
     cases = [case("case_001", volume, good), case("case_002", volume, bare)]
-    with pytest.raises(SceneError, match="Case case_002: nothing is labelled on volume 'Bauch'"):
+    with pytest.raises(LogicError, match="Case case_002: nothing is labelled on volume 'Bauch'"):
         exported(cases, tmp_path)
 
 
@@ -319,10 +319,10 @@ def test_the_scene_is_not_touched_and_no_file_names_anybody(
 
 @pytest.mark.parametrize("name", ["", "Zöllner^Grete", "../case", "a b", ".hidden", "x" * 101])
 def test_names_that_are_no_file_names_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(SceneError, match="is no name for a case"):
+    with pytest.raises(LogicError, match="is no name for a case"):
         exported([case(name, None)], tmp_path)
 
 
 def test_two_cases_may_not_share_a_file(tmp_path: Path) -> None:
-    with pytest.raises(SceneError, match="Two cases are named 'CASE_1'"):
+    with pytest.raises(LogicError, match="Two cases are named 'CASE_1'"):
         exported([case("case_1", None), case("CASE_1", None)], tmp_path)

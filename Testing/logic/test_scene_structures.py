@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend.data.labels import read_labels as read_with_backend
-from SSLPretrainLogic.scene.files import SceneError
+from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.scene.structures import (
     FoundSegment,
     Structure,
@@ -68,7 +68,7 @@ def test_a_renamed_structure_keeps_value_and_sources() -> None:
     table = proposed(TWO_CASES).renamed("left kidney", "Niere links")
     assert values(table) == {"Niere links": 1, "Liver": 2, "Spleen": 3}
     assert table.value_of("Left_Kidney") == 1
-    with pytest.raises(SceneError, match="There is a structure 'LIVER' already"):
+    with pytest.raises(LogicError, match="There is a structure 'LIVER' already"):
         table.renamed("Spleen", "LIVER")
 
 
@@ -80,15 +80,15 @@ def test_what_is_left_out_becomes_background_and_no_other_value_moves() -> None:
 
 def test_unknown_names_are_refused_with_those_that_are_known() -> None:
     table = proposed(TWO_CASES)
-    with pytest.raises(SceneError, match="'Milz' stands in no row of the table"):
+    with pytest.raises(LogicError, match="'Milz' stands in no row of the table"):
         table.value_of("Milz")
-    with pytest.raises(SceneError, match=r"no structure 'Milz'\. There are: Left_Kidney, Liver"):
+    with pytest.raises(LogicError, match=r"no structure 'Milz'\. There are: Left_Kidney, Liver"):
         table.without("Milz")
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\x00b", "x" * 201])
 def test_names_that_cannot_be_shown_are_refused(name: str) -> None:
-    with pytest.raises(SceneError, match="is no name for a structure"):
+    with pytest.raises(LogicError, match="is no name for a structure"):
         proposed(found("a", name))
 
 
@@ -137,5 +137,5 @@ def test_labels_are_written_as_the_backend_reads_them(tmp_path: Path) -> None:
 def test_damaged_label_files_are_refused_by_path(text: str, tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(SceneError, match=r"labels\.json"):
+    with pytest.raises(LogicError, match=r"labels\.json"):
         read_labels(path)

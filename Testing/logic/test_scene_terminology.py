@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from scene_geometry import NEEDS_MRML
 
+from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.scene import terminology
-from SSLPretrainLogic.scene.files import SceneError
 
 BTCV = (
     "spleen",
@@ -111,7 +111,7 @@ def test_codes_of_the_backend_become_whole_entries() -> None:
     ]
     assert terminology.full_entry(whole, "x") == whole
     assert terminology.full_entry("", "no such thing") == ""
-    with pytest.raises(SceneError, match="'10200004' of 'Leber' is no code"):
+    with pytest.raises(LogicError, match="'10200004' of 'Leber' is no code"):
         terminology.full_entry("10200004", "Leber")
 
 
