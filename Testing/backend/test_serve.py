@@ -336,11 +336,12 @@ def test_rubbish_and_silence_are_survived_and_what_a_killed_worker_left_is_remov
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    try:
-        _survives(process, place)
-    finally:
-        process.kill()
-        process.communicate()
+    # Unlike `communicate` its end bears an input that was closed before.
+    with process:
+        try:
+            _survives(process, place)
+        finally:
+            process.kill()
     assert not left.exists()
     assert (mine / "file").exists()
 
