@@ -34,6 +34,7 @@ from backend.data.labels import Label
 from backend.data.readers import read_volume
 from backend.data.scan import scan as scan_folders
 from backend.data.series import SeriesRow
+from backend.data.volume_file import volume_among
 from backend.errors import BackendError, ResourceError, ScanError, UserError
 from backend.files import written_whole
 from backend.geometry import Volume
@@ -219,16 +220,17 @@ def find_scans(path: Path, *, single: bool) -> list[Scan]:
 def scan_names(rows: Sequence[tuple[str, tuple[Path, ...]]], *, root: Path) -> list[str]:
     """A name for each series, the shortest kind that tells all of them apart.
 
-    A single file is named after itself, after its folder if its own name says nothing ("ct"), or
-    after its way from `root`. A DICOM series of several files is named by its id: what stands in
-    its headers never becomes a file name.
+    A volume file is named after itself, after its folder if its own name says nothing ("ct"), or
+    after its way from `root`; so is a single DICOM file. A series of several is named by its id:
+    what stands in its headers never becomes a file name.
 
     Args:
         rows: `(id, files)` of each series.
         root: the folder that was searched.
     """
-    single = [(identity, files[0]) for identity, files in rows if len(files) == 1]
-    taken = {identity for identity, files in rows if len(files) != 1}
+    alone = [(identity, _only(files)) for identity, files in rows]
+    single = [(identity, file) for identity, file in alone if file is not None]
+    taken = {identity for identity, file in alone if file is None}
     kinds: tuple[Callable[[str, Path], str], ...] = (
         lambda _identity, file: _stem(file),
         lambda _identity, file: file.parent.name,
@@ -243,6 +245,10 @@ def scan_names(rows: Sequence[tuple[str, tuple[Path, ...]]], *, root: Path) -> l
         if max(folded.values(), default=0) <= 1 and not _GENERIC_STEMS & folded.keys():
             break
     return [chosen.get(identity, identity) for identity, _ in rows]
+
+
+def _only(files: Sequence[Path]) -> Path | None:
+    return files[0] if len(files) == 1 else volume_among(files)
 
 
 def chosen_labels(labels: Sequence[Label], structures: Sequence[str] | None) -> tuple[Label, ...]:

@@ -21,6 +21,7 @@ from backend.data.volume_file import (
     read_stored,
     read_volume_header,
     segment_values,
+    volume_among,
 )
 from backend.errors import ScanError
 from backend.geometry import Geometry, Vec3, Volume
@@ -73,9 +74,8 @@ def read_judged(files: Sequence[Path]) -> tuple[Volume, str]:
             raise ScanError(problem)
         if not file.is_file():
             raise ScanError(f"unreadable: there is no file {file.name}")
-    if len(files) == 1 and format_of(files[0]):
-        return _read_file(files[0])
-    return _read_dicom(files)
+    volume = volume_among(files)
+    return _read_dicom(files) if volume is None else _read_file(volume)
 
 
 def read_label(path: Path) -> Volume:

@@ -72,6 +72,12 @@ def format_of(path: Path) -> str:
     return next((FORMATS[end] for end in FORMATS if name.endswith(end)), "")
 
 
+def volume_among(files: Sequence[Path]) -> Path | None:
+    """The one volume file among the files of a series; what is beside it holds its voxels."""
+    found = [file for file in files if format_of(file)]
+    return found[0] if len(found) == 1 else None
+
+
 def read_volume_header(path: Path) -> VolumeHeader:
     """Grid and kind of a volume file.
 

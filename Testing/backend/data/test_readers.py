@@ -22,6 +22,7 @@ from dicom_files import (
 
 from backend.data.readers import read_judged, read_label, read_volume
 from backend.errors import ScanError
+from backend.segment import find_scans
 
 PIXDIM_Z = slice(88, 92)
 OBLIQUE = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
@@ -52,6 +53,16 @@ def test_every_volume_format_gives_the_same_voxels_and_grid(tmp_path: Path, endi
     np.testing.assert_allclose(volume.geometry.spacing_mm, (2.0, 0.75, 0.5), rtol=1e-6)
     np.testing.assert_allclose(volume.geometry.origin_mm, (1.0, -2.0, 3.0), rtol=1e-6)
     np.testing.assert_allclose(volume.geometry.direction, OBLIQUE, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".nhdr", ".mhd"])
+def test_a_header_beside_its_voxels_reads_as_the_scan_lists_it(tmp_path: Path, ending: str) -> None:
+    hu = hu_values(16)
+    write_image(tmp_path / f"patient{ending}", hu)
+    [found] = find_scans(tmp_path, single=True)
+    assert found.name == "patient"
+    assert len(found.files) == 2
+    np.testing.assert_array_equal(read_volume(found.files).voxels, hu)
 
 
 def test_slices_in_any_order_are_stacked_along_the_normal(tmp_path: Path) -> None:
