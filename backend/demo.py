@@ -26,9 +26,10 @@ from backend.report import write_demo_report
 
 log = logging.getLogger("backend")
 
-PRETRAIN_STEPS = 120
-FINETUNE_STEPS = 340
-"""With these every large organ is found; the gallbladder, the smallest, sometimes is not yet."""
+PRETRAIN_STEPS = 100
+FINETUNE_STEPS = 400
+"""With 340 left and right kidney were still mixed up; the gallbladder, the smallest organ, sometimes
+is not found yet with these."""
 
 PRETRAIN_PICTURES = 5
 """As many as the report shows."""
