@@ -242,7 +242,7 @@ def _launched(
 ) -> subprocess.Popen[bytes]:
     """Start the process that minds a job, apart from ours: no signal or console is shared."""
     argv = [job.argv[0], "-u", str(Path(wrapper.__file__).resolve()), str(job.folder)]
-    variables = {**environment, MARK: job.folder.name}
+    variables = {**environment, MARK: mark_of(job)}
     if sys.platform != "win32":
         return subprocess.Popen(
             argv,
@@ -404,6 +404,11 @@ def command_process(job: Job) -> Process | None:
     return _process(job, "command.json")
 
 
+def mark_of(job: Job) -> str:
+    """What all processes of a job inherit: the same in no other project, and after a move."""
+    return f"{job.folder.name} {job.started}"
+
+
 def origin(job: Job) -> Origin | None:
     """How processes of a job are known whose parents have died; None if they are not here."""
     if job.host != socket.gethostname():
@@ -411,7 +416,7 @@ def origin(job: Job) -> Origin | None:
     told = _read(job.folder / "process.json") or {}
     group, written = told.get("group"), told.get("written")
     return Origin(
-        mark=job.folder.name,
+        mark=mark_of(job),
         group=group if isinstance(group, int) else 0,
         since=float(written) if isinstance(written, (int, float)) else 0.0,
     )

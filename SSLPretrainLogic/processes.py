@@ -126,7 +126,9 @@ def _is_child(
 def _has_mark(pid: int, mark: str) -> bool:
     # Processes of other users do not show theirs.
     with suppress(OSError):
-        return f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return os.fsencode(f"{MARK}={mark}") in Path(f"/proc/{pid}/environ").read_bytes().split(
+            b"\0"
+        )
     return False
 
 

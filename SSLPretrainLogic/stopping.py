@@ -75,6 +75,7 @@ class _Sight:
     left: tuple[Process, ...]
     minders: frozenset[int]
     has_root: bool
+    has_begun: bool
 
     @property
     def workers(self) -> tuple[Process, ...]:
@@ -161,6 +162,7 @@ class Stopping:
             left=left,
             minders=frozenset() if minding is None else _with_launchers(minding, left),
             has_root=bool(roots),
+            has_begun=command is not None or bool(run and run.process),
         )
 
     def _step(self, sight: _Sight) -> None:
@@ -189,8 +191,8 @@ class Stopping:
             return
         if sight.run is not None and sight.run.is_active:
             self._is_asked = _touched(sight.run.folder / STOP_FILE)
-        # What is just starting is asked when it is there.
-        if not self._is_asked and sight.workers and sys.platform != "win32":
+        # What is just starting is asked when it is there; before, a signal would be lost.
+        if not self._is_asked and sight.has_begun and sight.workers and sys.platform != "win32":
             send(int(signal.SIGINT), sight.workers)
             self._is_asked = True
 

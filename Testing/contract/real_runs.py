@@ -13,7 +13,7 @@ from backend.data.phantom import make_phantom
 from backend.data.phantom.cohort import write_image
 from SSLPretrainLogic.commands import PretrainRequest, Request
 from SSLPretrainLogic.environments import Interpreter, child_environment
-from SSLPretrainLogic.jobs import Command, Job, JobStatus, backend_command, look
+from SSLPretrainLogic.jobs import Command, Job, JobStatus, backend_command, look, mark_of
 from SSLPretrainLogic.processes import MARK
 from SSLPretrainLogic.stopping import Stopping, StopProgress
 
@@ -92,7 +92,7 @@ def marked(job: Job) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             lives = process.status() != psutil.STATUS_ZOMBIE
-            if lives and process.environ().get(MARK) == job.folder.name:
+            if lives and process.environ().get(MARK) == mark_of(job):
                 found.append(process)
         except psutil.Error:
             continue

@@ -23,6 +23,7 @@ from SSLPretrainLogic.jobs import (
     find_jobs,
     forget,
     look,
+    mark_of,
     minder,
     start,
 )
@@ -72,7 +73,7 @@ def marked(job: Job) -> set[int]:
     for process in psutil.process_iter():
         try:
             lives = process.status() != psutil.STATUS_ZOMBIE
-            if lives and process.environ().get(MARK) == job.folder.name:
+            if lives and process.environ().get(MARK) == mark_of(job):
                 found.add(process.pid)
         except psutil.Error:
             continue

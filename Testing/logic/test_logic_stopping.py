@@ -26,6 +26,8 @@ import signal, sys, time
 from pathlib import Path
 from backend.engine.record import RunFolder
 from backend.errors import Cancelled
+# Whoever is started in the background of a script is deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if sys.argv[2] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with RunFolder(Path(sys.argv[1]), kind="pretrain", argv=[], resume=False) as run, run.outcome():
