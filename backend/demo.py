@@ -28,8 +28,8 @@ log = logging.getLogger("backend")
 
 PRETRAIN_STEPS = 100
 FINETUNE_STEPS = 400
-"""With 340 left and right kidney were still mixed up; the gallbladder, the smallest organ, sometimes
-is not found yet with these."""
+"""With 340 left and right kidney were still mixed up; the gallbladder, the smallest organ, is
+sometimes not found with these either."""
 
 PRETRAIN_PICTURES = 5
 """As many as the report shows."""
