@@ -170,7 +170,8 @@ def test_children_that_were_left_behind_are_ended_although_their_parents_have_di
     ended(job)
     assert look(job).state == "interrupted"
     assert "killed or the machine went down" in look(job).message
-    assert len(marked(job)) == 1
+    # The dead need a moment to go.
+    until(lambda: len(marked(job)) == 1)
     stopping = Stopping(job=job, grace_s=1000)
     until(lambda: stopping.poll().is_over)
     assert stopping.poll().seen == 1

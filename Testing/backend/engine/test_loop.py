@@ -412,7 +412,9 @@ def test_the_warning_goes_when_features_were_healthy_for_20_steps_on_end(
     assert "spread is within 0.1 to 10 again (step 40)" in caplog.text
 
 
-def test_the_time_left_counts_what_comes_between_the_steps(tmp_path: Path) -> None:
+def test_the_time_left_counts_what_comes_between_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[float] = []
 
     def slow(_step: int) -> dict[str, float]:
@@ -426,7 +428,7 @@ def test_the_time_left_counts_what_comes_between_the_steps(tmp_path: Path) -> No
             told.append(values["eta_s"])
             noted(**values)
 
-        run.note = note  # type: ignore[method-assign]
+        monkeypatch.setattr(run, "note", note)
         event = Event(every=2, action=slow)
         _loop(_Regression(), run, _plan()).fit(
             _batches(), stop=StopRequest(), events=[event], what="Test"

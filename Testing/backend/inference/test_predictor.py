@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from worker_material import ARCHITECTURE
 
 from backend.errors import ResourceError, UserError
 from backend.geometry import Geometry, Volume, direction9
@@ -15,26 +16,6 @@ from backend.inference.predictor import (
 )
 from backend.models.segmentation import build_segmentation
 from backend.weights import WeightsHeader, save_weights
-
-ARCHITECTURE = {
-    "window": [16, 16, 16],
-    "classes": 3,
-    "width": 4,
-    "norm": "instance",
-    "decoder": "default",
-    "encoder": {
-        "kind": "swin",
-        "embed_dim": 4,
-        "depths": [1, 1],
-        "heads": [1, 1],
-        "window": 4,
-        "patch": 2,
-        "mlp_ratio": 2.0,
-        "qkv_bias": True,
-        "final_merge": True,
-        "patch_norm": True,
-    },
-}
 
 
 def _header(**changes: object) -> WeightsHeader:

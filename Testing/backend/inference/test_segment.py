@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from worker_material import ARCHITECTURE
 
 from backend.data.labels import Label
 from backend.errors import ScanError, UserError
@@ -13,25 +14,6 @@ from backend.models.segmentation import build_segmentation
 from backend.segment import chosen_labels, run, scan_names
 from backend.weights import WeightsHeader, save_weights
 
-ARCHITECTURE = {
-    "window": [16, 16, 16],
-    "classes": 3,
-    "width": 4,
-    "norm": "instance",
-    "decoder": "default",
-    "encoder": {
-        "kind": "swin",
-        "embed_dim": 4,
-        "depths": [1, 1],
-        "heads": [1, 1],
-        "window": 4,
-        "patch": 2,
-        "mlp_ratio": 2.0,
-        "qkv_bias": True,
-        "final_merge": True,
-        "patch_norm": True,
-    },
-}
 SPACING_XYZ = (3.0, 2.0, 4.0)
 
 
