@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+MODULE = Path(__file__).resolve().parents[2] / "SSLSegmentation" / "SSLSegmentation.py"
 BASE_PYTHON = "SLICER_BASE_PYTHON"
 """Names a folder with Slicer's own `Base/Python`; without it small stand-ins are used."""
 
@@ -35,3 +37,29 @@ def host(running_host: Any) -> Iterator[Any]:
         running_host.check()
     finally:
         running_host.clear()
+
+
+@pytest.fixture
+def window(host: Any) -> Any:
+    """The module itself, shown: its `Window`, with no project and no Python chosen."""
+    module = host.load(MODULE)
+    host.startup_completed()
+    host.panel = host.show(module)
+    return module.widgetRepresentation().self().window
+
+
+@pytest.fixture
+def ready(host: Any, window: Any, tmp_path: Path) -> Any:
+    """The module with a project open and the Python chosen that runs these tests."""
+    from SSLPretrainLogic import environments
+    from SSLPretrainLogic.project import create_project
+
+    session = window.session
+    session.use_project(create_project(tmp_path / "Projekt ä", name="Köpfe"))
+    python = environments.chosen_interpreter(Path(sys.executable))
+    session.use_interpreter(python)
+    variables = session.variables()
+    session.use_report(environments.examine(python, environment=variables))
+    host.wait_until(lambda: window.catalogue.methods or window.catalogue.problem, limit_s=120)
+    assert not window.catalogue.problem
+    return window

@@ -1,0 +1,130 @@
+"""What all panels have in common: their .ui file, their message, and slots that do not throw."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import qt
+import slicer
+
+from SSLPretrainLogic.errors import LogicError, told_plainly
+from SSLSegmentationLib.catalogue import Catalogue
+from SSLSegmentationLib.job_monitor import JobMonitor
+from SSLSegmentationLib.session import Session
+
+_ICONS = {
+    "error": qt.QStyle.SP_MessageBoxCritical,
+    "warning": qt.QStyle.SP_MessageBoxWarning,
+    "info": qt.QStyle.SP_MessageBoxInformation,
+}
+_ICON_SIZE = 16
+
+
+def guarded(method: Callable[..., Any]) -> Callable[..., None]:
+    """A slot that shows what a person can mend as a sentence in its panel, and takes any arguments.
+
+    The method takes as many values of the signal as it declares, as Qt's own slots do.
+    """
+    count = len(inspect.signature(method).parameters) - 1
+
+    @functools.wraps(method)
+    def slot(self: Panel, *values: Any) -> None:
+        self.message.clear()
+        try:
+            method(self, *values[:count])
+        except LogicError as error:
+            self.message.show_error(error)
+        except OSError as error:
+            self.message.show_error(told_plainly(error, error.filename or ""))
+
+    return slot
+
+
+class Message:
+    """One or two sentences at the end of a panel, with a picture of how grave they are."""
+
+    def __init__(self) -> None:
+        self.widget = qt.QWidget()
+        self.widget.objectName = "message"
+        row = qt.QHBoxLayout(self.widget)
+        row.setContentsMargins(0, 0, 0, 0)
+        self._icon = qt.QLabel()
+        self._icon.setAlignment(qt.Qt.AlignTop)
+        self._text = qt.QLabel()
+        self._text.objectName = "messageText"
+        self._text.wordWrap = True
+        self._text.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
+        # Paths and names are shown as they are, whatever stands in them.
+        self._text.textFormat = qt.Qt.PlainText
+        row.addWidget(self._icon, 0)
+        row.addWidget(self._text, 1)
+        self.clear()
+
+    @property
+    def text(self) -> str:
+        """What is shown, "" if nothing is."""
+        return str(self._text.text)
+
+    def show(self, text: str, level: str = "info") -> None:
+        """Show a sentence.
+
+        Args:
+            text: as it stands.
+            level: "error", "warning" or "info".
+        """
+        icon = slicer.app.style().standardIcon(_ICONS[level])
+        self._icon.setPixmap(icon.pixmap(_ICON_SIZE, _ICON_SIZE))
+        self._text.text = text
+        self.widget.visible = True
+
+    def show_error(self, error: LogicError) -> None:
+        """Show what is wrong, and the cure."""
+        self.show(str(error), "error")
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self._text.text = ""
+        self.widget.visible = False
+
+
+class Panel:
+    """One section of the module. A panel knows the session and the monitor, and no other panel.
+
+    Attributes:
+        UI: name of its .ui file.
+        folder: where the .ui files lie.
+        widget: root of what it shows.
+        ui: the widgets of the .ui file by their names.
+    """
+
+    UI: ClassVar[str]
+
+    def __init__(
+        self, folder: Path, *, session: Session, monitor: JobMonitor, catalogue: Catalogue
+    ) -> None:
+        self.folder = folder
+        self.session = session
+        self.monitor = monitor
+        self.catalogue = catalogue
+        self.widget = slicer.util.loadUI(str(folder / self.UI))
+        self.widget.setMRMLScene(slicer.mrmlScene)
+        self.ui = slicer.util.childWidgetVariables(self.widget)
+        self.message = Message()
+        self.widget.layout().addWidget(self.message.widget)
+        self.setup()
+
+    def setup(self) -> None:
+        """Connect the widgets; called once."""
+
+    def use_parameters(self, parameters: Any) -> None:
+        """Tie the widgets to the parameter node of the scene, None while there is none."""
+
+    def scene_closes(self) -> None:
+        """Let go of all nodes."""
+
+    def cleanup(self) -> None:
+        """Let go of everything that outlives the panel; jobs go on."""

@@ -1,0 +1,167 @@
+"""What the panels share: the open project, the Python that computes, and how commands start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import slicer
+from slicer.i18n import tr as _
+
+from SSLPretrainLogic import environments, jobs, project
+from SSLPretrainLogic.commands import Request
+from SSLPretrainLogic.environments import Interpreter, Report
+from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.project import Project
+from SSLSegmentationLib.signals import Signal
+
+_PREFIX = "SSLSegmentation/"
+
+
+class Session:
+    """The state behind all panels. It is kept in Slicer's settings, not in scenes.
+
+    Attributes:
+        project_changed: emitted without values when another project is open, or its sources change.
+        environment_changed: when another interpreter is chosen or more is known of it.
+        started: with the `Job` that was started just now.
+    """
+
+    def __init__(self) -> None:
+        self.project_changed = Signal()
+        self.environment_changed = Signal()
+        self.started = Signal()
+        self.project: Project | None = None
+        self.interpreter: Interpreter | None = None
+        self.report: Report | None = None
+
+    # Settings
+
+    def setting(self, name: str, default: str = "") -> str:
+        """A remembered text."""
+        return str(slicer.app.userSettings().value(_PREFIX + name, default) or default)
+
+    def remember(self, name: str, value: str) -> None:
+        """Keep a text for the next start of Slicer."""
+        slicer.app.userSettings().setValue(_PREFIX + name, value)
+
+    # The project
+
+    def use_project(self, opened: Project) -> None:
+        """Work in a project that was opened, made or changed."""
+        self.project = opened
+        self.remember("project", str(opened.folder))
+        self._recall_report()
+        self.project_changed.emit()
+
+    def needs_project(self) -> Project:
+        """The open project.
+
+        Raises:
+            LogicError: if there is none.
+        """
+        if self.project is None:
+            raise LogicError(_("No project is open."), _("Open or make one at the top."))
+        return self.project
+
+    # The environment
+
+    def use_interpreter(self, interpreter: Interpreter) -> None:
+        """Compute with this Python from now on."""
+        self.interpreter = interpreter
+        self.remember("interpreter", str(interpreter.path))
+        self._recall_report()
+        self.environment_changed.emit()
+
+    def use_report(self, report: Report) -> None:
+        """Know more of the chosen Python."""
+        self.report = report
+        self.environment_changed.emit()
+
+    def needs_interpreter(self) -> Interpreter:
+        """The chosen Python.
+
+        Raises:
+            LogicError: if none is chosen, or it is known to lack something.
+        """
+        if self.interpreter is None:
+            raise LogicError(_("No Python is chosen."), _("Choose one under Setup."))
+        if self.report is not None and not self.report.ok:
+            missing = ", ".join(finding.topic for finding in self.report.missing)
+            what = _("{path} lacks: {missing}.").format(path=self.interpreter.path, missing=missing)
+            raise LogicError(what, _("Install it under Setup, or choose another Python."))
+        return self.interpreter
+
+    def variables(self, interpreter: Interpreter | None = None) -> dict[str, str]:
+        """Environment variables for a child that runs the backend.
+
+        Args:
+            interpreter: left out, the chosen one.
+        """
+        chosen = interpreter or self.needs_interpreter()
+        # Slicer's own Python needs what Slicer has added; any other must not see it.
+        base = None if chosen.kind == "slicer" else slicer.util.startupEnvironment()
+        return environments.child_environment(
+            chosen,
+            base=base,
+            slicer_home=Path(slicer.app.slicerHome),
+        )
+
+    @property
+    def device(self) -> str:
+        """What `--device` is given: "auto", or a name from the report."""
+        known = self.report.device_names if self.report else ("auto",)
+        wanted = self.setting("device", "auto")
+        return wanted if wanted in known else "auto"
+
+    # Commands
+
+    def start(self, request: Request, *, title: str) -> jobs.Job:
+        """Start a command of the backend, which goes on by itself; returns at once.
+
+        Args:
+            request: what to do.
+            title: for people, as the list of jobs shows it.
+
+        Raises:
+            LogicError: if no project or Python is there, or it cannot be started.
+        """
+        interpreter = self.needs_interpreter()
+        command = jobs.backend_command(
+            request, interpreter=interpreter, environment=self.variables(), title=title
+        )
+        return self.start_command(command)
+
+    def start_command(self, command: jobs.Command) -> jobs.Job:
+        """Start any command in the project.
+
+        Raises:
+            LogicError: if no project is open, or it cannot be started.
+        """
+        job = jobs.start(command, project=self.needs_project())
+        self.started.emit(job)
+        return job
+
+    # After a start of Slicer
+
+    def restore(self) -> None:
+        """Go on where Slicer was closed.
+
+        Raises:
+            LogicError: if the last project is gone or damaged; all else is restored.
+        """
+        interpreter = self.setting("interpreter")
+        if interpreter and Path(interpreter).exists():
+            self.interpreter = environments.chosen_interpreter(Path(interpreter))
+        folder = self.setting("project")
+        if folder:
+            self.remember("project", "")
+            self.use_project(project.open_project(Path(folder)))
+
+    def _recall_report(self) -> None:
+        self.report = None
+        if self.project is not None and self.interpreter is not None:
+            self.report = environments.cached_report(
+                self.interpreter,
+                environment=self.variables(self.interpreter),
+                cache=self.project.environments,
+            )
