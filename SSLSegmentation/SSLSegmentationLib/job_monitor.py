@@ -49,12 +49,14 @@ class JobMonitor:
     Attributes:
         changed: emitted without values when a job has come, gone, or stands otherwise.
         ended: with the `Watched` that has ended since the last look.
+        ticked: emitted without values at the end of each look, for what is told while a job goes on.
         stop_progress: with job folder and `StopProgress` while a job is being stopped.
     """
 
     def __init__(self, session: Session) -> None:
         self.changed = Signal()
         self.ended = Signal()
+        self.ticked = Signal()
         self.stop_progress = Signal()
         self._session = session
         self._watched: dict[Path, Watched] = {}
@@ -152,6 +154,7 @@ class JobMonitor:
         self._go_on_stopping()
         for following in tuple(self._followings):
             following.receiver(following.follower.look())
+        self.ticked.emit()
 
     def _on_project(self) -> None:
         if self._session.project is None:

@@ -152,6 +152,7 @@ class Session:
         interpreter = self.setting("interpreter")
         if interpreter and Path(interpreter).exists():
             self.interpreter = environments.chosen_interpreter(Path(interpreter))
+            self.environment_changed.emit()
         folder = self.setting("project")
         if folder:
             self.remember("project", "")
