@@ -49,7 +49,7 @@ class JobMonitor:
     Attributes:
         changed: emitted without values when a job has come, gone, or stands otherwise.
         ended: with the `Watched` that has ended since the last look.
-        ticked: emitted without values at the end of each look, for what is told while a job goes on.
+        ticked: emitted without values at the end of each look.
         stop_progress: with job folder and `StopProgress` while a job is being stopped.
     """
 
