@@ -165,7 +165,9 @@ class JobMonitor:
         self._timer.start()
 
     def _on_started(self, job: Job) -> None:
-        self._watched = {job.folder: Watched(job=job, status=jobs.look(job)), **self._watched}
+        # Not looked at yet: the end of one that has ended already must be told too.
+        begun = Watched(job=job, status=JobStatus(state="starting"))
+        self._watched = {job.folder: begun, **self._watched}
         self._timer.start()
         self.changed.emit()
 
