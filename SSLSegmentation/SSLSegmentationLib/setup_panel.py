@@ -55,6 +55,7 @@ class SetupPanel(Panel):
         self.monitor.ticked.connect(self._show_progress)
         self.monitor.ended.connect(self._on_ended)
         self._refresh()
+        self._show_detail()
         self._tell_after_restart()
 
     # What a person does
