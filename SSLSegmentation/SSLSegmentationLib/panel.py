@@ -63,6 +63,8 @@ class Message:
         self._text = qt.QLabel()
         self._text.objectName = "messageText"
         self._text.wordWrap = True
+        # A path is one long word, which must not widen the panel.
+        self._text.setMinimumWidth(1)
         self._text.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
         # Paths and names are shown as they are, whatever stands in them.
         self._text.textFormat = qt.Qt.PlainText
