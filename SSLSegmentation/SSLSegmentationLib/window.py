@@ -32,6 +32,8 @@ PANELS: tuple[type[Panel], ...] = (
 )
 
 _RECENT = 8
+_NAME = 24
+"""Letters of a project's name that fit into the narrowest panel."""
 
 
 class Window(Panel):
@@ -136,7 +138,8 @@ class Window(Panel):
 
     def _show_project(self) -> None:
         project = self.session.project
-        self.ui.projectName.text = project.name if project else _("none is open")
+        name = project.name if project else _("none is open")
+        self.ui.projectName.text = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
         self.ui.projectName.toolTip = str(project.folder) if project else ""
         recent = self._recent_folders()
         if project:
