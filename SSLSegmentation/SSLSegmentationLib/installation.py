@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -32,6 +31,10 @@ _MB = {"kB": 1e-3, "MB": 1.0, "GB": 1e3}
 _FILE = re.compile(r"(?:Downloading|Using cached) (?:\S*/)?([^\s-]+)-\S+ \(([\d.]+) (kB|MB|GB)\)")
 _UNPACKING = 0.9
 """Share of the progress bar that belongs to downloads; files are unpacked after them."""
+
+
+class ExtensionMissing(LogicError):
+    """Slicer lacks the extension through which it gets PyTorch; a restart will be needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +104,8 @@ def make_plan(report: Report, *, gpu: bool, system: str = sys.platform) -> Plan 
 
 
 def _requirements(report: Report) -> tuple[str, ...]:
-    words = shlex.split(report.install)
-    return tuple(words[words.index("install") + 1 :]) if "install" in words else ()
+    # Each stands in quotes; the path of the Python before them may hold anything.
+    return tuple(re.findall(r'"([^"]+)"', report.install.rpartition(" -m pip install ")[2]))
 
 
 def _name(word: str) -> str:
@@ -193,7 +196,8 @@ def install_into_slicer(
         on_end: is told pip's exit code.
 
     Raises:
-        LogicError: if the extension PyTorch is absent, or an installation fails.
+        ExtensionMissing: if the extension PyTorch is absent.
+        LogicError: if an installation fails.
     """
     requirements = [word for word in _plain(plan.words) if _name(word) not in _SLICERS]
     torch = next((word for word in _plain(plan.words) if _name(word) == "torch"), "")
@@ -216,7 +220,7 @@ def _install_torch(requirement: str, *, gpu: bool) -> None:
     try:
         from PyTorchUtils import PyTorchUtilsLogic
     except ImportError:
-        raise LogicError(
+        raise ExtensionMissing(
             _("The extension PyTorch is not there, through which Slicer gets PyTorch."),
             _("Install it in the Extensions Manager, restart Slicer, then press Install again."),
         ) from None

@@ -17,7 +17,7 @@ from SSLPretrainLogic.environments import Device, Finding, Interpreter, Report
 from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.run_folder import Tail
 from SSLSegmentationLib import installation
-from SSLSegmentationLib.installation import Plan
+from SSLSegmentationLib.installation import ExtensionMissing, Plan
 from SSLSegmentationLib.job_monitor import Watched
 from SSLSegmentationLib.panel import Message, Panel, guarded, level_icon
 
@@ -119,6 +119,7 @@ class SetupPanel(Panel):
 
     def cleanup(self) -> None:
         """Hear of nothing any more."""
+        self._slicers_lines = None
         self.session.project_changed.disconnect(self._refresh)
         self.session.environment_changed.disconnect(self._refresh)
         self.monitor.changed.disconnect(self._refresh)
@@ -205,16 +206,19 @@ class SetupPanel(Panel):
                 on_line=self._slicers_lines.append,
                 on_end=lambda code: self._on_slicer_installed(code, loaded),
             )
-        except LogicError:
+        except LogicError as error:
             self._slicers_lines = None
-            # The extension has to come first, which takes a restart.
-            self.session.remember(_AFTER_RESTART, "install")
+            if isinstance(error, ExtensionMissing):
+                self.session.remember(_AFTER_RESTART, "install")
             self._refresh()
             raise
 
     @guarded
     def _on_slicer_installed(self, code: int, loaded: Sequence[str]) -> None:
-        lines, self._slicers_lines = self._slicers_lines or [], None
+        if self._slicers_lines is None:
+            # The panel was closed meanwhile.
+            return
+        lines, self._slicers_lines = self._slicers_lines, None
         self._refresh()
         if code:
             last = next((line for line in reversed(lines) if line.strip()), str(code))
@@ -247,8 +251,13 @@ class SetupPanel(Panel):
         return bool(report and installation.gpu_index(report) and self.ui.setupGpuCheck.checked)
 
     def _plan(self) -> Plan | None:
-        report = self.session.report
-        return installation.make_plan(report, gpu=self._wants_gpu()) if report else None
+        report, interpreter = self.session.report, self.session.interpreter
+        if report is None or interpreter is None:
+            return None
+        if report.ok and interpreter.kind == "slicer":
+            # The extension PyTorch does not replace a build; its own module can remove it first.
+            return None
+        return installation.make_plan(report, gpu=self._wants_gpu())
 
     def _refresh(self) -> None:
         self._show_pythons()
@@ -296,17 +305,21 @@ class SetupPanel(Panel):
         self._show_detail()
 
     def _add_topic(self, topic: str, findings: tuple[Finding, ...]) -> None:
+        tree = self.ui.setupFindings
         level = max((finding.level for finding in findings), key=_GRAVITY.index)
-        item = qt.QTreeWidgetItem()
-        item.setText(0, topic_label(topic, findings))
-        item.setIcon(0, level_icon(_ICON_OF[level]))
-        self.ui.setupFindings.addTopLevelItem(item)
-        if len(findings) == 1 and not findings[0].cure:
-            item.setToolTip(0, _told(findings[0]))
-            return
+        item = _item(topic_label(topic, findings), level)
+        tree.addTopLevelItem(item)
         sizes = self._sizes() if topic == "packages" else {}
         for finding in findings:
-            item.addChild(_finding_item(finding, sizes))
+            # A topic with one line is that line.
+            line = item if len(findings) == 1 else _finding_item(finding, sizes)
+            if line is not item:
+                item.addChild(line)
+            # What Install does needs no words of its own.
+            cure = "" if _size(finding, sizes) else finding.cure
+            line.setToolTip(0, f"{_told(finding)}\n{cure}".strip())
+            if cure and tree.currentItem() is None:
+                tree.setCurrentItem(line)
         item.setExpanded(level != "ok")
 
     def _show_detail(self) -> None:
@@ -322,18 +335,16 @@ class SetupPanel(Panel):
 
     def _show_buttons(self) -> None:
         ui, plan = self.ui, self._plan()
-        busy = self._is_busy()
-        closed = self.session.project is None
-        blocked = (
-            _("Wait until what goes on has ended")
-            if busy
-            else _("Open or make a project at the top first")
-            if closed
-            else ""
-        )
-        ui.setupTestButton.enabled = ui.setupInstallButton.enabled = not blocked
+        busy, at_work = self._is_busy(), self.monitor.active() is not None
+        blocked = _("Wait until what goes on has ended") if busy else ""
+        if self.session.project is None:
+            blocked = _("Open or make a project at the top first")
+        # Packages must not be exchanged under a run.
+        no_install = blocked or (_("Wait until all jobs have ended") if at_work else "")
+        ui.setupTestButton.enabled = not blocked
         ui.setupTestButton.toolTip = blocked or _("Look what this Python has; installs nothing")
-        ui.setupInstallButton.toolTip = blocked or _("Shows what would be downloaded, and asks")
+        ui.setupInstallButton.enabled = not no_install
+        ui.setupInstallButton.toolTip = no_install or _("Shows what would be downloaded, and asks")
         ui.setupInstallButton.visible = plan is not None
         ui.setupInstallButton.text = _("Install ({size})…").format(size=plan.size if plan else "")
         ui.setupPythonCombo.enabled = ui.setupOtherButton.enabled = not busy
@@ -402,9 +413,13 @@ def next_step(report: Report | None, *, plan: Plan | None, has_project: bool) ->
             "or choose another Python."
         ).format(count=len(report.missing), size=plan.size)
     if not report.ok:
-        return "error", _("{summary} Select the lines below for their cures.").format(
+        return "error", _("{summary} A line below tells its cure when you select it.").format(
             summary=report.summary
         )
+    if plan is not None:
+        return "warning", _(
+            "{summary} The GPU is not used: press Install to download {size} for it."
+        ).format(summary=report.summary, size=plan.size)
     return "ok", _("{summary} Go on with Data.").format(summary=report.summary)
 
 
@@ -455,15 +470,18 @@ def _told(finding: Finding) -> str:
 
 
 def _finding_item(finding: Finding, sizes: Mapping[str, str]) -> Any:
-    text = _told(finding)
-    # The first word on a package is its name.
-    size = "" if finding.level == "ok" else sizes.get(text.split()[0].lower(), "")
+    return _item(_told(finding) + _size(finding, sizes), finding.level)
+
+
+def _size(finding: Finding, sizes: Mapping[str, str]) -> str:
+    """What a package that is missing takes; the first word on it is its name."""
+    return "" if finding.level == "ok" else sizes.get(_told(finding).split()[0].lower(), "")
+
+
+def _item(text: str, level: str) -> Any:
     item = qt.QTreeWidgetItem()
-    item.setText(0, text + size)
-    item.setIcon(0, level_icon(_ICON_OF[finding.level]))
-    # What Install does needs no words of its own.
-    cure = "" if size else finding.cure
-    item.setToolTip(0, f"{text}\n{cure}".strip())
+    item.setText(0, text)
+    item.setIcon(0, level_icon(_ICON_OF[level]))
     return item
 
 

@@ -107,12 +107,11 @@ def test_a_line_that_is_selected_is_told_in_full_with_its_cure(
 ) -> None:
     choose(host, panel, bare / "bin" / "python")
     examine(host, panel)
-    assert not panel.ui.setupDetail.visible
-    tree = panel.ui.setupFindings
-    dicom = tree.topLevelItem(tree.topLevelItemCount - 1)
-    tree.setCurrentItem(dicom.child(0))
-    assert panel.ui.setupDetail.visible
+    # What Install does not cure is selected from the start.
     assert "--force-reinstall python-gdcm pydicom" in panel.ui.setupDetail.text
+    tree = panel.ui.setupFindings
+    tree.setCurrentItem(tree.topLevelItem(0))
+    assert panel.ui.setupDetail.text.endswith(str(bare / "bin" / "python"))
 
 
 def test_a_good_python_makes_the_panel_ready(host: Any, panel: Any) -> None:
@@ -236,7 +235,8 @@ def test_what_is_missing_is_installed_as_a_job_and_tested_again(
     host.wait_until(lambda: panel.session.report not in (None, before), limit_s=60)
     assert {package.version for package in panel.session.report.packages} == {"99.0"}
     # They have no content; nothing more can be installed.
-    assert "Select the lines below for their cures" in hint(panel)
+    assert "A line below tells its cure" in hint(panel)
+    assert "--force-reinstall" in panel.ui.setupDetail.text
     assert not panel.ui.setupInstallButton.visible
 
 
@@ -250,6 +250,7 @@ def test_slicers_own_python_needs_the_extension_pytorch(
     host.click(slicers.ui.setupInstallButton)
     assert "Install it in the Extensions Manager" in slicers.message.text
     assert slicers.session.setting("setupAfterRestart") == "install"
+    assert slicers.monitor.active() is None
     assert slicers.ui.setupInstallButton.enabled
 
 
@@ -360,7 +361,7 @@ def a_report(*, gpu: str = "", missing: bool = True) -> Any:
         packages=(Package(name="torch", version=None, required=">=2.5", ok=not missing),),
         devices=(),
         findings=tuple(findings),
-        install='"/a b/python" -m pip install "torch>=2.5"' if missing else "",
+        install='"/a b/O\'Neil/python" -m pip install "torch>=2.5"' if missing else "",
         examined="",
     )
 
