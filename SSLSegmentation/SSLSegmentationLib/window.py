@@ -32,7 +32,7 @@ PANELS: tuple[type[Panel], ...] = (
 )
 
 _RECENT = 8
-_NAME = 24
+_NAME = 18
 """Letters of a project's name that fit into the narrowest panel."""
 
 
