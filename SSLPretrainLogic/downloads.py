@@ -27,7 +27,7 @@ _MB = {
     "tyro": 1,
 }
 _TORCH_MB = {"linux": 192, "win32": 127, "darwin": 139}
-_TORCH_CUDA_MB = 2600
+TORCH_CUDA_MB = 2600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def downloads(report: Report, *, gpu: bool, system: str = sys.platform) -> tuple
 def _size(name: str, *, gpu: bool, system: str) -> int:
     if name == "torch":
         cpu = _TORCH_MB.get(system, _TORCH_MB["linux"])
-        return _TORCH_CUDA_MB if gpu and system != "darwin" else cpu
+        return TORCH_CUDA_MB if gpu and system != "darwin" else cpu
     return _MB.get(name, 1)
 
 

@@ -49,12 +49,14 @@ class JobMonitor:
     Attributes:
         changed: emitted without values when a job has come, gone, or stands otherwise.
         ended: with the `Watched` that has ended since the last look.
+        ticked: emitted without values at the end of each look.
         stop_progress: with job folder and `StopProgress` while a job is being stopped.
     """
 
     def __init__(self, session: Session) -> None:
         self.changed = Signal()
         self.ended = Signal()
+        self.ticked = Signal()
         self.stop_progress = Signal()
         self._session = session
         self._watched: dict[Path, Watched] = {}
@@ -152,6 +154,7 @@ class JobMonitor:
         self._go_on_stopping()
         for following in tuple(self._followings):
             following.receiver(following.follower.look())
+        self.ticked.emit()
 
     def _on_project(self) -> None:
         if self._session.project is None:
@@ -162,7 +165,9 @@ class JobMonitor:
         self._timer.start()
 
     def _on_started(self, job: Job) -> None:
-        self._watched = {job.folder: Watched(job=job, status=jobs.look(job)), **self._watched}
+        # Not looked at yet: the end of one that has ended already must be told too.
+        begun = Watched(job=job, status=JobStatus(state="starting"))
+        self._watched = {job.folder: begun, **self._watched}
         self._timer.start()
         self.changed.emit()
 

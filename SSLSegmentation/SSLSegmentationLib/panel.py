@@ -17,11 +17,17 @@ from SSLSegmentationLib.job_monitor import JobMonitor
 from SSLSegmentationLib.session import Session
 
 _ICONS = {
+    "ok": qt.QStyle.SP_DialogApplyButton,
     "error": qt.QStyle.SP_MessageBoxCritical,
     "warning": qt.QStyle.SP_MessageBoxWarning,
     "info": qt.QStyle.SP_MessageBoxInformation,
 }
 _ICON_SIZE = 16
+
+
+def level_icon(level: str) -> Any:
+    """The picture of how grave something is: "ok", "info", "warning" or "error"."""
+    return slicer.app.style().standardIcon(_ICONS[level])
 
 
 def guarded(method: Callable[..., Any]) -> Callable[..., None]:
@@ -57,6 +63,8 @@ class Message:
         self._text = qt.QLabel()
         self._text.objectName = "messageText"
         self._text.wordWrap = True
+        # A path is one long word, which must not widen the panel.
+        self._text.setMinimumWidth(1)
         self._text.setTextInteractionFlags(qt.Qt.TextSelectableByMouse)
         # Paths and names are shown as they are, whatever stands in them.
         self._text.textFormat = qt.Qt.PlainText
@@ -74,10 +82,9 @@ class Message:
 
         Args:
             text: as it stands.
-            level: "error", "warning" or "info".
+            level: as `level_icon` names it.
         """
-        icon = slicer.app.style().standardIcon(_ICONS[level])
-        self._icon.setPixmap(icon.pixmap(_ICON_SIZE, _ICON_SIZE))
+        self._icon.setPixmap(level_icon(level).pixmap(_ICON_SIZE, _ICON_SIZE))
         self._text.text = text
         self.widget.visible = True
 

@@ -86,8 +86,7 @@ class Session:
         if self.interpreter is None:
             raise LogicError(_("No Python is chosen."), _("Choose one under Setup."))
         if self.report is not None and not self.report.ok:
-            missing = ", ".join(finding.topic for finding in self.report.missing)
-            what = _("{path} lacks: {missing}.").format(path=self.interpreter.path, missing=missing)
+            what = f"{self.interpreter.path}: {self.report.summary}"
             raise LogicError(what, _("Install it under Setup, or choose another Python."))
         return self.interpreter
 
@@ -152,6 +151,7 @@ class Session:
         interpreter = self.setting("interpreter")
         if interpreter and Path(interpreter).exists():
             self.interpreter = environments.chosen_interpreter(Path(interpreter))
+            self.environment_changed.emit()
         folder = self.setting("project")
         if folder:
             self.remember("project", "")

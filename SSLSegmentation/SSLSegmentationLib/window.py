@@ -31,6 +31,10 @@ PANELS: tuple[type[Panel], ...] = (
     JobsPanel,
 )
 
+_RECENT = 8
+_NAME = 18
+"""Letters of a project's name that fit into the narrowest panel."""
+
 
 class Window(Panel):
     """The project bar and the panels.
@@ -63,7 +67,12 @@ class Window(Panel):
         self.widget.layout().insertWidget(1, self.message.widget)
         self.ui.newProjectButton.connect("clicked()", self.on_new)
         self.ui.openProjectButton.connect("clicked()", self.on_open)
+        self._recent = qt.QMenu(self.widget)
+        self._recent.connect("aboutToShow()", self._list_recent)
+        self._recent.connect("triggered(QAction*)", self.on_recent)
+        self.ui.recentProjectsButton.setMenu(self._recent)
         self.session.project_changed.connect(self._show_project)
+        self._show_project()
         self._use_parameters(self._parameters())
         self._restore()
         self._open_section()
@@ -75,16 +84,24 @@ class Window(Panel):
     @guarded
     def on_new(self) -> None:
         """Ask for a folder and make a project there."""
-        folder = self._asked(_("Choose a new or empty folder for the project"))
+        # A new one lies beside the last one.
+        start = Path(self.session.setting("project") or Path.home() / "any").parent
+        folder = self._asked(_("Choose a new or empty folder for the project"), start)
         if folder:
             self.session.use_project(create_project(Path(folder)))
 
     @guarded
     def on_open(self) -> None:
         """Ask for a project and open it."""
-        folder = self._asked(_("Choose the folder of a project"))
+        start = Path(self.session.setting("project") or Path.home())
+        folder = self._asked(_("Choose the folder of a project"), start)
         if folder:
             self.session.use_project(open_project(Path(folder)))
+
+    @guarded
+    def on_recent(self, action: Any) -> None:
+        """Open a project of the list."""
+        self.session.use_project(open_project(Path(str(action.data()))))
 
     def enter(self) -> None:
         """The module is shown."""
@@ -115,16 +132,30 @@ class Window(Panel):
         for panel in self.panels.values():
             panel.use_parameters(parameters)
 
-    def _asked(self, title: str) -> str:
-        start = self.session.setting("project") or str(Path.home())
-        return str(
-            qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), title, start) or ""
-        )
+    def _asked(self, title: str, start: Path) -> str:
+        window = slicer.util.mainWindow()
+        return str(qt.QFileDialog.getExistingDirectory(window, title, str(start)) or "")
 
     def _show_project(self) -> None:
         project = self.session.project
-        self.ui.projectName.text = project.name if project else _("none is open")
+        name = project.name if project else _("none is open")
+        self.ui.projectName.text = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
         self.ui.projectName.toolTip = str(project.folder) if project else ""
+        recent = self._recent_folders()
+        if project:
+            recent = [*dict.fromkeys([str(project.folder), *recent])][:_RECENT]
+            self.session.remember("recentProjects", "\n".join(recent))
+        self.ui.recentProjectsButton.enabled = bool(recent)
+
+    def _recent_folders(self) -> list[str]:
+        return self.session.setting("recentProjects").splitlines()
+
+    def _list_recent(self) -> None:
+        self._recent.clear()
+        for folder in self._recent_folders():
+            if Path(folder).exists():
+                # A single ampersand would mark a key.
+                self._recent.addAction(folder.replace("&", "&&")).setData(folder)
 
     def _open_section(self) -> None:
         """Unfold what is to be done next."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-from PySide6 import QtWidgets
+from PySide6 import QtCore, QtWidgets
 
 from slicer_host.api import function_names
+from slicer_host.pythonqt import Slot
 
 _MESSAGES = ("errorDisplay", "warningDisplay", "infoDisplay", "delayDisplay")
 _QUESTIONS = (
@@ -66,6 +69,24 @@ class Dialogs:
 
         return call
 
+    def installed(self, function: str) -> Callable[..., Any]:
+        """A stand-in that records, and ends as Slicer's own does.
+
+        It succeeds, or ends with the code that the test has scripted as its answer.
+        """
+
+        def call(text: Any = "", *_: Any, **options: Any) -> None:
+            self.shown.append((function, str(text)))
+            code = self._answers[function].popleft() if self._answers[function] else 0
+            if options.get("blocking", True):
+                if code:
+                    raise subprocess.CalledProcessError(code, "pip install")
+                return
+            completed = options.get("completedCallback") or (lambda _: None)
+            QtCore.QTimer.singleShot(0, Slot(partial(completed, code)).as_function())
+
+        return call
+
     def asked(self, function: str, *, text_at: int = 0) -> Callable[..., Any]:
         """A stand-in that records and takes the next answer.
 
@@ -85,9 +106,11 @@ class Dialogs:
 
     def install(self, util: ModuleType, packaging: ModuleType) -> None:
         """Take the place of Slicer's and Qt's modal functions."""
-        for module, names in ((util, _MESSAGES), (util, _INSTALLATIONS), (packaging, _PACKAGING)):
+        for name in _MESSAGES:
+            setattr(util, name, self.told(_known(util, name)))
+        for module, names in ((util, _INSTALLATIONS), (packaging, _PACKAGING)):
             for name in names:
-                setattr(module, name, self.told(_known(module, name)))
+                setattr(module, name, self.installed(_known(module, name)))
         for name in _QUESTIONS:
             setattr(util, name, self.asked(_known(util, name)))
         for name in _FILES:
