@@ -50,12 +50,14 @@ class JobMonitor:
         changed: emitted without values when a job has come, gone, or stands otherwise.
         ended: with the `Watched` that has ended since the last look.
         stop_progress: with job folder and `StopProgress` while a job is being stopped.
+        ticked: without values after each look, for what a job tells while its state is the same.
     """
 
     def __init__(self, session: Session) -> None:
         self.changed = Signal()
         self.ended = Signal()
         self.stop_progress = Signal()
+        self.ticked = Signal()
         self._session = session
         self._watched: dict[Path, Watched] = {}
         self._followings: list[Following] = []
@@ -152,6 +154,7 @@ class JobMonitor:
         self._go_on_stopping()
         for following in tuple(self._followings):
             following.receiver(following.follower.look())
+        self.ticked.emit()
 
     def _on_project(self) -> None:
         if self._session.project is None:
