@@ -360,7 +360,9 @@ class DataPanel(Panel):
 
     def _on_unreadable(self, error: LogicError) -> None:
         self._table.clear()
+        self._shown = None
         self.ui.dataResult.visible = False
+        self.ui.dataEmpty.text = self._what_next()
         self.message.show_error(error)
 
     def _show_stale(self, moment: datetime) -> None:
@@ -446,7 +448,8 @@ class DataPanel(Panel):
             return
         files = files_of(series, self.session.needs_project().index)
         is_dicom = series.format == "DICOM"
-        properties: dict[str, Any] = {"name": series.title, "singleFile": not is_dicom}
+        name = series.title.replace("/", " ")
+        properties: dict[str, Any] = {"name": name, "singleFile": not is_dicom}
         if is_dicom:
             properties["fileNames"] = [str(file) for file in files]
         slicer.app.setOverrideCursor(qt.QCursor(qt.Qt.WaitCursor))
@@ -471,7 +474,7 @@ def _refusals(series: list[Series]) -> str:
     kinds = Counter(one.kind for one in series if not one.usable).most_common()
     if not kinds:
         return "."
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds[:_KINDS_TOLD])
+    told = ", ".join(f"{kind}: {count}" for kind, count in kinds[:_KINDS_TOLD])
     return f" ({told}{', …' if len(kinds) > _KINDS_TOLD else ''})."
 
 

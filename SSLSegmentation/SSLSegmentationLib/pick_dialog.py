@@ -53,12 +53,14 @@ class PickDialog:
         self._checked: set[int] = set()
         self._groups: dict[str, Any] = {}
         self._receiver: Callable[[list[Any]], None] | None = None
+        self._over = False
         self._steps = Stepwise(self._show_error)
         self.ui.dataPickTree.setColumnWidth(0, 280)
         self.ui.dataPickTree.connect("itemChanged(QTreeWidgetItem*,int)", self._on_changed)
         self.ui.dataPickAll.connect("clicked()", self._check_all)
         self.ui.dataPickOk.connect("clicked()", self._accept)
         self.ui.dataPickCancel.connect("clicked()", self.close)
+        self.dialog.connect("finished(int)", self._on_finished)
         self._count()
 
     def show(self, choices: Iterable[Choice], receiver: Callable[[list[Any]], None]) -> None:
@@ -74,17 +76,19 @@ class PickDialog:
 
     def close(self) -> None:
         """As Cancel does."""
-        self._steps.stop()
-        self._receiver = None
-        self.dialog.reject()
+        if not self._over:
+            self.dialog.reject()
 
     def _accept(self) -> None:
-        chosen = [self._values[number] for number in sorted(self._checked)]
-        receiver, self._receiver = self._receiver, None
-        self._steps.stop()
         self.dialog.accept()
-        if receiver is not None:
-            receiver(chosen)
+        if self._receiver is not None:
+            self._receiver([self._values[number] for number in sorted(self._checked)])
+
+    def _on_finished(self) -> None:
+        self._over = True
+        self._steps.stop()
+        # Slicer's main window would keep it.
+        self.dialog.deleteLater()
 
     def _filled(self, choices: Iterable[Choice]) -> Steps:
         for choice in choices:
