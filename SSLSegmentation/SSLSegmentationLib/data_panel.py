@@ -393,9 +393,10 @@ class DataPanel(Panel):
         )
         on = f"{moment.astimezone():%Y-%m-%d, %H:%M}" if moment else ""
         ui.dataFound.text = found + _refusals(self._table.series)
-        ui.dataScanned.text = _("{on}; usable series of {patients} patients").format(
-            on=on, patients=f"{summary.patients:,}"
+        ui.dataFound.toolTip = _("The usable series are of {patients} patients").format(
+            patients=f"{summary.patients:,}"
         )
+        ui.dataScanned.text = on
         ui.dataSpacing.text = _span(summary.spacing_mm, _("mm"))
         ui.dataSize.text = _span(summary.size, _("voxels"))
         self._show_disk(summary)

@@ -63,13 +63,20 @@ def dicom_database() -> Any:
 def dicom_choices(database: Any) -> Iterator[Choice]:
     """The CT series of the database, by patient."""
     for patient in database.patients():
-        name = database.nameForPatient(patient) or _("Unnamed patient")
+        # DICOM puts ^ between the parts of a name.
+        name = database.nameForPatient(patient).replace("^", " ").strip() or _("Unnamed patient")
         for study in database.studiesForPatient(patient):
-            date = database.fieldForStudy("StudyDate", study)
+            date = _date(database.fieldForStudy("StudyDate", study))
             for uid in database.seriesForStudy(study):
                 if database.fieldForSeries("Modality", uid) == "CT":
                     text = database.descriptionForSeries(uid) or _("No description")
                     yield Choice(text=text, detail=date, value=uid, group=name)
+
+
+def _date(told: str) -> str:
+    """20240311 as 2024-03-11; anything else stays."""
+    plain = len(told) == 8 and told.isdigit()
+    return f"{told[:4]}-{told[4:6]}-{told[6:]}" if plain else told
 
 
 def dicom_folders(database: Any, uids: Iterable[str]) -> Steps:

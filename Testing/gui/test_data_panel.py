@@ -99,10 +99,9 @@ def double_click(data: Any, item: Any) -> None:
     tree = data.ui.dataTable
     tree.scrollToItem(item)
     where = tree.visualItemRect(item).topLeft() + QtCore.QPoint(20, 5)
+    left, plain = QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier.NoModifier
     for press in (QtTest.QTest.mouseClick, QtTest.QTest.mouseDClick):
-        press(
-            tree.viewport(), QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier(0), where
-        )
+        press(tree.viewport(), left, plain, where)
 
 
 def index_of(folder: Path, count: int) -> list[SeriesRow]:
@@ -157,7 +156,7 @@ def test_dropped_folders_are_scanned_listed_and_opened_in_the_viewers(
     assert ui.dataFound.text == "3 series: 2 usable, 1 refused (label map: 1)."
     assert ui.dataSpacing.text == "15 × 16 × 12 mm"
     assert ui.dataSize.text == "24 × 20 × 18 voxels"
-    assert "2 patients" in ui.dataScanned.text
+    assert "2 patients" in ui.dataFound.toolTip
     assert not ui.dataStale.visible
     both = [("Archiv ö/ct 2.nii.gz", "usable"), ("Archiv ö/dicom", "usable")]
     assert lines(data) == [*both, ("Archiv ö/label.nii.gz", "label map")]
@@ -252,14 +251,18 @@ def test_ct_series_of_the_dicom_database_give_their_folders(
     host: Any, data: Any, tmp_path: Path
 ) -> None:
     ct, _ = make_phantom(3, size=(4, 8, 8), spacing_mm=(40.0, 40.0, 40.0))
+    who = {"PatientName": "Doe^Jane", "StudyDate": "20240311"}
     for number, modality in ((1, "CT"), (2, "CT"), (3, "MR")):
-        series = Series(patient="P", number=number, modality=modality, description=f"No {number}")
+        series = Series(
+            patient="P", number=number, modality=modality, description=f"No {number}", extra=who
+        )
         write_series(tmp_path / "database" / str(number), ct, series)
     host.python("slicer").dicomDatabase._host_use(tmp_path / "database")
     host.click(data.ui.dataDicomButton)
     dialog = data._dialog.ui
     heading = dialog.dataPickTree.topLevelItem(0)
     assert [heading.child(row).text(0) for row in range(heading.childCount())] == ["No 1", "No 2"]
+    assert (heading.text(0), heading.child(0).text(1)) == ("Doe Jane", "2024-03-11")
     assert not dialog.dataPickOk.enabled
     host.click(dialog.dataPickAll)
     assert dialog.dataPickCount.text == "2 of 2 chosen"
