@@ -16,8 +16,8 @@ from backend.data.phantom import make_phantom
 from backend.data.phantom.cohort import write_image
 from backend.data.phantom.dicom import Series, write_series
 from backend.data.series import SeriesRow
-from conftest import MODULE
 
+MODULE = Path(__file__).resolve().parents[2] / "SSLSegmentation" / "SSLSegmentation.py"
 SIZE, SPACING_MM = (18, 20, 24), (12.0, 16.0, 15.0)
 
 
