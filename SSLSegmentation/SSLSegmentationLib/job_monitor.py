@@ -51,6 +51,7 @@ class JobMonitor:
         ended: with the `Watched` that has ended since the last look.
         ticked: emitted without values at the end of each look.
         stop_progress: with job folder and `StopProgress` while a job is being stopped.
+        ticked: without values after each look, for what a job tells while its state is the same.
     """
 
     def __init__(self, session: Session) -> None:
@@ -58,6 +59,7 @@ class JobMonitor:
         self.ended = Signal()
         self.ticked = Signal()
         self.stop_progress = Signal()
+        self.ticked = Signal()
         self._session = session
         self._watched: dict[Path, Watched] = {}
         self._followings: list[Following] = []

@@ -18,6 +18,7 @@ from PySide6 import QtCore, QtGui, QtTest, QtWidgets
 from slicer_host import (
     application,
     ctk_widgets,
+    dicom,
     effects,
     look,
     modules,
@@ -34,6 +35,7 @@ from slicer_host.ui_files import loader_class
 _BEHAVIOURS = {
     **application.BEHAVIOURS,
     **ctk_widgets.BEHAVIOURS,
+    **dicom.BEHAVIOURS,
     **effects.BEHAVIOURS,
     **modules.BEHAVIOURS,
     **mrml_widgets.BEHAVIOURS,
@@ -92,6 +94,7 @@ class Host:
         logics = application.SlicerLogics()
         self.application._host_begin(logics)
         slicer.app, slicer.mrmlScene = self.application, logics.scene
+        slicer.dicomDatabase = ctk.ctkDICOMDatabase()
         slicer.modules = application.Modules()
         for name, logic in logics.modules.items():
             setattr(slicer.modules, name.lower(), application.LoadableModule(name, logic))
@@ -240,6 +243,7 @@ class Host:
                 widget.close()
                 widget.deleteLater()
         slicer.mrmlScene.Clear(0)
+        slicer.dicomDatabase.closeDatabase()
         self.application.userSettings().clear()
         self.settle()
 

@@ -76,6 +76,9 @@ class LayoutManager(Behaviour):
     def sliceWidget(self, name: str) -> Any:
         return self._host_slices.get(name)
 
+    def mrmlSliceLogics(self) -> Any:
+        return slicer.app.applicationLogic().GetSliceLogics()
+
     def plotWidget(self, index: int) -> Any:
         while len(self._host_plots) <= index:
             self._host_plots.append(slicer.qMRMLPlotWidget())
