@@ -1,42 +1,22 @@
-"""Invented patients in Slicer's module Sample Data, made on this computer: nothing is downloaded."""
+"""Invented patients in Slicer's module Sample Data; nothing is downloaded.
+
+Slicer's start waits for this file: what makes the patients is in phantoms.py, read on the first
+click.
+"""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import qt
 import slicer
-from slicer.i18n import tr as _
-
-from SSLPretrainLogic import environments
-from SSLPretrainLogic.environments import Interpreter
-from SSLPretrainLogic.errors import LogicError
-from SSLSegmentationLib.session import Session
 
 CATEGORY = "SSL Segmentation"
 PATIENTS = (1, 2, 3)
 """Two to learn from, and one to try the model on."""
 
-_CASE = Path("labelled") / "case_01"
-_LOOK_MS = 200
 _ICON = Path(__file__).parents[1] / "Resources" / "Icons" / "SSLSegmentation.png"
-
-_RECIPE = """
-import json, shutil, sys
-from pathlib import Path
-from backend.data.phantom import make_cohort
-folder = Path(sys.argv[1])
-make_cohort(folder, broken=False, workers=1, **json.loads(sys.argv[2]))
-for names in folder.glob("labelled/*/labels.json"):
-    # Whoever loads a label map looks for its names under its own name.
-    shutil.copy(names, names.with_name("label.labels.json"))
-"""
 
 
 def register() -> None:
@@ -50,26 +30,13 @@ def register() -> None:
         SampleData.SampleDataLogic.registerCustomSampleDataSource(
             category=CATEGORY,
             sampleName=f"Abdomen phantom {number}",
-            # It is there once it was made; Slicer downloads no file that its cache has.
-            uris=phantom.file.as_uri(),
-            fileNames=phantom.file.relative_to(_cache()).as_posix(),
+            # Once it is made, Slicer finds it in its cache and needs no address.
+            uris=phantom.ct.as_uri(),
+            fileNames=phantom.ct.relative_to(_cache()).as_posix(),
             nodeNames=phantom.name,
             customDownloader=phantom,
             thumbnailFileName=str(_ICON),
         )
-
-
-def phantom_argv(interpreter: Interpreter, folder: Path, *, seed: int, **counts: int) -> list[str]:
-    """Program and arguments that write phantoms.
-
-    Args:
-        interpreter: a Python that can run the backend.
-        folder: to write, new or empty; gets `unlabelled`, `labelled` and `test`.
-        seed: which patients.
-        counts: how many there are of each.
-    """
-    parts = {"unlabelled": 0, "labelled": 0, "test": 0, **counts, "seed": seed}
-    return [str(interpreter.path), "-c", _RECIPE, str(folder), json.dumps(parts)]
 
 
 @dataclass(frozen=True)
@@ -89,103 +56,21 @@ class Phantom:
         return _cache() / f"SSLSegmentation-phantom-{self.number}"
 
     @property
-    def file(self) -> Path:
-        """The CT."""
-        return self.folder / _CASE / "ct.nii.gz"
+    def ct(self) -> Path:
+        """The scan."""
+        return self.folder / "labelled" / "case_01" / "ct.nii.gz"
+
+    @property
+    def labels(self) -> Path:
+        """The label map of its organs."""
+        return self.ct.with_name("label.nii.gz")
 
     def __call__(self, source: Any = None) -> None:
         """Show it, after it was made where it is not there yet; returns at once."""
-        if self.file.exists():
-            self._show()
-        elif self.number not in _makings:
-            self._make()
+        from SSLSegmentationLib import phantoms
 
-    def _make(self) -> None:
-        try:
-            _makings[self.number] = _Making(self, then=self._show)
-        except (LogicError, OSError) as error:
-            _tell(str(error))
-        else:
-            slicer.util.showStatusMessage(_("The phantom is being made…"))
-
-    def _show(self) -> None:
-        from SSLPretrainLogic.scene import results
-
-        slicer.util.showStatusMessage("")
-        try:
-            volume = slicer.util.loadVolume(str(self.file), {"name": self.name})
-            labels = self.file.with_name("label.nii.gz")
-            results.import_labels(labels, volume, name=f"{self.name} organs")
-        except (LogicError, RuntimeError) as error:
-            _tell(str(error))
-
-
-class _Making:
-    """A process that makes a phantom, in a folder of its own that takes its name in the end."""
-
-    def __init__(self, phantom: Phantom, *, then: Callable[[], None]) -> None:
-        self._phantom, self._then = phantom, then
-        session = Session()
-        interpreter = _interpreter(session)
-        self._folder = tempfile.TemporaryDirectory(prefix=".phantom-", dir=_cache())
-        made = Path(self._folder.name) / "made"
-        with (Path(self._folder.name) / "log.txt").open("wb") as log:
-            self._process = subprocess.Popen(
-                phantom_argv(interpreter, made, seed=phantom.number, labelled=1),
-                env=session.variables(interpreter),
-                cwd=self._folder.name,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
-        self._timer = qt.QTimer()
-        self._timer.interval = _LOOK_MS
-        self._timer.connect("timeout()", self._look)
-        self._timer.start()
-
-    def _look(self) -> None:
-        code = self._process.poll()
-        if code is None:
-            return
-        self._timer.stop()
-        _makings.pop(self._phantom.number, None)
-        try:
-            with self._folder as folder:
-                if code == 0:
-                    (Path(folder) / "made").replace(self._phantom.folder)
-                told = (Path(folder) / "log.txt").read_text("utf-8", errors="replace")
-        except OSError as error:
-            code, told = 1, str(error)
-        if code == 0:
-            self._then()
-        else:
-            _tell(told.strip().rpartition("\n")[2])
-
-
-_makings: dict[int, _Making] = {}
-"""Those that are being made; they must not be forgotten meanwhile."""
+        phantoms.bring(self)
 
 
 def _cache() -> Path:
     return Path(slicer.app.cachePath)
-
-
-def _interpreter(session: Session) -> Interpreter:
-    """The Python that was chosen under Setup, else Slicer's own."""
-    chosen = session.setting("interpreter")
-    if chosen:
-        return environments.chosen_interpreter(Path(chosen))
-    for found in environments.find_interpreters():
-        if found.kind == "slicer":
-            return found
-    raise LogicError(_("No Python is chosen."), _("Choose one in SSL Segmentation, under Setup."))
-
-
-def _tell(what: str) -> None:
-    slicer.util.showStatusMessage("")
-    slicer.util.errorDisplay(
-        _("The phantom cannot be made: {what}").format(what=what)
-        + "\n"
-        + _("Choose and test a Python in SSL Segmentation, under Setup, then try again.")
-    )

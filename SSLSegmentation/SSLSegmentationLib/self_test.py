@@ -29,7 +29,7 @@ from SSLPretrainLogic.jobs import Command, Job
 from SSLPretrainLogic.project import create_project
 from SSLPretrainLogic.stopping import Stopping
 from SSLSegmentationLib.job_monitor import JobMonitor, Watched
-from SSLSegmentationLib.sample_data import phantom_argv
+from SSLSegmentationLib.phantoms import phantom_argv
 from SSLSegmentationLib.session import Session
 
 PYTHON = "SSLSEGMENTATION_PYTHON"

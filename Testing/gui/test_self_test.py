@@ -25,7 +25,8 @@ def passed(suite: unittest.TestSuite) -> unittest.TestResult:
 @pytest.mark.usefixtures("window")
 def test_what_ctest_runs_in_slicer_passes_in_the_host() -> None:
     spec = importlib.util.spec_from_file_location(IN_SLICER.stem, IN_SLICER)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     result = passed(unittest.TestLoader().loadTestsFromModule(module))
