@@ -116,8 +116,37 @@ class SSLSegmentationLogic(ScriptedLoadableModuleLogic):
 
 
 class SSLSegmentationTest(ScriptedLoadableModuleTest):
-    """The test that Slicer's own test runner finds."""
+    """The test that Slicer's own test runner finds.
+
+    It needs a Python that can run the backend: Slicer's own, or the one that the environment
+    variable SSLSEGMENTATION_PYTHON names.
+    """
+
+    def setUp(self):
+        """Begin with an empty scene."""
+        slicer.mrmlScene.Clear()
 
     def runTest(self):
-        """Go through the whole story with the smallest model."""
-        raise NotImplementedError
+        """What the button "Reload and Test" runs."""
+        self.setUp()
+        self.test_story()
+
+    def test_story(self):
+        """From phantoms to a segmentation in the scene, with the smallest model."""
+        from SSLSegmentationLib import self_test
+
+        with self_test.begun() as story:
+            report = story.set_up()
+            assert report.ok, report.summary
+            cohort = story.make_phantoms()
+            pretrained = story.pretrain(story.scan(cohort))
+            model = story.finetune(cohort, pretrained=pretrained)
+            wanted = story.structures(cohort)
+            scan = cohort / "test" / "images" / "test_01.nii.gz"
+            volume = slicer.util.loadVolume(str(scan), {"name": "Phantom"})
+            node = story.segment(volume, model=model)
+        segmentation = node.GetSegmentation()
+        names = [segmentation.GetSegment(i).GetName() for i in segmentation.GetSegmentIDs()]
+        assert names == wanted
+        role = node.GetReferenceImageGeometryReferenceRole()
+        assert node.GetNodeReferenceID(role) == volume.GetID()

@@ -477,3 +477,11 @@ def test_slicers_own_python_code_is_used_where_its_folder_is_given(
         assert Path(getattr(slicer, name).__file__).is_relative_to(given)
     sample.ui.thresholdSlider.value = 33
     assert sample.parameters.threshold == 33
+
+
+def test_a_million_calls_that_answer_none_do_not_end_the_interpreter(host: Any) -> None:
+    """As long waits make; the test fails by taking the whole process with it."""
+    timer = host.python("qt").QTimer()
+    for _ in range(1_000_000):
+        timer.stop()
+    assert not timer.isActive()

@@ -1,0 +1,1 @@
+# What other extensions read; one of scripted modules alone has nothing to tell them.
