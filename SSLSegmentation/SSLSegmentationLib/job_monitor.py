@@ -49,7 +49,6 @@ class JobMonitor:
     Attributes:
         changed: emitted without values when a job has come, gone, or stands otherwise.
         ended: with the `Watched` that has ended since the last look.
-        ticked: emitted without values at the end of each look.
         stop_progress: with job folder and `StopProgress` while a job is being stopped.
         ticked: without values after each look, for what a job tells while its state is the same.
     """
@@ -57,7 +56,6 @@ class JobMonitor:
     def __init__(self, session: Session) -> None:
         self.changed = Signal()
         self.ended = Signal()
-        self.ticked = Signal()
         self.stop_progress = Signal()
         self.ticked = Signal()
         self._session = session
