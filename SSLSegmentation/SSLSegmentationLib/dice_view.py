@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MEAN = "val/dice_mean"
 _PREFIX = "val/dice/"
-_ROWS_AT_MOST = 8
+_ROWS_AT_MOST = 10
 
 
 def validations(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
@@ -44,7 +44,7 @@ class DiceView:
         self._colors: Mapping[str, Color] = {}
         self._by_step: dict[int, dict[str, float]] = {}
         self._best: int | None = None
-        titles = [_("Structure"), _("Now"), _("Best model")]
+        titles = [_("Structure"), _("Now"), _("Best")]
         spread_columns(widget, titles, stretched=(0,))
         self.begin({})
 
@@ -75,7 +75,7 @@ class DiceView:
     def _show(self) -> None:
         now = self._by_step[max(self._by_step)] if self._by_step else {}
         best = self._by_step.get(-1 if self._best is None else self._best, {})
-        names = [*(name for name in now if name), *([""] if now else [])]
+        names = sorted(now, key=bool)  # the mean first
         self._widget.setRowCount(len(names))
         for row, name in enumerate(names):
             title = qt.QTableWidgetItem(name or _("Mean"))
