@@ -83,7 +83,7 @@ class DiceView:
                 title.setIcon(swatch(self._colors[name]))
             self._widget.setItem(row, 0, title)
             for column, values in enumerate((now, best), start=1):
-                text = f"{values[name]:.2f}" if name in values else "–"
+                text = f"{values[name]:.2f}" if name in values else _("none")
                 item = qt.QTableWidgetItem(text)
                 item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
                 self._widget.setItem(row, column, item)

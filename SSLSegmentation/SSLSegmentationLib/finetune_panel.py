@@ -23,8 +23,8 @@ from SSLSegmentationLib.signals import Signal
 from SSLSegmentationLib.structure_table_view import StructureTableView
 
 if TYPE_CHECKING:
-    from SSLSegmentationLib.job_monitor import Following, Watched
     from SSLPretrainLogic.scene.structures import Color, Structure
+    from SSLSegmentationLib.job_monitor import Following, Watched
 
 _FOLDER = "labelledFolder"
 _MODELS = ("best.safetensors", "model.safetensors")
@@ -257,7 +257,9 @@ class FinetunePanel(Panel):
         if self._problem:
             return _("The structures of the labelled set are listed here.")
         if self.structures.is_empty:
-            return _("There is no labels.json here: what the set names itself is read at the start.")
+            return _(
+                "There is no labels.json here: what the set names itself is read at the start."
+            )
         return _("Named in labels.json of the set: change them there.")
 
     # The run
