@@ -257,9 +257,7 @@ class FinetunePanel(Panel):
         if self._problem:
             return _("The structures of the labelled set are listed here.")
         if self.structures.is_empty:
-            return _(
-                "There is no labels.json here: what the set names itself is read at the start."
-            )
+            return _("There is no labels.json here: the set's own names are read at the start.")
         return _("Named in labels.json of the set: change them there.")
 
     # The run
@@ -277,6 +275,9 @@ class FinetunePanel(Panel):
     def _on_ended(self, watched: Watched) -> None:
         if watched.job.what in {"pretrain", "finetune"}:
             self.choices.refresh_runs()
+        if watched.job.what == "finetune" and watched.status.message:
+            # Where no run folder was made, nothing else tells it.
+            self.message.show(watched.status.message, "error")
 
     def _show_newest(self) -> None:
         """Show the run that goes on, else the newest one, also of those copied into the project."""
@@ -309,7 +310,7 @@ class FinetunePanel(Panel):
         if self._run is not None and part_of(self._run) != update.status.folder:
             self._show_run(self._run)
             return
-        if self.dice.is_empty and update.records:
+        if self.dice.is_empty and any(MEAN in record for record in update.records):
             self.dice.begin(colors_of(update.status.folder))
         self.dice.add(update)
         self._show_model(update)
@@ -336,6 +337,7 @@ class FinetunePanel(Panel):
 
     def scene_closes(self) -> None:
         """Let go of all nodes."""
+        self.structures.forget()
         self.cases.forget()
 
     def cleanup(self) -> None:

@@ -159,7 +159,9 @@ class CaseList(VTKObservationMixin):
 
         def chosen() -> None:
             if not self._filling:
-                self._chosen.add(node_id)
+                # A volume that was removed is no choice: another one is proposed.
+                there = selector.currentNode() is not None
+                (self._chosen.add if there else self._chosen.discard)(node_id)
                 self.changed.emit()
 
         selector.connect("currentNodeChanged(vtkMRMLNode*)", chosen)

@@ -149,9 +149,14 @@ class StructureTableView:
         self._show()
 
     def propose_again(self) -> None:
-        """Forget all changes."""
+        """Undo all changes."""
         self._edits.clear()
         self.propose(self._found, self._volumes)
+
+    def forget(self) -> None:
+        """Forget the cases and what was changed."""
+        self._edits.clear()
+        self.propose((), {})
 
     def rename(self, row: int, name: str) -> None:
         """Give a structure another name.

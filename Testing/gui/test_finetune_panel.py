@@ -13,6 +13,7 @@ import pytest
 
 SHAPE = (8, 16, 16)
 LEFT, RIGHT = np.s_[2:6, 2:10, 2:6], np.s_[2:6, 2:10, 10:14]
+OVER_LEFT = np.s_[2:6, 2:10, 4:8]
 
 
 @pytest.fixture
@@ -254,7 +255,7 @@ def test_how_cases_are_divided_is_told_before_the_start(
     ("segments", "told"),
     [
         (
-            {"Liver": LEFT, "Spleen": np.s_[2:6, 2:10, 4:8]},
+            {"Liver": LEFT, "Spleen": OVER_LEFT},
             "'Spleen' overlaps 'Liver' in 64 voxels",
         ),
         ({"Liver": LEFT, "Spleen": None}, "No case has a voxel of Spleen: it cannot be learnt."),
@@ -270,6 +271,27 @@ def test_labels_that_make_no_set_are_refused_and_leave_nothing_behind(
     assert not list(project.labels.iterdir())
     assert not list(project.runs.iterdir())
     assert not weighted.monitor.jobs
+
+
+def test_why_a_run_did_not_even_begin_is_told(
+    host: Any, weighted: Any, add: Callable[..., Any]
+) -> None:
+    add("CT 1", {"Liver": LEFT})
+    host.click(weighted.ui.finetuneStartButton)
+    host.wait_until(lambda: not weighted.monitor.active(), limit_s=60)
+    assert "encoder.safetensors" in weighted.message.text
+    assert weighted.ui.finetuneStartButton.enabled
+
+
+def test_a_closed_scene_takes_its_changes_along(
+    host: Any, opened: Any, slicer: Any, add: Callable[..., Any]
+) -> None:
+    add("CT 1", {"Liver": LEFT})
+    opened.ui.finetuneStructures.item(0, 1).setText("Leber")
+    slicer.mrmlScene.Clear(0)
+    wait_for_list(host)
+    add("CT 1", {"Liver": LEFT})
+    assert [row[1] for row in shown(opened.ui.finetuneStructures)] == ["Liver"]
 
 
 # A labelled folder
@@ -355,19 +377,10 @@ def test_of_a_cross_validation_the_newest_fold_is_shown(tmp_path: Path) -> None:
 def test_from_a_pretraining_run_to_a_model_that_segments(
     host: Any, ready: Any, slicer: Any, tmp_path: Path
 ) -> None:
-    from SSLPretrainLogic.commands import PretrainRequest
-
-    scans = phantoms(slicer, tmp_path / "scans")
     panel = unfolded(host, ready)
     ui = panel.ui
     assert panel.choices.start == "nothing"
-    fast = ("train.batch_size=2", "data.workers=0")
-    run = panel.session.project.runs / "smit"
-    pretraining = PretrainRequest(
-        output=run, data=(scans,), method="smit", preset="tiny", max_steps=1, overrides=fast
-    )
-    panel.session.start(pretraining, title="Pretrain")
-    host.wait_until(lambda: not panel.monitor.active(), limit_s=180)
+    run = pretrained(host, panel, phantoms(slicer, tmp_path / "scans"))
     assert ui.finetuneStart.itemText(0) == "smit (done)"
     assert panel.choices.start == str(run)
 
@@ -380,8 +393,7 @@ def test_from_a_pretraining_run_to_a_model_that_segments(
     assert not panel.message.text
     assert "is running" in ui.finetuneReason.text
     host.wait_until(lambda: not panel.monitor.active(), limit_s=180)
-    (newest, *_) = panel.monitor.jobs
-    assert newest.status.state == "done", newest.job.log.read_text()
+    assert panel.monitor.jobs[0].status.state == "done", panel.monitor.jobs[0].job.log.read_text()
     host.wait_until(lambda: panel.dice.is_empty is False)
     dice = shown(ui.finetuneDice)
     assert [row[0] for row in dice] == ["Mean", "liver", "spleen"]
@@ -404,6 +416,20 @@ def test_from_a_pretraining_run_to_a_model_that_segments(
     panel.session.use_project(panel.session.project)
     assert panel.model == model
     assert shown(ui.finetuneDice) == dice
+
+
+def pretrained(host: Any, panel: Any, scans: Path) -> Path:
+    """A real pretraining run of one step."""
+    from SSLPretrainLogic.commands import PretrainRequest
+
+    run: Path = panel.session.project.runs / "smit"
+    fast = ("train.batch_size=2", "data.workers=0")
+    request = PretrainRequest(
+        output=run, data=(scans,), method="smit", preset="tiny", max_steps=1, overrides=fast
+    )
+    panel.session.start(request, title="Pretrain")
+    host.wait_until(lambda: not panel.monitor.active(), limit_s=180)
+    return run
 
 
 def phantoms(slicer: Any, folder: Path) -> Path:
