@@ -20,7 +20,7 @@ from SSLSegmentationLib.labelled_cases import CaseList
 from SSLSegmentationLib.panel import Panel, guarded
 from SSLSegmentationLib.run_view import RunView
 from SSLSegmentationLib.signals import Signal
-from SSLSegmentationLib.structure_table_view import StructureTableView
+from SSLSegmentationLib.structure_table_view import StructureTableView, by_volume
 
 if TYPE_CHECKING:
     from SSLPretrainLogic.scene.structures import Color, Structure
@@ -53,6 +53,10 @@ class FinetunePanel(Panel):
         self.dice = DiceView(ui.finetuneDice)
         self.run_view = RunView(self.folder, session=self.session, monitor=self.monitor)
         ui.finetuneRunLayout.insertWidget(0, self.run_view.widget)
+        # Below the run a sentence on the start would not be seen.
+        self.widget.layout().removeWidget(self.message.widget)
+        place = self.widget.layout().indexOf(ui.finetuneReason)
+        self.widget.layout().insertWidget(place + 1, self.message.widget)
         ui.finetuneFolder.currentPath = self.session.setting(_FOLDER)
         self._connect()
         self._show_labels()
@@ -150,6 +154,7 @@ class FinetunePanel(Panel):
         from SSLPretrainLogic.scene.segments import export_set
 
         cases, table = self.cases.cases(), self.structures.table
+        volumes = self.cases.volumes()
         if table is None:
             raise LogicError(_("There are no structures."), _("Check a segmentation."))
         text = _("Writing {count} labelled scans into the project…")
@@ -164,12 +169,12 @@ class FinetunePanel(Panel):
                 what = _("No case has a voxel of {names}: it cannot be learnt.")
                 cure = _("Segment it, or leave it out of the structures.")
                 raise LogicError(what.format(names=", ".join(never)), cure)
-        except LogicError:
+        except LogicError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
+            raise LogicError(by_volume(error.message, volumes), error.hint) from error
         finally:
             self.message.clear()
-        return written.warnings
+        return tuple(by_volume(text, volumes) for text in written.warnings)
 
     def _show_labels(self) -> None:
         """Show where labels come from, and which structures they have."""
@@ -191,8 +196,7 @@ class FinetunePanel(Panel):
             return
         from SSLPretrainLogic.scene.segments import found_segments
 
-        volumes = {case.name: case.volume.GetName() for case in cases}
-        self.structures.propose(found_segments(cases), volumes)
+        self.structures.propose(found_segments(cases), self.cases.volumes())
 
     def _show_folder(self) -> None:
         self.structures.show_known(())

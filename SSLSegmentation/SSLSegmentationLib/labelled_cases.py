@@ -74,6 +74,10 @@ class CaseList(VTKObservationMixin):
             for number, (volume_id, nodes) in enumerate(together.items(), start=1)
         )
 
+    def volumes(self) -> dict[str, str]:
+        """Names of the cases to names of their volumes."""
+        return {case.name: case.volume.GetName() for case in self.cases()}
+
     def problem(self) -> str:
         """Why one cannot learn from these, "" if one can."""
         checked = self._checked()
@@ -154,18 +158,25 @@ class CaseList(VTKObservationMixin):
         selector.noneEnabled = True
         selector.noneDisplay = _("Choose…")
         selector.addEnabled = selector.removeEnabled = selector.renameEnabled = False
-        selector.toolTip = _("The CT volume that this segmentation lies on")
         selector.setMRMLScene(slicer.mrmlScene)
 
         def chosen() -> None:
+            self._show_tip(selector)
             if not self._filling:
                 # A volume that was removed is no choice: another one is proposed.
                 there = selector.currentNode() is not None
                 (self._chosen.add if there else self._chosen.discard)(node_id)
                 self.changed.emit()
 
+        self._show_tip(selector)
         selector.connect("currentNodeChanged(vtkMRMLNode*)", chosen)
         return selector
+
+    def _show_tip(self, selector: Any) -> None:
+        """Say the whole name, for which the column may be too narrow."""
+        volume = selector.currentNode()
+        tip = _("The CT volume that this segmentation lies on")
+        selector.toolTip = tip if volume is None else f"{tip}: {volume.GetName()}"
 
     def _on_checked(self, item: Any) -> None:
         if self._filling or item.column() != _NAME:
@@ -243,6 +254,7 @@ def spread_columns(table: Any, titles: list[str], *, stretched: tuple[int, ...])
         wide = column in stretched
         mode = qt.QHeaderView.Stretch if wide else qt.QHeaderView.ResizeToContents
         header.setSectionResizeMode(column, mode)
+    header.setHighlightSections(False)
     header.setFixedHeight(table.fontMetrics().height() + _HEAD_MARGIN)
     table.verticalHeader().hide()
     table.verticalHeader().setDefaultSectionSize(table.fontMetrics().height() + _ROW_MARGIN)

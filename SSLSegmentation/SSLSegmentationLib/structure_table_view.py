@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -77,14 +78,26 @@ def notes_of(
     """What the user should know of a table, in sentences."""
     from SSLPretrainLogic.scene.structures import folded
 
-    out = dict.fromkeys(s.name for s in found if table.sources[folded(s.name)] is None)
-    notes = [_("Left out: {names}.").format(names=", ".join(out))] if out else []
+    out = {folded(s.name): s.name.strip() for s in found if table.sources[folded(s.name)] is None}
+    notes = [_("Left out: {names}.").format(names=", ".join(out.values()))] if out else []
     twice = Counter((s.case, folded(s.name)) for s in found)
     for (case, name), count in twice.items():
         if count > 1 and table.sources[name] is not None:
             text = _("{volume} has {count} segments that read “{name}”: they become one structure.")
             notes.append(text.format(volume=volumes[case], count=count, name=name))
-    return (*notes, *table.notes)
+    return (*notes, *(by_volume(note, volumes) for note in table.notes))
+
+
+def by_volume(text: str, volumes: Mapping[str, str]) -> str:
+    """A sentence in which cases are called as their volumes are, which users know.
+
+    Args:
+        text: with names of cases.
+        volumes: names of the cases to names of their volumes.
+    """
+    for case, volume in volumes.items():
+        text = re.sub(rf"\b[Cc]ase {re.escape(case)}\b", lambda _, name=volume: name, text)
+    return text
 
 
 class StructureTableView:

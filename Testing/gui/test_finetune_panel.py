@@ -256,7 +256,7 @@ def test_how_cases_are_divided_is_told_before_the_start(
     [
         (
             {"Liver": LEFT, "Spleen": OVER_LEFT},
-            "'Spleen' overlaps 'Liver' in 64 voxels",
+            "CT 1: 'Spleen' overlaps 'Liver' in 64 voxels",
         ),
         ({"Liver": LEFT, "Spleen": None}, "No case has a voxel of Spleen: it cannot be learnt."),
     ],
