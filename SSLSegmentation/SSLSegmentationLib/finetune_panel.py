@@ -11,6 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.files import read_json
 from SSLPretrainLogic.jobs import Job
 from SSLPretrainLogic.project import find_runs, free_name, new_run_folder, to_text
 from SSLPretrainLogic.run_folder import Update, find_checkpoints, read_config
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from SSLSegmentationLib.job_monitor import Following, Watched
 
 _FOLDER = "labelledFolder"
+_FOLDS = "cross_validation.json"
 _MODELS = ("best.safetensors", "model.safetensors")
 """The best one in validation, else the last one."""
 
@@ -122,6 +124,8 @@ class FinetunePanel(Panel):
         if self._from_scene:
             data = free_name(project.labels, run.name)
             warnings = self._export(data)
+        else:
+            self.ui.finetuneFolder.addCurrentPathToHistory()
         request = self.choices.request(data=data, output=run)
         self.session.start(request, title=_("Fine-tune {name}").format(name=run.name))
         if warnings:
@@ -279,8 +283,9 @@ class FinetunePanel(Panel):
     def _on_ended(self, watched: Watched) -> None:
         if watched.job.what in {"pretrain", "finetune"}:
             self.choices.refresh_runs()
-        if watched.job.what == "finetune" and watched.status.message:
-            # Where no run folder was made, nothing else tells it.
+        run = watched.job.run
+        if watched.job.what == "finetune" and run == self._run and not (run and run.exists()):
+            # What did not even begin is told beside the button that was to start it.
             self.message.show(watched.status.message, "error")
 
     def _show_newest(self) -> None:
@@ -334,7 +339,8 @@ class FinetunePanel(Panel):
             title = title.format(dice=best[MEAN], step=best["step"])
         where = to_text(self.session.needs_project(), model)
         # Paths have no blanks to break lines at.
-        ui.finetuneModel.text = f"{title}\n" + where.replace("/", "/\u200b")
+        lines = [title, where.replace("/", "/\u200b"), *folds_told(self._run)]
+        ui.finetuneModel.text = "\n".join(lines)
         ui.finetuneModel.toolTip = str(model)
 
     # The life of the panel
@@ -358,6 +364,21 @@ def part_of(run: Path) -> Path:
         return run
     folds = [path.parent for path in run.glob("fold_*/status.json")]
     return max(folds, key=lambda fold: int(fold.name.removeprefix("fold_")), default=run)
+
+
+def folds_told(run: Path | None) -> tuple[str, ...]:
+    """What a cross-validation has found, in a sentence; () if it is none or not over yet."""
+    if run is None or not (run / _FOLDS).is_file():
+        return ()
+    try:
+        told = read_json(run / _FOLDS)
+        mean, spread, folds = told["dice_mean"], told["dice_sd_over_folds"], len(told["folds"])
+        if mean is None or spread is None:
+            return ()
+        text = _("All {folds} folds: mean Dice {mean:.2f}, standard deviation {spread:.2f}.")
+        return (text.format(folds=folds, mean=mean, spread=spread),)
+    except (LogicError, KeyError, TypeError, ValueError):
+        return ()
 
 
 def known_structures(folder: Path) -> tuple[Structure, ...]:

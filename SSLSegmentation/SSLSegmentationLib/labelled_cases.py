@@ -59,6 +59,8 @@ class CaseList(VTKObservationMixin):
 
     def cases(self) -> tuple[SceneCase, ...]:
         """The checked ones; segmentations on the same volume are one case."""
+        if self.is_empty:
+            return ()
         from SSLPretrainLogic.scene.segments import SceneCase
 
         together: dict[str, list[Any]] = {}

@@ -371,6 +371,18 @@ def test_of_a_cross_validation_the_newest_fold_is_shown(tmp_path: Path) -> None:
     assert part_of(tmp_path).name == "fold_10"
 
 
+def test_what_all_folds_have_found_is_told_once_they_are_over(tmp_path: Path) -> None:
+    from SSLSegmentationLib.finetune_panel import folds_told
+
+    assert folds_told(tmp_path) == ()
+    summary = {"folds": [{"fold": 1}, {"fold": 2}], "dice_mean": 0.815, "dice_sd_over_folds": 0.04}
+    file = tmp_path / "cross_validation.json"
+    file.write_text(json.dumps(summary))
+    assert folds_told(tmp_path) == ("All 2 folds: mean Dice 0.81, standard deviation 0.04.",)
+    file.write_text(json.dumps({**summary, "dice_mean": None}))
+    assert folds_told(tmp_path) == ()
+
+
 # The whole way
 
 
