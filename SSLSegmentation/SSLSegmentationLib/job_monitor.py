@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,12 +50,14 @@ class JobMonitor:
         changed: emitted without values when a job has come, gone, or stands otherwise.
         ended: with the `Watched` that has ended since the last look.
         stop_progress: with job folder and `StopProgress` while a job is being stopped.
+        ticked: without values after each look, for what changes without a job.
     """
 
     def __init__(self, session: Session) -> None:
         self.changed = Signal()
         self.ended = Signal()
         self.stop_progress = Signal()
+        self.ticked = Signal()
         self._session = session
         self._watched: dict[Path, Watched] = {}
         self._followings: list[Following] = []
@@ -116,6 +118,17 @@ class JobMonitor:
             self._stoppings[key] = Stopping(job=job, run=run)
             self.tick()
 
+    def forget(self, ended: Sequence[Job]) -> None:
+        """Forget jobs that have ended; runs and results stay.
+
+        Raises:
+            LogicError: if one goes on, or cannot be deleted.
+        """
+        try:
+            jobs.forget(ended)
+        finally:
+            self._list()
+
     def is_stopping(self, key: Path) -> bool:
         """Whether a job (by its folder) or a run is being stopped."""
         return key in self._stoppings
@@ -152,6 +165,7 @@ class JobMonitor:
         self._go_on_stopping()
         for following in tuple(self._followings):
             following.receiver(following.follower.look())
+        self.ticked.emit()
 
     def _on_project(self) -> None:
         if self._session.project is None:
