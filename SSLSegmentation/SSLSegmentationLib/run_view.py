@@ -256,7 +256,8 @@ class RunView:
         now = standing(status, watched, was_there=self._was_there)
         ui = self.ui
         ui.runStateIcon.setPixmap(state_pixmap(now.state))
-        ui.runStateLabel.text = f"{kind_words(status.kind)}: {state_words(now.state)}"
+        kind = status.kind or (watched.job.what if watched else "")
+        ui.runStateLabel.text = f"{kind_words(kind)}: {state_words(now.state)}"
         ui.runTimeLabel.text = self._time_words(status, now)
         ui.runMessageLabel.text = self._message_words(now)
         ui.runMessageLabel.visible = bool(ui.runMessageLabel.text)
@@ -309,25 +310,25 @@ class RunView:
         run, is_there = status.folder, status.state != "absent"
         can_resume = status.can_resume and not now.is_active
         is_stopping = now.state == "stopping" or self._stop is not None
-        _switch(
+        switch(
             self.ui.runStopButton,
             on=now.is_active and not is_stopping,
             tip=_("Save a checkpoint and end the run with all its processes; it can be resumed."),
             why_not=_("It is being stopped.") if is_stopping else _("It does not go on."),
         )
-        _switch(
+        switch(
             self.ui.runResumeButton,
             on=can_resume,
             tip=_("Go on from the last checkpoint."),
             why_not=_why_no_resume(status, now),
         )
-        _switch(
+        switch(
             self.ui.runReportButton,
             on=(run / "report.html").is_file(),
             tip=_("Open the report of the run: curves, pictures, settings."),
             why_not=_("The report is written when the run ends."),
         )
-        _switch(
+        switch(
             self.ui.runFolderButton,
             on=is_there,
             tip=_("Open {folder}").format(folder=run),
@@ -394,7 +395,7 @@ def open_path(path: Path) -> None:
     qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path)))
 
 
-def _switch(button: Any, *, on: bool, tip: str, why_not: str) -> None:
+def switch(button: Any, *, on: bool, tip: str, why_not: str) -> None:
     """Enable a button or not; its tooltip says what it does, or why it cannot."""
     button.enabled = on
     button.toolTip = tip if on else why_not

@@ -38,7 +38,7 @@ def state_words(state: str) -> str:
         "damaged": _("Damaged"),
         "cancelled": _("Stopped"),
         "interrupted": _("Interrupted"),
-        "elsewhere": _("On another machine"),
+        "elsewhere": _("Elsewhere"),
         "absent": _("Gone"),
     }
     return str(words.get(state, state))
@@ -47,13 +47,13 @@ def state_words(state: str) -> str:
 def kind_words(what: str) -> str:
     """A command of the backend for people."""
     words = {
-        "pretrain": _("Pretraining"),
-        "finetune": _("Fine-tuning"),
-        "segment": _("Segmentation"),
-        "scan": _("Scan of folders"),
-        "evaluate": _("Evaluation"),
-        "doctor": _("Test of Python"),
-        "methods": _("List of methods"),
+        "pretrain": _("Pretrain"),
+        "finetune": _("Fine-tune"),
+        "segment": _("Segment"),
+        "scan": _("Scan"),
+        "evaluate": _("Evaluate"),
+        "doctor": _("Test"),
+        "methods": _("Methods"),
         "describe": _("Estimate"),
         "report": _("Report"),
         "": _("Run"),
@@ -103,12 +103,21 @@ def _rounded_words(seconds: float) -> str:
     return str(_("{n} days").format(n=f"{seconds / _DAY_S:.1f}"))
 
 
-def moment_words(iso: str) -> str:
-    """A moment in the time of this place, "" if it is none."""
+def moment_words(iso: str, *, whole: bool = False) -> str:
+    """A moment in the time of this place, "" if it is none.
+
+    Args:
+        iso: the moment, with its time zone.
+        whole: date and time; else the time if it was today, and the date if not.
+    """
     try:
-        return datetime.fromisoformat(iso).astimezone().strftime("%d %b %H:%M")
+        moment = datetime.fromisoformat(iso).astimezone()
     except ValueError:
         return ""
+    if whole:
+        return moment.strftime("%Y-%m-%d %H:%M:%S")
+    today = datetime.now().astimezone().date()
+    return moment.strftime("%H:%M" if moment.date() == today else "%d %b")
 
 
 def seconds_between(begin: str, end: str) -> float | None:
