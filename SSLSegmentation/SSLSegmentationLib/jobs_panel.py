@@ -65,9 +65,9 @@ class JobsPanel(Panel):
     def _make_copy_menu(self) -> None:
         menu = qt.QMenu(self.ui.jobsCopyButton)
         for text, slot in (
-            (_("For this machine"), self.on_copy_here),
-            (_("For a server with Linux or macOS"), self.on_copy_posix),
-            (_("For a server with Windows"), self.on_copy_windows),
+            (_("Command line for this machine"), self.on_copy_here),
+            (_("Command line for a server with Linux or macOS"), self.on_copy_posix),
+            (_("Command line for a server with Windows"), self.on_copy_windows),
         ):
             menu.addAction(text).triggered.connect(slot)
         self.ui.jobsCopyButton.setMenu(menu)
