@@ -51,12 +51,17 @@ class _Scale:
 
 
 class CurvePlot(qt.QWidget):
-    """A group of curves with axes and a legend, which tells values under the mouse."""
+    """A group of curves with axes and a legend, which tells values under the mouse.
+
+    Attributes:
+        hovered_step: where the mouse is, None if it is elsewhere.
+    """
 
     def __init__(self, parent: Any = None) -> None:
         qt.QWidget.__init__(self, parent)
         self._group: Group | None = None
         self._hovered: float | None = None
+        self.hovered_step: float | None = None
         self._empty = ""
         self.setMouseTracking(True)
         self.setMinimumHeight(_PLOT_HEIGHT)
@@ -121,13 +126,16 @@ class CurvePlot(qt.QWidget):
         for number, curve in enumerate(group.curves):
             self._paint_curve(painter, curve, number, lambda p: (across(p[0]), up(p[1])))
         painter.setClipping(False)
-        step = None if self._hovered is None else across.back(self._hovered)
-        if step is not None and across.low <= step <= across.high:
+        self._paint_hover(painter, across, up)
+        self._paint_legend(painter, group, self.hovered_step)
+
+    def _paint_hover(self, painter: Any, across: _Scale, up: _Scale) -> None:
+        self.hovered_step = None
+        if self._hovered is not None and across.begin <= self._hovered <= across.end:
+            self.hovered_step = across.back(self._hovered)
+            x = int(self._hovered)
             painter.setPen(self._ink(120))
-            painter.drawLine(int(self._hovered), int(up.end), int(self._hovered), int(up.begin))
-        else:
-            step = None
-        self._paint_legend(painter, group, step)
+            painter.drawLine(x, int(up.end), x, int(up.begin))
 
     def _scales(self, group: Group, metrics: Any) -> tuple[_Scale, _Scale]:
         low, high = _range([v for curve in group.curves for v in _shown_range(curve)])

@@ -73,13 +73,13 @@ def state_pixmap(state: str) -> Any:
 
 def duration_words(seconds: float) -> str:
     """A length of time, rounded as people say it."""
-    if seconds < _MINUTE_S:
+    if round(seconds) < _MINUTE_S:
         return str(_("{n} s").format(n=round(seconds)))
-    if seconds < _HOUR_S:
-        return str(_("{n} min").format(n=round(seconds / _MINUTE_S)))
+    minutes = round(seconds / _MINUTE_S)
+    if minutes < 60:
+        return str(_("{n} min").format(n=minutes))
     if seconds < _DAY_S:
-        hours, rest = divmod(round(seconds / _MINUTE_S), 60)
-        return str(_("{h} h {m} min").format(h=hours, m=rest))
+        return str(_("{h} h {m} min").format(h=minutes // 60, m=minutes % 60))
     days, rest = divmod(round(seconds / _HOUR_S), 24)
     return str(_("{d} d {h} h").format(d=days, h=rest))
 
