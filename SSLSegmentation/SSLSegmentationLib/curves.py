@@ -13,6 +13,9 @@ from slicer.i18n import tr as _
 
 _SMOOTH_SHARE = 50
 """A smoothed point is the mean of so small a part of the curve: one fiftieth."""
+_MOST = 8000
+"""Points of a curve; when it gets longer, each then is the mean of twice as many records."""
+
 _SPREAD = 20.0
 """Curves whose sizes differ by more than this need a logarithmic axis."""
 
@@ -26,12 +29,28 @@ class Curve:
     Attributes:
         key: as metrics.jsonl calls it.
         steps: where it was recorded.
-        values: what was recorded, finite.
+        values: what was recorded, finite; means where there is very much.
+        stride: records per point.
     """
 
     key: str
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+    stride: int = 1
+    _pending: list[float] = field(default_factory=list)
+
+    def append(self, step: int, value: float) -> None:
+        """Take in a record; drawing stays quick however many there are."""
+        self._pending.append(value)
+        if len(self._pending) < self.stride:
+            return
+        self.steps.append(step)
+        self.values.append(sum(self._pending) / self.stride)
+        self._pending.clear()
+        if len(self.values) >= _MOST:
+            pairs = zip(self.values[::2], self.values[1::2], strict=True)
+            self.steps, self.values = self.steps[1::2], [(a + b) / 2 for a, b in pairs]
+            self.stride *= 2
 
     @property
     def name(self) -> str:
@@ -90,8 +109,7 @@ class Book:
             for key, value in record.items():
                 if _is_number(value) and key not in _NOT_SHOWN:
                     curve = self._curves.setdefault(key, Curve(key=key))
-                    curve.steps.append(step)
-                    curve.values.append(float(value))
+                    curve.append(step, float(value))
 
     def clear(self) -> None:
         """Forget everything."""
