@@ -61,6 +61,7 @@ class RunStatus:
         eta_s: seconds left, None if unknown.
         best: what was best in validation, {} if nothing yet.
         error: only if it failed.
+        warning: what looks wrong while it goes on, e.g. that the features have collapsed.
         host: machine it runs on.
         started: ISO 8601, UTC.
         updated: last sign of life, likewise.
@@ -79,6 +80,7 @@ class RunStatus:
     eta_s: float | None = None
     best: Mapping[str, Any] | None = None
     error: RunError | None = None
+    warning: str = ""
     host: str = ""
     started: str = ""
     updated: str = ""
@@ -143,6 +145,7 @@ def _status(folder: Path, told: Mapping[str, Any]) -> RunStatus:
         eta_s=_number(told, "eta_s", float),
         best=dict(told.get("best") or {}),
         error=_error(told.get("error")),
+        warning=_text(told, "warning"),
         host=_text(told, "host"),
         started=_text(told, "started"),
         updated=_text(told, "updated"),

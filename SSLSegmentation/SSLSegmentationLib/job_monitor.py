@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +117,17 @@ class JobMonitor:
         if key is not None and key not in self._stoppings:
             self._stoppings[key] = Stopping(job=job, run=run)
             self.tick()
+
+    def forget(self, ended: Sequence[Job]) -> None:
+        """Forget jobs that have ended; runs and results stay.
+
+        Raises:
+            LogicError: if one goes on, or cannot be deleted.
+        """
+        try:
+            jobs.forget(ended)
+        finally:
+            self._list()
 
     def is_stopping(self, key: Path) -> bool:
         """Whether a job (by its folder) or a run is being stopped."""
