@@ -206,9 +206,9 @@ def has_result(task: Task) -> bool:
 
 
 def is_abandoned(task: Task) -> bool:
-    """Whether nobody can be at work on it any more, though it never became a job."""
+    """Whether it left nothing to load and nobody can be at work on it any more."""
     age = datetime.now(UTC) - datetime.fromisoformat(task.started)
-    return not task.job and age > _ABANDONED
+    return age > _ABANDONED and not has_result(task)
 
 
 def case_rows(task: Task, case: Case, *, name: str) -> tuple[Row, ...]:
