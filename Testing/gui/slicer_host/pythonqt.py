@@ -26,6 +26,9 @@ _MODULES = (QtCore, QtGui, QtWidgets)
 _KEPT_METHODS = {"sizeHint", "minimumSizeHint"}
 """Virtual methods and properties at once. As properties they would break Qt's layouts."""
 
+_CALLED_BY_QT = {"initViewItemOption", "itemDelegateForIndex"}
+"""Virtual methods that Qt 6 calls on its views; refusing them would break what it draws."""
+
 _OWN = "_host_"
 """Begins the names of attributes that belong to the host."""
 
@@ -340,7 +343,7 @@ def strict_class(name: str, base: type, members: dict[str, Any], *, module: str)
     inherited = getattr(base, "_host_absent", frozenset())
     content = {
         "_host_strict": True,
-        "_host_absent": inherited | absent(name),
+        "_host_absent": inherited | (absent(name) - _CALLED_BY_QT),
         "__module__": module,
         **members,
     }
