@@ -63,7 +63,8 @@ class Batch:
         entries = [Entry(key=node.GetID(), text=node.GetName()) for node in nodes]
         chosen = {entry.key for entry in entries} - self._left_out
         self._volumes.show(entries, chosen=chosen)
-        self._changed()
+        # Unfolding shows all that is folded in.
+        self._on_kind()
 
     @property
     def is_of_scene(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import qt
 
 _SWATCH = 12
+_LINE, _FRAME, _MOST_LINES = 18, 6, 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,9 @@ class CheckList:
                 item.setIcon(swatch(entry.color))
             self.widget.addItem(item)
         self._keys = tuple(entry.key for entry in entries)
+        # As high as its entries: an empty half looks as if something were missing.
+        lines = min(max(len(entries), 1), _MOST_LINES)
+        self.widget.setFixedHeight(_FRAME + lines * max(self.widget.sizeHintForRow(0), _LINE))
         self.widget.blockSignals(False)
 
     def choose(self, keys: Iterable[str]) -> None:
