@@ -90,5 +90,5 @@ def _cell(text: str, *, is_number: bool) -> Any:
     item = qt.QTableWidgetItem(text)
     item.setToolTip(text)
     if is_number:
-        item.setTextAlignment(int(qt.Qt.AlignRight | qt.Qt.AlignVCenter))
+        item.setData(qt.Qt.TextAlignmentRole, int(qt.Qt.AlignRight | qt.Qt.AlignVCenter))
     return item

@@ -275,7 +275,8 @@ class Segmenter:
         told = plan or _Plan()
         failure = (watched.status.message,) if watched.status.message else ()
         told.warnings += [told.named(t, task) for t in (*tasks.problems(job), *failure)]
-        if watched.status.state == "cancelled":
+        # Who is stopped while it starts may not find the time to say that it was.
+        if watched.status.state == "cancelled" or watched.status.stopping:
             self._end(Outcome(notes=(_("Cancelled. Nothing was loaded."),)))
         elif not tasks.has_result(task):
             told.warnings = told.warnings or [_("Nothing was segmented.")]
