@@ -34,7 +34,7 @@ def fingerprint(volume: Any) -> str:
     grid, _ = world_grid(volume)
     voxels = np.ascontiguousarray(voxels_of(volume.GetImageData()))
     place = np.round(grid.ijk_to_ras, _DECIMALS) + 0.0
-    return f"{zlib.crc32(voxels):08x}-{zlib.crc32(place.tobytes()):08x}"
+    return f"{zlib.crc32(voxels.data):08x}-{zlib.crc32(place.tobytes()):08x}"
 
 
 def find_volume(volumes: Iterable[Any], wanted: str) -> Any:
@@ -68,7 +68,7 @@ def mean_of(volume: Any, segmentation: Any, segment_id: str) -> float | None:
     if np.max(apart) > _WHOLE or np.any(first < 0) or np.any(last > whole.size):
         return None
     box = tuple(slice(a, b) for a, b in zip(first[::-1], last[::-1], strict=True))
-    values = voxels_of(volume.GetImageData())[box][voxels_of(image) > 0]
+    values = voxels_of(volume.GetImageData())[box][voxels_of(image).astype(bool)]
     return float(values.mean()) if values.size else None
 
 

@@ -172,7 +172,9 @@ class Segmenter:
         Raises:
             LogicError: if it cannot be loaded.
         """
-        self._load(task, _Plan(show_3d=show_3d), with_volumes=True)
+        plan = _Plan(show_3d=show_3d)
+        self._hear(task, plan)
+        self._load(task, plan, with_volumes=True)
 
     def discard(self, task: Task) -> None:
         """Delete a task that waits.
@@ -273,8 +275,7 @@ class Segmenter:
         if job is None or task is None or watched.job.folder != job.folder:
             return
         told = plan or _Plan()
-        failure = (watched.status.message,) if watched.status.message else ()
-        told.warnings += [told.named(t, task) for t in (*tasks.problems(job), *failure)]
+        self._hear(task, told)
         # Who is stopped while it starts may not find the time to say that it was.
         if watched.status.state == "cancelled" or watched.status.stopping:
             self._end(Outcome(notes=(_("Cancelled. Nothing was loaded."),)))
@@ -287,6 +288,14 @@ class Segmenter:
             if plan is not None:
                 self._load_guarded(task, plan)
         self._look_for_waiting()
+
+    def _hear(self, task: Task, plan: _Plan) -> None:
+        """Take note of what the backend has left out, and why."""
+        for watched in self._monitor.jobs:
+            if watched.job.folder.name == task.job:
+                failure = (watched.status.message,) if watched.status.message else ()
+                texts = (*tasks.problems(watched.job), *failure)
+                plan.warnings += [plan.named(text, task) for text in texts]
 
     def _end(self, outcome: Outcome) -> None:
         """A task without a result has ended."""
