@@ -20,7 +20,6 @@ from SSLSegmentationLib.finetune_choices import FinetuneChoices
 from SSLSegmentationLib.labelled_cases import CaseList
 from SSLSegmentationLib.panel import Panel, guarded
 from SSLSegmentationLib.run_view import RunView
-from SSLSegmentationLib.signals import Signal
 from SSLSegmentationLib.structure_table_view import StructureTableView, by_volume
 
 if TYPE_CHECKING:
@@ -34,18 +33,13 @@ _MODELS = ("best.safetensors", "model.safetensors")
 
 
 class FinetunePanel(Panel):
-    """Labels, their structures, the choices of a run, and the run itself.
-
-    Attributes:
-        model_chosen: with the path of a model that is to segment.
-    """
+    """Labels, their structures, the choices of a run, and the run itself."""
 
     UI = "Finetune.ui"
 
     def setup(self) -> None:
         """Make the parts and connect them."""
         ui = self.ui
-        self.model_chosen = Signal()
         self._run: Path | None = None
         self._following: Following | None = None
         self._problem = ""
@@ -137,8 +131,7 @@ class FinetunePanel(Panel):
         model = self.model
         if model is None:
             raise LogicError(_("The model is gone."), _("Choose another run under Jobs."))
-        self.session.remember("model", str(model))
-        self.model_chosen.emit(model)
+        self.session.use_model(model)
         self.message.show(_("Segment now uses this model."))
 
     @property

@@ -58,6 +58,7 @@ class SegmentPanel(Panel):
         self.ui.segmentStructuresList.connect("itemChanged(QListWidgetItem*)", self._update)
         self.ui.segmentDeviceCombo.connect("activated(int)", self.on_device)
         self.session.project_changed.connect(self.refresh_models)
+        self.session.model_changed.connect(self.refresh_models)
         self.session.environment_changed.connect(self._show_devices)
         self.monitor.ended.connect(self._on_ended)
         self.segmenter.changed.connect(self._update)
@@ -76,6 +77,7 @@ class SegmentPanel(Panel):
     def cleanup(self) -> None:
         """Let go; what is being computed goes on."""
         self.session.project_changed.disconnect(self.refresh_models)
+        self.session.model_changed.disconnect(self.refresh_models)
         self.session.environment_changed.disconnect(self._show_devices)
         self.monitor.ended.disconnect(self._on_ended)
         self._batch.cleanup()
@@ -100,7 +102,7 @@ class SegmentPanel(Panel):
             except LogicError:
                 # It was moved since: that is no reason to complain at each start.
                 self.session.remember("segmentModelFile", "")
-        self._show_models(tuple(models), wanted=self.session.setting("segmentModel"))
+        self._show_models(tuple(models), wanted=self.session.model)
         if found and found.damaged:
             self.message.show("\n".join(found.damaged.values()), "warning")
 
@@ -114,14 +116,13 @@ class SegmentPanel(Panel):
             return
         model = read_model(Path(str(path)))
         self.session.remember("segmentModelFile", str(model.path))
-        self.session.remember("segmentModel", str(model.path))
-        self.refresh_models()
+        self.session.use_model(model.path)
 
     @guarded
     def on_model(self) -> None:
         """Another model is chosen."""
         if self.model is not None:
-            self.session.remember("segmentModel", str(self.model.path))
+            self.session.remember("model", str(self.model.path))
         self._show_structures()
         self._update()
 

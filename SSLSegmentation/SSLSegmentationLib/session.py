@@ -23,12 +23,14 @@ class Session:
     Attributes:
         project_changed: emitted without values when another project is open, or its sources change.
         environment_changed: when another interpreter is chosen or more is known of it.
+        model_changed: without values when another model is to segment.
         started: with the `Job` that was started just now.
     """
 
     def __init__(self) -> None:
         self.project_changed = Signal()
         self.environment_changed = Signal()
+        self.model_changed = Signal()
         self.started = Signal()
         self.project: Project | None = None
         self.interpreter: Interpreter | None = None
@@ -111,6 +113,18 @@ class Session:
         known = self.report.device_names if self.report else ("auto",)
         wanted = self.setting("device", "auto")
         return wanted if wanted in known else "auto"
+
+    # The model
+
+    @property
+    def model(self) -> str:
+        """Path of the model that segments, "" if none was chosen yet."""
+        return self.setting("model")
+
+    def use_model(self, path: Path) -> None:
+        """Segment with this model from now on."""
+        self.remember("model", str(path))
+        self.model_changed.emit()
 
     # Commands
 

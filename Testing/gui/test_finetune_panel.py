@@ -412,12 +412,11 @@ def test_from_a_pretraining_run_to_a_model_that_segments(
     assert all(row[1] == row[2] and 0 <= float(row[1]) <= 1 for row in dice)
     assert ui.finetuneStartButton.enabled
 
-    chosen: list[Path] = []
-    panel.model_chosen.connect(chosen.append)
+    told: list[str] = []
+    panel.session.model_changed.connect(lambda: told.append(panel.session.model))
     host.click(ui.finetuneUseModel)
     model = panel.session.project.runs / "Leber-Milz" / "checkpoints" / "best.safetensors"
-    assert chosen == [model]
-    assert panel.session.setting("model") == str(model)
+    assert told == [str(model)]
     assert ui.finetuneModel.text.startswith("Best model: mean Dice")
     config = json.loads((model.parents[1] / "config.json").read_text())
     assert config["config"]["freeze_encoder"] is True
