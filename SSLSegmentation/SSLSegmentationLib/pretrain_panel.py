@@ -64,12 +64,12 @@ class PretrainPanel(Panel):
         self._following: Following | None = None
         self._proposed = ""
         self.view = RunView(self.folder, session=self.session, monitor=self.monitor)
-        ui.pretrainRunSection.layout().insertWidget(0, self.view.widget)
+        ui.pretrainRunSection.layout().addWidget(self.view.widget)
         self.advice = Message()
         self.advice.widget.objectName = "pretrainAdvice"
         self.widget.layout().removeWidget(self.message.widget)
         for message in (self.message, self.advice):
-            _layout_before(self.widget, ui.pretrainRunSection).addWidget(message.widget)
+            ui.pretrainNewSection.layout().addWidget(message.widget)
         self.settings = SettingsTable(
             {
                 "train.seed": ui.pretrainSeed,
@@ -118,10 +118,12 @@ class PretrainPanel(Panel):
 
     def on_methods(self) -> None:
         """Show the methods, once they are known; what was chosen stays so."""
-        combo = self.ui.pretrainMethod
+        before = self._method_name()
         known = [(f"{m.name}: {m.paper}", m.name) for m in self.catalogue.methods]
-        _fill(combo, known)
-        self.on_method()
+        _fill(self.ui.pretrainMethod, known)
+        if self._method_name() != before:
+            self.on_method()
+        self.refresh()
 
     def on_jobs(self) -> None:
         """A job has come or gone, or stands otherwise."""
@@ -136,9 +138,8 @@ class PretrainPanel(Panel):
         """A job has ended; perhaps it is the estimate."""
         if self._asked is None or watched.job.folder != self._asked[0].folder:
             return
-        (job, choice), self._asked = self._asked, None
+        choice, self._asked = self._asked[1], None
         self._take(watched, choice)
-        jobs.forget([job])
         self.refresh()
 
     @guarded
@@ -147,6 +148,7 @@ class PretrainPanel(Panel):
         if status.state == "done":
             found = parse(jobs.read_answer(watched.job))
             self._answer = Answer(choice=choice, estimate=found, problem=found.problem)
+            jobs.forget([watched.job])
         elif status.code == _OUT_OF_RESOURCES:
             self._answer = Answer(choice=choice, estimate=None, problem=status.message)
         elif status.state != "cancelled":
@@ -232,7 +234,10 @@ class PretrainPanel(Panel):
     # What is chosen
 
     def _method(self) -> Method | None:
-        return self.catalogue.find(str(self.ui.pretrainMethod.currentData or ""))
+        return self.catalogue.find(self._method_name())
+
+    def _method_name(self) -> str:
+        return str(self.ui.pretrainMethod.currentData or "")
 
     def _first_preset(self, presets: Sequence[str]) -> str:
         """The preset to begin with: a small one where there is no GPU."""
@@ -263,8 +268,8 @@ class PretrainPanel(Panel):
         init = str(ui.pretrainInit.currentData or "")
         return Choice(
             python=session.interpreter.path if session.interpreter is not None else None,
-            index_time=index.stat().st_mtime if index is not None and index.exists() else 0.0,
-            method=str(ui.pretrainMethod.currentData or ""),
+            index_time=_changed(index) if index is not None else 0.0,
+            method=self._method_name(),
             preset=str(ui.pretrainPreset.currentData or ""),
             device=session.device,
             init=Path(init) if init else None,
@@ -445,6 +450,8 @@ class PretrainPanel(Panel):
         self.ui.pretrainNext.visible = False
         self.view.show_run(run)
         if run is not None:
+            section = _("Newest run: {name}").format(name=run.name)
+            self.ui.pretrainRunSection.text = section.replace("&", "&&")
             self._following = self.monitor.follow(run, self._on_update)
 
     def _on_update(self, update: Update) -> None:
@@ -462,11 +469,12 @@ class PretrainPanel(Panel):
         )
 
 
-def _layout_before(root: Any, section: Any) -> Any:
-    """A new layout above a section, for messages."""
-    made = qt.QVBoxLayout()
-    root.layout().insertLayout(root.layout().indexOf(section), made)
-    return made
+def _changed(path: Path) -> float:
+    """When a file was written, 0 if it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _tell(label: Any, text: str) -> None:
@@ -521,6 +529,11 @@ def _preset_words(preset: str) -> str:
 
 def _device_words(session: Any) -> str:
     """The device with what it is, as far as the test of the Python has told."""
-    devices = session.report.devices if session.report is not None else ()
-    found = next((d.description for d in devices if d.name == session.device), "")
-    return f"{session.device}: {found}" if found else str(session.device)
+    report, chosen = session.report, str(session.device)
+    if report is None:
+        return chosen
+    if chosen == "auto":
+        names = report.device_names[1:]
+        return f"auto: {next((n for n in names if n != 'cpu'), 'cpu')}"
+    found = next((d.description for d in report.devices if d.name == chosen), "")
+    return f"{chosen}: {found}" if found else chosen
