@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,10 +48,26 @@ def shown(host: Any, window: Any) -> Any:
     return unfolded(host, window)
 
 
+@pytest.fixture(scope="session")
+def examined() -> list[Any]:
+    """What is known of this Python: found out by the first test that needs it."""
+    return []
+
+
 @pytest.fixture
-def panel(host: Any, ready: Any) -> Any:
-    """The panel, unfolded, in a project without scans."""
-    return unfolded(host, ready)
+def panel(host: Any, window: Any, examined: list[Any], tmp_path: Path) -> Any:
+    """The panel, unfolded, in a project without scans; this Python is chosen."""
+    from SSLPretrainLogic import environments
+    from SSLPretrainLogic.project import create_project
+
+    session = window.session
+    session.use_project(create_project(tmp_path / "Projekt ä"))
+    session.use_interpreter(environments.chosen_interpreter(Path(sys.executable)))
+    if not examined:
+        examined.append(environments.examine(session.interpreter, environment=session.variables()))
+    session.use_report(examined[0])
+    host.wait_until(lambda: window.catalogue.methods or window.catalogue.problem, limit_s=120)
+    return unfolded(host, window)
 
 
 @pytest.fixture(scope="session")
@@ -251,20 +268,26 @@ def test_an_estimate_that_ran_out_of_memory_or_failed_is_told(panel: Any, scans:
 # From the estimate to the encoder
 
 
-def test_a_run_is_estimated_started_shown_and_found_again(
-    host: Any, ready: Any, scans: Path
-) -> None:
-    panel = unfolded(host, ready)
+def test_an_estimate_can_be_cancelled(host: Any, panel: Any, scans: Path) -> None:
     index(panel, scans)
     ui = panel.ui
-    ui.pretrainFurther.plainText = "\n".join(SMALL)
-    ui.pretrainBatch.value = 2
     host.click(ui.pretrainEstimateButton)
     assert ui.pretrainEstimateButton.text == "Cancel estimate"
     assert ui.pretrainEstimateBar.visible
     host.click(ui.pretrainEstimateButton)
-    host.wait_until(lambda: panel._asked is None, limit_s=60)
+    host.wait_until(lambda: panel._asked is None, limit_s=100)
     assert panel._answer is None
+    assert (panel.message.text, ui.pretrainEstimateButton.text) == ("", "Estimate")
+    assert not ui.pretrainEstimateBar.visible
+
+
+def test_a_run_is_estimated_started_shown_and_found_again(
+    host: Any, panel: Any, scans: Path
+) -> None:
+    index(panel, scans)
+    ui = panel.ui
+    ui.pretrainFurther.plainText = "\n".join(SMALL)
+    ui.pretrainBatch.value = 2
     host.click(ui.pretrainEstimateButton)
     host.wait_until(lambda: panel._asked is None, limit_s=120)
     assert panel.message.text == ""
