@@ -66,7 +66,7 @@ def panel(host: Any, window: Any, examined: list[Any], tmp_path: Path) -> Any:
     if not examined:
         examined.append(environments.examine(session.interpreter, environment=session.variables()))
     session.use_report(examined[0])
-    host.wait_until(lambda: window.catalogue.methods or window.catalogue.problem, limit_s=120)
+    host.wait_until(lambda: window.catalogue.methods or window.catalogue.problem, limit_s=300)
     return unfolded(host, window)
 
 
@@ -275,7 +275,7 @@ def test_an_estimate_can_be_cancelled(host: Any, panel: Any, scans: Path) -> Non
     assert ui.pretrainEstimateButton.text == "Cancel estimate"
     assert ui.pretrainEstimateBar.visible
     host.click(ui.pretrainEstimateButton)
-    host.wait_until(lambda: panel._asked is None, limit_s=100)
+    host.wait_until(lambda: panel._asked is None, limit_s=300)
     assert panel._answer is None
     assert (panel.message.text, ui.pretrainEstimateButton.text) == ("", "Estimate")
     assert not ui.pretrainEstimateBar.visible
@@ -289,7 +289,7 @@ def test_a_run_is_estimated_started_shown_and_found_again(
     ui.pretrainFurther.plainText = "\n".join(SMALL)
     ui.pretrainBatch.value = 2
     host.click(ui.pretrainEstimateButton)
-    host.wait_until(lambda: panel._asked is None, limit_s=120)
+    host.wait_until(lambda: panel._asked is None, limit_s=300)
     assert panel.message.text == ""
     assert ui.pretrainEstimateFrame.visible
     estimate = panel._answer.estimate
@@ -307,7 +307,7 @@ def test_a_run_is_estimated_started_shown_and_found_again(
     assert ui.pretrainNewSection.collapsed
     ui.pretrainNewSection.collapsed = False
     assert "goes on" in hindered(panel)
-    host.wait_until(lambda: panel._running() is None, limit_s=120)
+    host.wait_until(lambda: panel._running() is None, limit_s=300)
     assert [w.status.state for w in pretrain_jobs(panel) if w.job.run == run] == ["done"]
     host.wait_until(lambda: ui.pretrainNext.visible)
     assert "Erster-Lauf/checkpoints/encoder.safetensors" in ui.pretrainNext.text
