@@ -46,7 +46,7 @@ class ScanRequest(Request):
 class _Training(Request):
     """What both ways to train have in common."""
 
-    output: Path
+    output: Path | None
     method: str | None = None
     preset: str | None = None
     max_steps: int | None = None
@@ -65,11 +65,16 @@ class _Training(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRequest(_Training):
-    """Pretrain an encoder on unlabelled CT."""
+    """Pretrain an encoder on unlabelled CT.
+
+    `dry_run` only tells what it would cost: its `output` is None, and `json` makes it an answer.
+    """
 
     command: ClassVar[str] = "pretrain"
     data: tuple[Path, ...] = ()
     init: Path | None = None
+    dry_run: bool = False
+    json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

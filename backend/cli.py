@@ -105,8 +105,8 @@ class Scan:
 class Pretrain:
     """Pretrain an encoder on unlabelled CT."""
 
-    output: Path
-    """The run folder; must not exist, unless with --resume."""
+    output: OptionalPath = None
+    """The run folder; must not exist, unless with --resume. Needed unless with --dry-run."""
     method: OptionalName = None
     """Pretext method, see `backend methods`; needed unless with --resume."""
     data: Annotated[tuple[Path, ...], arg(metavar="PATH ...", help_behavior_hint="")] = ()
@@ -129,13 +129,22 @@ class Pretrain:
     """YAML or JSON file with settings over those of the preset."""
     overrides: Settings = ()
     """One setting over preset and file, e.g. --set train.batch_size=4; may be repeated."""
+    dry_run: Switch = False
+    """Take a few steps and tell time, memory and disk of the whole run; nothing is left behind."""
+    json: Switch = False
+    """With --dry-run: print JSON for programs."""
 
     def run(self) -> None:
         """Pretrain."""
         from backend import pretrain
 
+        if self.json and not self.dry_run:
+            raise UserError("--json is for --dry-run.", "Add --dry-run, or leave out --json.")
+        if self.output is None and not self.dry_run:
+            raise UserError("No run folder was given.", "Add --output RUN, or --dry-run.")
+        output = self.output or Path()
         request = pretrain.PretrainRequest(
-            output=self.output,
+            output=output,
             data=self.data,
             method=self.method,
             preset=self.preset,
@@ -147,9 +156,14 @@ class Pretrain:
             cache=self.cache,
             argv=tuple(sys.argv),
         )
-        if self.resume and _is_done(self.output, "pretrain"):
+        if self.dry_run:
+            from backend import dry_run
+
+            dry_run.run(request, as_json=self.json)
+            return
+        if self.resume and _is_done(output, "pretrain"):
             pretrain.resolve(request)
-            _say(_told_done(self.output, given=f"--method NAME --data PATH --init {self.output}"))
+            _say(_told_done(output, given=f"--method NAME --data PATH --init {output}"))
             return
         run = pretrain.run(request)
         _say(

@@ -48,7 +48,7 @@ class PretrainRequest:
     """What the user asked for.
 
     Attributes:
-        output: the run folder.
+        output: the run folder; of no meaning to a dry run.
         data: index files or folders.
         method: or None for the one of the run that is resumed.
         preset: or None for the method's first.

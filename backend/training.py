@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -47,7 +47,7 @@ class Samples(Generic[SampleT, BatchT]):
 
     def batches(
         self, train: TrainConfig, *, first_step: int, between: Callable[[], None] = lambda: None
-    ) -> Iterator[list[BatchT]]:
+    ) -> Generator[list[BatchT], None, None]:
         """The parts of each step's batch, from `first_step` on; `between` samples may end it."""
         part = train.batch_size // train.accumulate
         for samples in stream(

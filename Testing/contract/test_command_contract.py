@@ -41,6 +41,8 @@ REQUESTS: list[Request] = [
         cache=ODD,
         config=ODD,
         overrides=("train.batch_size=4", "a.b=[1, 2]"),
+        dry_run=True,
+        json=True,
     ),
     FinetuneRequest(
         data=ODD,

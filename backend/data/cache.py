@@ -216,6 +216,18 @@ class Cache:
             if row.size is not None and row.spacing_mm is not None
         )
 
+    def free_bytes(self) -> int:
+        """Free space of the disk that the entries lie on, or will."""
+        return shutil.disk_usage(_existing(self.root)).free
+
+    def require_disk(self, rows: Sequence[Series]) -> None:
+        """Refuse to write new entries of these rows where they may not fit.
+
+        Raises:
+            ResourceError: with what is needed and what is free.
+        """
+        self._require_disk(self.estimate_bytes(rows))
+
     def build(
         self,
         rows: Sequence[Series],
@@ -242,7 +254,7 @@ class Cache:
         sizes = {row.id: row.size or (1, 1, 1) for row in rows}
         absent = [jobs[i] for i in self._missing(jobs)]
         wanted = {job.id for job in absent}
-        self._require_disk(self.estimate_bytes([row for row in rows if row.id in wanted]))
+        self.require_disk([row for row in rows if row.id in wanted])
         workers = workers or _worker_count([sizes[n] for n in wanted])
         return self._build(jobs, absent, workers, between)
 
@@ -356,7 +368,7 @@ class Cache:
     def _require_disk(self, need: int) -> None:
         if not need:
             return
-        free = shutil.disk_usage(_existing(self.root)).free
+        free = self.free_bytes()
         if need + _DISK_RESERVE > free:
             raise ResourceError(
                 f"The cache needs {told_bytes(need)} and {told_bytes(_DISK_RESERVE)} to spare, "

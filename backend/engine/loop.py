@@ -222,7 +222,7 @@ class Loop(Generic[BatchT]):
                         self.save()
                         on_save()
                     raise
-                record = self._train_step(parts)
+                record = self.train_step(parts)
                 self.step += 1
                 self._recent.append(time.monotonic() - began)
                 for number, event in enumerate(events):
@@ -243,7 +243,12 @@ class Loop(Generic[BatchT]):
                 if request is not None and not last:
                     raise request
 
-    def _train_step(self, parts: Sequence[BatchT]) -> dict[str, float]:
+    def train_step(self, parts: Sequence[BatchT]) -> dict[str, float]:
+        """Make the current step, without counting or recording it; returns its numbers.
+
+        Raises:
+            TrainingError: if a loss is not finite.
+        """
         progress = self.step / self.plan.total_steps
         rate = self.plan.learning_rate(self.step)
         for group in self.optimizer.param_groups:

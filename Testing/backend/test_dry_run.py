@@ -1,0 +1,149 @@
+"""What a run would cost is measured, told, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from cli_runner import (
+    PRETRAIN,
+    Material,
+    backend_here,
+    ended,
+    make_material,
+    started,
+    status,
+)
+
+from backend.dry_run import told_time
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return make_material(tmp_path_factory)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place for temporary files."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return place
+
+
+def left(temporary: Path) -> list[Path]:
+    """What we have left; PyTorch keeps a folder of its own."""
+    return sorted(temporary.glob("backend-*"))
+
+
+def dry(material: Material, *words: object) -> tuple[object, ...]:
+    return (*PRETRAIN, "--data", material.unlabelled, "--dry-run", *words)
+
+
+def test_an_estimate_agrees_with_the_run_and_leaves_nothing(
+    tmp_path: Path, temporary: Path, material: Material
+) -> None:
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    done = backend_here(*dry(material, "--cache", cache, "--epochs", 2, "--json"))
+    assert done.code == 0, done.err
+    assert not cache.exists()
+    assert left(temporary) == []
+    found = json.loads(done.out)
+    made = backend_here(
+        *(*PRETRAIN, "--data", material.unlabelled, "--cache", cache, "--epochs", 2),
+        *("--output", run),
+    )
+    assert made.code == 0, made.err
+    kept = status(run)
+    assert {k: found[k] for k in ("device", "precision", "total_steps")} == {
+        k: kept[k] for k in ("device", "precision", "total_steps")
+    }
+    assert (found["scans"], found["steps_per_epoch"], found["steps_measured"]) == (3, 1.5, 5)
+    assert found["training_s"] == pytest.approx(3 * found["seconds_per_step"], abs=0.06)
+    assert found["total_s"] == pytest.approx(found["training_s"] + found["preparation_s"], abs=0.1)
+    assert found["scans_to_prepare"] == 3
+    # All three were prepared, so that the bytes are those that the run has written.
+    written = sum(p.stat().st_size for p in cache.rglob("*.b2nd"))
+    assert found["cache_bytes"] == pytest.approx(written, rel=0.05)
+    assert 0 < found["memory_mb"] < found["memory_free_mb"]
+    assert found["problem"] == ""
+    again = backend_here(*dry(material, "--cache", cache, "--max-steps", 70, "--json"))
+    found = json.loads(again.out)
+    assert (found["scans_to_prepare"], found["cache_bytes"], found["preparation_s"]) == (0, 0, 0)
+    assert found["total_steps"] == 70
+    assert left(temporary) == []
+
+
+@pytest.mark.usefixtures("temporary")
+def test_what_does_not_fit_is_told_to_people_in_one_sentence(
+    tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, usage = tmp_path / "small disk", shutil.disk_usage
+    small.mkdir()
+
+    def of(path: Path) -> object:
+        return SimpleNamespace(free=10**8) if Path(path).is_relative_to(small) else usage(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", of)
+    done = backend_here(*dry(material, "--cache", small))
+    assert done.code == 0, done.err
+    *rows, problem = done.out.splitlines()
+    assert rows[0] == "smit tiny"
+    assert [row.split()[0] for row in rows[1:]] == [
+        *("Device", "Network", "Memory", "Cache", "Preparation"),
+        *("Step", "Steps", "Training", "Total"),
+    ]
+    assert problem.startswith("It does not fit: The cache needs")
+    assert "100 MB free" in problem
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(total=2**30, available=-(2**34))
+    )
+    done = backend_here(*dry(material, "--cache", material.cache))
+    assert "It does not fit: a step takes" in done.out.splitlines()[-1]
+
+
+def test_a_signal_ends_an_estimate_and_leaves_nothing(
+    tmp_path: Path, temporary: Path, material: Material
+) -> None:
+    with started(*dry(material, "--cache", tmp_path / "cache")) as process:
+        assert process.stderr is not None
+        # It stands there before the first step; a step of this network takes a while.
+        while "step 0 of" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        done = ended(process)
+    assert done.code == 3, done.err
+    assert "Traceback" not in done.err
+    assert left(temporary) == []
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--dry-run", "--resume", "--method", "smit"), "Leave out --resume"),
+        (("--json", "--method", "smit", "--output", "run"), "Add --dry-run"),
+        (("--method", "smit", "--data", "index.csv"), "Add --output RUN"),
+        (("--dry-run", "--method", "smit"), "Add --data"),
+        (("--dry-run", "--data", "index.csv"), "Add --method"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_cure(words: tuple[str, ...], told: str) -> None:
+    done = backend_here("pretrain", *words)
+    assert done.code == 2
+    assert told in done.told
+
+
+def test_times_are_told_in_two_units() -> None:
+    times = (0, 0.4, 59.6, 61, 3600, 3 * 3600 + 20 * 60 + 5, 50 * 3600)
+    assert [told_time(t) for t in times] == [
+        *("0 s", "less than 1 s", "1 min", "1 min 1 s", "1 h", "3 h 20 min", "2 d 2 h"),
+    ]

@@ -1,0 +1,351 @@
+"""`backend pretrain --dry-run`: what a run would cost, from a few real steps; leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from backend.config import PretrainConfig
+from backend.data.cache import Cache, CachedVolume, Series, told_bytes
+from backend.data.index import SeriesRow, found_series, usable
+from backend.doctor import look_at_memory
+from backend.engine.record import RunFolder
+from backend.engine.signals import ending_at_once
+from backend.errors import ResourceError, UserError
+from backend.preparation import (
+    cache_root,
+    check_device,
+    encoder_header,
+    recipe_of,
+    require_same_encoder,
+)
+from backend.pretrain import PretrainRequest, require_enough, resolve, split_held_out
+
+if TYPE_CHECKING:
+    import torch
+
+    from backend.engine.loop import Loop
+
+_SCANS = 3
+"""Scans that are prepared: the cache makes so few one after the other."""
+_WARM_UP, _MEASURED = 2, 5
+"""The first steps allocate memory and choose kernels."""
+_LIMIT_S = 30.0
+"""After so long what was measured has to do."""
+_LOOK_S = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run would cost, as `--json` prints it.
+
+    Attributes:
+        method: that was asked for.
+        preset: likewise.
+        device: in words, with what it is.
+        precision: fp32 or bf16.
+        parameters: numbers that learn.
+        memory_mb: peak of the measured steps, of the GPU where one computes, else of the process.
+        memory_free_mb: what there is for it.
+        scans: to learn from, without those held out.
+        steps_measured: after the warm-up.
+        seconds_per_step: their median.
+        steps_per_epoch: may be a fraction.
+        total_steps: of the run.
+        scans_to_prepare: those that are not in the cache.
+        preparation_s: time for them on one processor after the other, so rather too much.
+        training_s: time of all steps.
+        total_s: of both.
+        cache: its folder.
+        cache_bytes: disk space for the scans to prepare, from that of the measured ones.
+        disk_free_bytes: of the cache's disk.
+        problem: a sentence if memory or disk do not suffice, else "".
+    """
+
+    method: str
+    preset: str
+    device: str
+    precision: str
+    parameters: int
+    memory_mb: int
+    memory_free_mb: int
+    scans: int
+    steps_measured: int
+    seconds_per_step: float
+    steps_per_epoch: float
+    total_steps: int
+    scans_to_prepare: int
+    preparation_s: float
+    training_s: float
+    total_s: float
+    cache: str
+    cache_bytes: int
+    disk_free_bytes: int
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A few scans, and what it takes to prepare all that are missing."""
+
+    volumes: list[CachedVolume]
+    missing: int
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What a few steps have told."""
+
+    facts: dict[str, Any]
+    seconds: list[float]
+    memory_mb: float
+    memory_free_mb: float
+
+
+def run(request: PretrainRequest, *, as_json: bool) -> None:
+    """Print what a run would cost.
+
+    Raises:
+        UserError, ResourceError, Cancelled, Interrupted: as pretraining would.
+    """
+    found = estimate(request)
+    text = json.dumps(asdict(found), indent=1) if as_json else told(found)
+    sys.stdout.write(text + "\n")
+
+
+@ending_at_once()
+def estimate(request: PretrainRequest) -> Estimate:
+    """Prepare a few scans in a temporary folder, take a few steps on them, and reckon.
+
+    Raises:
+        UserError: what pretraining would refuse, and a run that is resumed.
+        ResourceError: if memory does not suffice for one step.
+        Cancelled, Interrupted: on a signal.
+    """
+    if request.resume:
+        raise UserError("--dry-run is for a new run.", "Leave out --resume.")
+    request, config = resolve(request)
+    if request.init is not None:
+        require_same_encoder(request.init, encoder_header(request.init), config.method)
+    check_device(request.device)
+    rows = usable(found_series(request.data))
+    ids = sorted(row.id for row in rows)
+    learn, _ = split_held_out(ids, share=config.data.held_out, seed=config.train.seed)
+    require_enough(config, scans=len(learn))
+    cache = Cache(cache_root(request.cache, request.data[0]), recipe_of(config.preprocess))
+    # What is still open on Windows cannot be deleted there; the estimate is no worse for that.
+    with TemporaryDirectory(prefix="backend-dry-run-", ignore_cleanup_errors=True) as place:
+        prepared = _prepared(config, rows, cache=cache, place=Path(place))
+        measured = _measured(request, config, prepared, place=Path(place), scans=len(learn))
+    return _reckoned(config, prepared, measured, cache=cache, rows=rows, scans=len(learn))
+
+
+def told(found: Estimate) -> str:
+    """An estimate for people: names to the left, values to the right."""
+    memory = f"{found.memory_mb:,} MB at the peak, {found.memory_free_mb:,} MB free"
+    cache = f"{told_bytes(found.cache_bytes)} to write into {found.cache}"
+    steps = f"{found.total_steps:,} ({found.steps_per_epoch:g} per epoch, {found.scans} scans)"
+    rows = {
+        "Device": f"{found.device}, {found.precision}",
+        "Network": f"{found.parameters:,} parameters that learn",
+        "Memory": memory,
+        "Cache": f"{cache}, {told_bytes(found.disk_free_bytes)} free",
+        "Preparation": f"{told_time(found.preparation_s)} at most, "
+        f"for {found.scans_to_prepare} scans that are not in the cache",
+        "Step": f"{found.seconds_per_step:.3g} s (median of {found.steps_measured})",
+        "Steps": steps,
+        "Training": told_time(found.training_s),
+        "Total": told_time(found.total_s),
+    }
+    lines = [f"{found.method} {found.preset}", *(f"  {k:<12} {v}" for k, v in rows.items())]
+    return "\n".join([*lines, found.problem or "It fits into memory and disk."])
+
+
+def told_time(seconds: float) -> str:
+    """A time as people say it, in its two largest units."""
+    if seconds < 1:
+        return "less than 1 s" if seconds > 0 else "0 s"
+    left = round(seconds)
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    first = next(i for i, (_, size) in enumerate(units) if left >= size)
+    parts = []
+    for name, size in units[first : first + 2]:
+        count, left = divmod(left, size)
+        parts += [f"{count} {name}"] if count else []
+    return " ".join(parts)
+
+
+def _prepared(
+    config: PretrainConfig, rows: Sequence[SeriesRow], *, cache: Cache, place: Path
+) -> _Prepared:
+    missing = cache.missing(rows)
+    absent = {row.id for row in missing}
+    wanted = max(_SCANS, config.method.least_batch)
+    volumes = [cache.open(row.id) for row in rows if row.id not in absent][:wanted]
+    if not missing:
+        return _Prepared(volumes=volumes, missing=0, seconds=0.0, bytes=0)
+    # Those of one patient or scanner often stand beside each other.
+    few = missing[:: max(1, len(missing) // wanted)][:wanted]
+    trial = Cache(place / "cache", cache.recipe)
+    began = time.monotonic()
+    report = trial.build(few)
+    seconds = time.monotonic() - began
+    volumes += [trial.open(name) for name in report.built]
+    # Scans differ in size: what was measured is scaled by voxels, not by scans.
+    share = _weight(cache, missing) / _weight(cache, few)
+    return _Prepared(
+        volumes=volumes,
+        missing=len(missing),
+        seconds=seconds * share,
+        bytes=round(report.bytes * share),
+    )
+
+
+def _weight(cache: Cache, rows: Sequence[Series]) -> int:
+    # A row of an index written by hand may not tell its size.
+    return cache.estimate_bytes(rows) + len(rows)
+
+
+def _measured(
+    request: PretrainRequest,
+    config: PretrainConfig,
+    prepared: _Prepared,
+    *,
+    place: Path,
+    scans: int,
+) -> _Measured:
+    import torch
+
+    from backend.engine.device import device_text, resolve_device, use_bf16
+    from backend.methods import build_method
+    from backend.pretext import PretrainTask, Reader, collated
+    from backend.training import Samples, prepared_loop
+
+    device, train = resolve_device(request.device), config.train
+    free = _free_mb(device)
+    torch.manual_seed(train.seed)
+    method = build_method(config.method, epochs=train.epochs).to(device).train()
+    task = PretrainTask(method, config, device)
+    samples = Samples(
+        count=len(prepared.volumes),
+        read=Reader(prepared.volumes, config).read,
+        collate=lambda chosen: collated(chosen, seed=train.seed),
+        workers=config.data.workers,
+    )
+    with RunFolder(place / "run", kind="pretrain", argv=(), resume=False) as folder:
+        loop = prepared_loop(task, train, samples=scans, device=device, folder=folder, resume=False)
+        with closing(samples.batches(train, first_step=0)) as batches, _peak(device) as peak_mb:
+            seconds = _timed(loop, batches)
+            memory = peak_mb()
+    learned = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    facts = {
+        "device": device_text(device),
+        "precision": "bf16" if use_bf16(train.precision, device) else "fp32",
+        "parameters": learned,
+        "steps_per_epoch": round(loop.plan.steps_per_epoch, 3),
+        "total_steps": loop.plan.total_steps,
+    }
+    return _Measured(facts=facts, seconds=seconds, memory_mb=memory, memory_free_mb=free)
+
+
+def _timed(loop: Loop[Any], batches: Iterator[Sequence[Any]]) -> list[float]:
+    """Seconds of the first step, again and again, reading included; without the warm-up."""
+    times: list[float] = []
+    deadline = time.monotonic() + _LIMIT_S
+    while len(times) < _WARM_UP + _MEASURED:
+        began = time.monotonic()
+        loop.train_step(next(batches))
+        times.append(time.monotonic() - began)
+        if len(times) >= _WARM_UP and time.monotonic() > deadline:
+            break
+    return times[_WARM_UP:] or times[-1:]
+
+
+def _free_mb(device: torch.device) -> float:
+    """Memory for the steps: the GPU's, else the machine's with what this process has already."""
+    import torch
+
+    from backend.engine.device import memory_mb
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    return float(look_at_memory()[0]["available_mb"]) + memory_mb(device)
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Gives a function that tells the most memory in use since the block began, in MiB."""
+    from backend.engine.device import memory_mb
+
+    if device.type == "cuda":
+        yield lambda: memory_mb(device)
+        return
+    most, done = [memory_mb(device)], threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOK_S):
+            most[0] = max(most[0], memory_mb(device))
+
+    looking = threading.Thread(target=look, daemon=True, name="memory")
+    looking.start()
+    try:
+        yield lambda: most[0]
+    finally:
+        done.set()
+        looking.join()
+
+
+def _reckoned(
+    config: PretrainConfig,
+    prepared: _Prepared,
+    measured: _Measured,
+    *,
+    cache: Cache,
+    rows: Sequence[SeriesRow],
+    scans: int,
+) -> Estimate:
+    per_step = sorted(measured.seconds)[len(measured.seconds) // 2]
+    training = per_step * measured.facts["total_steps"]
+    return Estimate(
+        method=config.method.name,
+        preset=config.preset,
+        **measured.facts,
+        memory_mb=round(measured.memory_mb),
+        memory_free_mb=round(measured.memory_free_mb),
+        scans=scans,
+        steps_measured=len(measured.seconds),
+        seconds_per_step=round(per_step, 4),
+        scans_to_prepare=prepared.missing,
+        preparation_s=round(prepared.seconds, 1),
+        training_s=round(training, 1),
+        total_s=round(prepared.seconds + training, 1),
+        cache=str(cache.root),
+        cache_bytes=prepared.bytes,
+        disk_free_bytes=cache.free_bytes(),
+        problem=_problem(measured, cache=cache, rows=rows),
+    )
+
+
+def _problem(measured: _Measured, *, cache: Cache, rows: Sequence[SeriesRow]) -> str:
+    """What does not suffice, with the cure; "" if all does."""
+    if measured.memory_mb > measured.memory_free_mb:
+        return (
+            f"It does not fit: a step takes {measured.memory_mb:,.0f} MB of memory and "
+            f"{measured.memory_free_mb:,.0f} MB are free. Lower train.batch_size, choose a "
+            "smaller preset, or close other programs."
+        )
+    try:
+        cache.require_disk(cache.missing(rows))
+    except ResourceError as error:
+        return f"It does not fit: {error}"
+    return ""
