@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import time
 from collections.abc import Callable
@@ -42,8 +41,6 @@ _BEHAVIOURS = {
     **views.BEHAVIOURS,
 }
 _STEP_S = 0.005
-_IMMORTAL = (3, 12)
-"""Python in which None can no longer be deleted."""
 
 
 class Host:
@@ -64,7 +61,6 @@ class Host:
         base_python: Path | None = None,
         theme: look.Theme = "light",
     ) -> None:
-        _keep_none()
         self.folder = folder
         for part in ("temporary", "cache", "home", "extensions"):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -251,12 +247,6 @@ class Host:
         """End in an order in which Qt and VTK do not outlive each other."""
         self.clear()
         FAULTS.uninstall()
-
-
-def _keep_none() -> None:
-    """PySide6 drops a reference to None at every call; an older Python ends when none are left."""
-    if sys.version_info < _IMMORTAL:
-        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
 
 def _scripted() -> type:
