@@ -122,21 +122,21 @@ class Edit:
 
     Attributes:
         segment: its identifier.
-        image: a label map (vtkOrientedImageData) of the voxels.
-        adds: whether the segment gets them; else it loses them.
+        gain: a label map (vtkOrientedImageData) of the voxels that it shall hold.
+        loss: one of those that it shall hold no more; either is None if there are none.
     """
 
     segment: str
-    image: Any
-    adds: bool
+    gain: Any
+    loss: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be done, in this order.
+    """What is to be done.
 
     Attributes:
-        edits: the changes.
+        edits: one for each segment that changes.
         empty: names of the structures of which there is no voxel.
     """
 
@@ -145,35 +145,67 @@ class Plan:
 
 
 def planned(
-    node: Any, codes: Codes, structures: Sequence[Structure], segments: Mapping[str, str]
+    editor: Any,
+    codes: Codes,
+    structures: Sequence[Structure],
+    segments: Mapping[str, str],
+    *,
+    source: Any,
 ) -> Plan:
     """The changes after which segments hold exactly their structures, where they may be changed.
 
     A structure that has voxels but no segment gets one now, so the state for undo is saved before.
 
     Args:
-        node: the vtkMRMLSegmentationNode.
+        editor: the vtkMRMLSegmentEditorNode, with its rules of masking.
         codes: see `in_editor`.
         structures: in the order of their codes.
         segments: identifier of the segment of each structure that has one, by name.
+        source: the source volume as the editor sees it, for its range of intensities.
     """
-    gains, losses, empty = [], [], []
+    node = editor.GetSegmentationNode()
+    edits, empty = [], []
     for code, structure in enumerate(structures, FIRST):
         wanted = codes.voxels == code
-        found = _image(wanted, codes)
-        identifier = segments.get(structure.name, "")
-        if identifier:
-            stale = _held(node, identifier, codes) & ~wanted & (codes.voxels != UNTOUCHED)
-            gone = _image(stale, codes)
-            if gone is not None:
-                losses.append(Edit(segment=identifier, image=gone, adds=False))
-        if found is None:
+        if not np.any(wanted):
             empty.append(structure.name)
-        else:
-            identifier = identifier or _added(node, structure)
-            gains.append(Edit(segment=identifier, image=found, adds=True))
-    # Masks may be made of the very segments that lose voxels, so these come last.
-    return Plan(edits=(*gains, *losses), empty=tuple(empty))
+        identifier = segments.get(structure.name, "")
+        if not identifier and np.any(wanted):
+            identifier = _added(node, structure)
+        if not identifier:
+            continue
+        may = codes.voxels != UNTOUCHED
+        if (locked := _locked(editor, identifier, codes, source)) is not None:
+            may &= ~locked
+        stale = _held(node, identifier, codes) & may & ~wanted
+        gain, loss = _image(wanted & may, codes), _image(stale, codes)
+        if gain is not None or loss is not None:
+            edits.append(Edit(segment=identifier, gain=gain, loss=loss))
+    return Plan(edits=tuple(edits), empty=tuple(empty))
+
+
+def take(node: Any, segment: str, loss: Any) -> None:
+    """Take voxels from a segment and give them to no other.
+
+    The editor's own way to erase would give them to the segment that editing is masked by.
+
+    Args:
+        node: the vtkMRMLSegmentationNode.
+        segment: its identifier.
+        loss: a label map of the voxels.
+
+    Raises:
+        LogicError: if it does not work.
+    """
+    kept = slicer.vtkOrientedImageData()
+    kept.DeepCopy(loss)
+    voxels_of(kept)[...] = 1 - voxels_of(loss)
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    if not logic.SetBinaryLabelmapToSegment(
+        kept, node, segment, logic.MODE_MERGE_MIN, kept.GetExtent()
+    ):
+        name = node.GetSegmentation().GetSegment(segment).GetName()
+        raise LogicError(f"Segment {name!r} does not lose its voxels.", "Undo, and try again.")
 
 
 def mark_in_progress(node: Any, segment: str) -> None:
@@ -215,6 +247,28 @@ def _held(node: Any, identifier: str, codes: Codes) -> NDArray[np.bool_]:
         here = tuple(slice(a, b) for a, b in zip(low - offset, high - offset, strict=True))[::-1]
         held[there] = voxels[here] > 0
     return held
+
+
+def _locked(editor: Any, identifier: str, codes: Codes, source: Any) -> NDArray[np.bool_] | None:
+    """Voxels of the codes' box that the editor's masks protect, None if there is no mask."""
+    node, ranged = editor.GetSegmentationNode(), editor.GetSourceVolumeIntensityMask()
+    if editor.GetMaskMode() == node.EditAllowedEverywhere and not ranged:
+        return None
+    # Made on the box alone, which may be a small part of the volume.
+    reference, mask = oriented(codes.voxels, codes.grid), slicer.vtkOrientedImageData()
+    done = node.GenerateEditMask(
+        mask,
+        editor.GetMaskMode(),
+        reference,
+        identifier,
+        editor.GetMaskSegmentID() or "",
+        source if ranged else None,
+        editor.GetSourceVolumeIntensityMaskRange() if ranged else None,
+        node.GetDisplayNode(),
+    )
+    if not done:
+        raise LogicError("The editor's mask cannot be made.", "Edit everywhere, and try again.")
+    return voxels_of(mask) > 0
 
 
 def _image(where: NDArray[np.bool_], codes: Codes) -> Any:

@@ -348,11 +348,15 @@ class EffectOptions:
             self.effect.referenceGeometryImage(),
         )
         self.effect.saveStateForUndo()
-        plan = edits.planned(node, codes, run.structures, run.segments)
-        modes = slicer.qSlicerSegmentEditorAbstractEffect
+        source = self.effect.sourceVolumeImageData()
+        plan = edits.planned(self._node(), codes, run.structures, run.segments, source=source)
+        adds = slicer.qSlicerSegmentEditorAbstractEffect.ModificationModeAdd
         for edit in plan.edits:
-            mode = modes.ModificationModeAdd if edit.adds else modes.ModificationModeRemove
-            self.effect.modifySegmentByLabelmap(node, edit.segment, edit.image, mode)
+            if edit.gain is not None:
+                self.effect.modifySegmentByLabelmap(node, edit.segment, edit.gain, adds)
+        for edit in plan.edits:
+            if edit.loss is not None:
+                edits.take(node, edit.segment, edit.loss)
             edits.mark_in_progress(node, edit.segment)
         return plan.empty
 
