@@ -147,8 +147,8 @@ class Stage:
         axes = np.eye(4)
         axes[:3, :3] = matrix[:3, :3] / SPACING_XYZ
         axes[:3, 3] = matrix[:3, :3] @ ((low + high) / 2) + matrix[:3, 3]
-        to_node = self.host.python("vtk").vtkMatrix4x4() if False else vtk_matrix(axes)
-        node.SetAndObserveObjectToNodeMatrix(to_node)
+        # SetAndObserve… would forget the matrix with its last reference in Python.
+        node.GetObjectToNodeMatrix().DeepCopy(vtk_matrix(axes))
         node.SetSize(*((high - low + 0.5) * SPACING_XYZ))
         self.choose("effectWhere", "Inside a ROI")
         self.ui.effectRoi.setCurrentNode(node)
@@ -266,3 +266,296 @@ def test_writing_keeps_to_masks_and_overwrite_rules_and_is_undone_in_one_step(
     stage.editor.redo()
     assert np.array_equal(stage.held("mine"), np.where(may, wanted, before["mine"]))
     stage.editor.close()
+
+
+def test_every_structure_goes_into_the_segment_of_its_name_and_absent_ones_are_told(
+    host: Any, slicer: Any, tmp_path: Path
+) -> None:
+    before = {"liver": blob(1), "spleen": NOTHING}
+    stage = Stage(host, np.zeros(SIZE, np.int16), before)
+    labels = np.zeros(SIZE, np.uint8)
+    labels[3:9], labels[9:12] = 1, 4
+    empty = write(stage, labels, ["liver", "spleen", "heart", "aorta"], tmp_path)
+    assert empty == ("spleen", "heart")
+    assert stage.names() == ["liver", "spleen", "aorta"]
+    assert np.array_equal(stage.held("liver"), labels == 1)
+    assert np.array_equal(stage.held("aorta"), labels == 4)
+    aorta = stage.node.GetSegmentation().GetSegment(
+        stage.node.GetSegmentation().GetSegmentIdBySegmentName("aorta")
+    )
+    assert "SCT^15825003" in aorta.GetTerminology()
+    status = slicer.vtkSlicerSegmentationsModuleLogic
+    assert status.GetSegmentStatus(aorta) == status.InProgress
+    stage.editor.undo()
+    assert stage.names() == ["liver", "spleen"]
+    assert np.array_equal(stage.held("liver"), before["liver"])
+    stage.editor.close()
+
+
+def test_a_finer_geometry_under_a_transform_gets_the_label_that_lies_nearest(
+    host: Any, slicer: Any, tmp_path: Path
+) -> None:
+    stage = Stage(host, np.zeros(SIZE, np.int16), {"liver": NOTHING})
+    shift = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    moved = np.eye(4)
+    moved[:3, 3] = (7.0, -3.0, 11.0)
+    shift.SetMatrixTransformToParent(vtk_matrix(moved))
+    stage.node.SetAndObserveTransformNodeID(shift.GetID())
+    finer = slicer.vtkSlicerSegmentationGeometryLogic()
+    finer.SetInputSegmentationNode(stage.node)
+    finer.SetSourceGeometryNode(stage.volume)
+    finer.SetOversamplingFactor(2)
+    assert not finer.CalculateOutputGeometry()
+    assert finer.SetReferenceImageGeometryInSegmentationNode()
+    labels = np.zeros(SIZE, np.uint8)
+    labels[8:20, 9:22, 7:21] = 1
+
+    write(stage, labels, ["liver"], tmp_path)
+
+    image = slicer.vtkOrientedImageData()
+    stage.node.GetBinaryLabelmapRepresentation(stage.ids["liver"], image)
+    from SSLPretrainLogic.scene.volumes import oriented_grid, voxels_of
+
+    grid, found = oriented_grid(image), voxels_of(image) > 0
+    points = np.argwhere(found)[:, ::-1]
+    world = (moved @ grid.ijk_to_ras @ np.c_[points, np.ones(len(points))].T).T
+    nearest = np.linalg.inv(ijk_to_ras()) @ world.T
+    k, j, i = (np.rint(nearest[axis] - 1e-9).astype(int) for axis in (2, 1, 0))
+    assert labels[k, j, i].all()
+    assert np.allclose(grid.spacing_mm, np.array(SPACING_XYZ) / 2)
+    assert len(points) == pytest.approx(8 * np.count_nonzero(labels), rel=0.1)
+    stage.editor.close()
+
+
+def test_a_turned_roi_and_a_margin_are_the_voxels_that_lie_inside(
+    host: Any, slicer: Any
+) -> None:
+    from SSLPretrainLogic.errors import LogicError
+    from SSLPretrainLogic.scene import worker_scan
+    from SSLPretrainLogic.scene.volumes import world_grid
+
+    seed = NOTHING.copy()
+    seed[10, 12, 14] = seed[12, 15, 18] = True
+    stage = Stage(host, np.zeros(SIZE, np.int16), {"seed": seed, "empty": NOTHING})
+    grid, _ = world_grid(stage.volume)
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    angle = np.radians(30)
+    turned = np.eye(4)
+    turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    turned[:3, 3] = (ijk_to_ras() @ (15.0, 17.0, 14.0, 1.0))[:3]
+    roi.GetObjectToNodeMatrix().DeepCopy(vtk_matrix(turned))
+    roi.SetSize(30, 18, 24)
+    region = worker_scan.inside_roi(roi, grid)
+    indices = np.argwhere(~NOTHING)
+    world = ijk_to_ras() @ np.c_[indices[:, ::-1], np.ones(len(indices))].T
+    local = np.abs(np.linalg.inv(turned) @ world)[:3].T
+    expected = (local <= (15, 9, 12)).all(axis=1).reshape(SIZE)
+    found = NOTHING.copy()
+    box = tuple(slice(a, a + n) for a, n in zip(*region.told.values(), strict=True))
+    found[box] = region.inside(region.cropped(grid))
+    assert np.array_equal(found, expected)
+    assert expected.any()
+
+    around = worker_scan.around_segment(stage.node, stage.ids["seed"], grid, margin_mm=6.0)
+    assert around.told == {"start": [8, 9, 13], "size": [7, 10, 7]}
+    with pytest.raises(LogicError, match="'empty' is empty"):
+        worker_scan.around_segment(stage.node, stage.ids["empty"], grid, margin_mm=6.0)
+    roi.SetCenter(9999, 0, 0)
+    with pytest.raises(LogicError, match="'Box' holds no voxel"):
+        worker_scan.inside_roi(roi, grid)
+    stage.editor.close()
+
+
+@pytest.mark.usefixtures("slicer")
+def test_segments_are_matched_by_name_then_by_code_and_never_by_a_guess() -> None:
+    from SSLPretrainLogic.scene.terminology import code_for
+    from SSLSegmentationLib.effect_models import matching
+    from dataclasses import replace
+
+    names = ("liver", "left kidney", "right kidney", "tumour 1")
+    known = [replace(structure(n, name), terminology=code_for(name)) for n, name in enumerate(names, 1)]
+
+    def found(name: str, terminology: str = "") -> str | None:
+        match = matching(name, terminology, known)
+        return match.name if match else None
+
+    assert found("Liver ") == "liver"
+    assert found("kidney_right") == "right kidney"
+    assert found("Leber", code_for("liver")) == "liver"
+    assert found("Tumour_1") == "tumour 1"
+    assert found("Segment_1") is None
+    assert found("kidney") is None
+    assert found("Niere", code_for("spleen")) is None
+
+
+# The whole of it, with a real worker
+
+
+@pytest.fixture(scope="module")
+def warm(running_host: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A worker that is nobody else's, ended at last."""
+    running_host.python("slicer").app.setEnvironmentVariable(
+        "XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache"))
+    )
+    yield
+    from SSLSegmentationLib import worker
+
+    worker.end_all()
+
+
+@pytest.fixture
+def project(slicer: Any, material: Material, tmp_path: Path, warm: None) -> Any:
+    """A project with one fine-tuned run, remembered in the settings, as the module does."""
+    from SSLPretrainLogic import environments
+    from SSLPretrainLogic.project import create_project
+    from SSLSegmentationLib.session import Session
+
+    made = create_project(tmp_path / "Projekt ä")
+    checkpoints = made.runs / "liver 2" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    shutil.copy(material.model, checkpoints / "best.safetensors")
+    status = {
+        "schema": 1, "kind": "finetune", "state": "done", "step": 1, "host": "elsewhere",
+        "started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:00:00+00:00",
+    }
+    (made.runs / "liver 2" / "status.json").write_text(json.dumps(status))
+    session = Session()
+    session.use_project(made)
+    session.use_interpreter(environments.chosen_interpreter(Path(sys.executable)))
+    return made
+
+
+def test_the_effect_fills_by_its_rules_what_the_backend_finds(
+    host: Any, slicer: Any, material: Material, project: Any
+) -> None:
+    before = {"Leber": blob(1, 0.1), "spleen": NOTHING}
+    stage = Stage(host, material.voxels, before)
+    ui, liver, spleen = stage.ui, material.labels == 1, material.labels == 300
+    assert ui.effectModel.currentText == "liver 2"
+    assert not ui.effectApply.enabled
+    assert "Choose the structure" in ui.effectApply.toolTip
+    stage.choose("effectStructure", "liver")
+    told = []
+    host.click(ui.effectApply)
+    assert ui.effectApply.text == "Cancel"
+    host.wait_until(
+        lambda: told.append(ui.effectStatus.text) or ui.effectApply.text == "Apply",
+        limit_s=LIMIT_S,
+    )
+    assert "Loading the model…" in told
+    assert ui.effectStatus.text.startswith("Found in")
+    assert not stage.options.message.text
+    assert np.array_equal(stage.held("Leber"), liver)
+    stage.editor.undo()
+    assert np.array_equal(stage.held("Leber"), before["Leber"])
+
+    inside = stage.roi((5, 6, 7), (19, 25, 20))
+    stage.apply()
+    assert np.array_equal(stage.held("Leber"), np.where(inside, liver, before["Leber"]))
+
+    stage.choose("effectWhere", "Whole volume")
+    stage.choose("effectFill", "All matching segments")
+    stage.apply()
+    assert stage.names() == ["Leber", "spleen"]
+    assert np.array_equal(stage.held("spleen"), spleen)
+    host.click(ui.effectAddMissing)
+    stage.apply()
+    assert stage.names() == ["Leber", "spleen", "liver"]
+    assert np.array_equal(stage.held("liver"), liver)
+    kept = " ".join(
+        stage.editor.node.GetAttribute(name) or "" for name in stage.editor.node.GetAttributeNames()
+    )
+    assert "run:liver 2" in kept
+    assert str(project.folder) not in kept
+    stage.editor.close()
+
+
+def test_a_run_goes_on_without_the_effect_and_is_given_up_where_it_no_longer_fits(
+    host: Any, slicer: Any, material: Material, project: Any
+) -> None:
+    stage = Stage(host, material.voxels, {"spleen": NOTHING})
+    host.click(stage.ui.effectApply)
+    stage.effect.deactivate()
+    stage.wait()
+    spleen = stage.held("spleen")
+    assert np.array_equal(spleen, material.labels == 300)
+    stage.effect.activate()
+
+    host.click(stage.ui.effectApply)
+    host.click(stage.ui.effectApply)
+    assert stage.ui.effectApply.text == "Apply"
+    assert "Cancelled" in stage.options.message.text
+
+    host.click(stage.ui.effectApply)
+    matrix = ijk_to_ras()
+    matrix[0, 3] += 5
+    stage.volume.SetIJKToRASMatrix(vtk_matrix(matrix))
+    stage.wait()
+    assert "'CT' was moved meanwhile" in stage.options.message.text
+
+    host.click(stage.ui.effectApply)
+    stage.node.GetSegmentation().RemoveSegment(stage.ids["spleen"])
+    stage.wait()
+    assert "'spleen' was removed meanwhile" in stage.options.message.text
+    assert "Select a segment" in stage.ui.effectHint.text
+
+    other = stage.draw("spleen", NOTHING)
+    stage.editor.select(other)
+    host.click(stage.ui.effectApply)
+    slicer.mrmlScene.RemoveNode(stage.volume)
+    stage.wait()
+    assert "removed meanwhile" in stage.options.message.text
+    stage.editor.close()
+
+
+def test_wrong_choices_are_told_with_their_cure(
+    host: Any, slicer: Any, material: Material, project: Any, tmp_path: Path
+) -> None:
+    flat = NOTHING.astype(np.int16)
+    stage = Stage(host, flat, {"liver": NOTHING})
+    ui, message = stage.ui, stage.options.message
+    stage.apply()
+    assert "not HU" in message.text
+    stage.choose("effectWhere", "Around the selected segment")
+    host.click(ui.effectApply)
+    assert "'liver' is empty" in message.text
+    stage.choose("effectWhere", "Inside a ROI")
+    assert not ui.effectApply.enabled
+    assert "Choose a ROI" in ui.effectApply.toolTip
+    stage.choose("effectWhere", "Whole volume")
+
+    rubbish = tmp_path / "notes ä.safetensors"
+    rubbish.write_bytes(b"no model at all")
+    host.dialogs.answer("getOpenFileName", str(rubbish))
+    host.click(ui.effectFile)
+    assert "notes ä.safetensors: is no model" in message.text
+    host.dialogs.answer("getOpenFileName", str(material.model))
+    host.click(ui.effectFile)
+    assert ui.effectModel.currentText == "model.safetensors"
+    assert not message.text
+    chosen = stage.effect.parameter("Model")
+    assert chosen.startswith("file:")
+    assert str(material.model.parent) not in chosen
+
+    stage.effect.setParameter("Model", "run:elsewhere")
+    stage.effect.updateGUIFromMRML()
+    assert "not in the open project" in ui.effectHint.text
+    stage.editor.close()
+
+
+def test_without_a_project_or_python_the_effect_says_what_to_do(host: Any, slicer: Any) -> None:
+    stage = Stage(host, NOTHING.astype(np.int16), {})
+    assert not stage.ui.effectApply.enabled
+    assert "Choose a Python" in stage.ui.effectHint.text
+    stage.editor.close()
+
+
+def test_slicer_knows_the_effect_and_the_terms_once_it_has_started(
+    host: Any, slicer: Any
+) -> None:
+    host.startup_completed()
+    effects = slicer.qSlicerSegmentEditorEffectFactory.instance().registeredEffects()
+    assert "SSL model" in [effect.name for effect in effects]
+    terms = slicer.modules.terminologies.logic()
+    name = "Segmentation category and type - SSLSegmentation CT organs"
+    assert terms.IsTerminologyContextLoaded(name)
