@@ -70,7 +70,7 @@ def coded(
     for code, structure in enumerate(structures, FIRST):
         if structure.value < len(table):
             table[structure.value] = code
-    codes = table[labels]
+    codes: NDArray[np.uint16] = table[labels]
     if counts is not None:
         codes[~counts] = UNTOUCHED
     return codes
@@ -96,7 +96,8 @@ def in_editor(codes: NDArray[np.uint16], grid: Grid, segmentation: Any, referenc
     matrix = linear_matrix(transform)
     offset = None if matrix is None else _offset(grid.moved(matrix), target)
     if offset is None:
-        codes = resampled(oriented(codes, grid), target, transform, linear=False)
+        found = resampled(oriented(codes, grid), target, transform, linear=False)
+        codes = found.astype(np.uint16, copy=False)
         offset = np.zeros(3, dtype=int)
     low = np.maximum(offset, 0)
     high = np.minimum(offset + codes.shape[::-1], target.size)
@@ -238,14 +239,15 @@ def _held(node: Any, identifier: str, codes: Codes) -> NDArray[np.bool_]:
         return held
     offset = _offset(oriented_grid(image), codes.grid)
     if offset is None:
-        return resampled(image, codes.grid, vtk.vtkGeneralTransform(), linear=False) > 0
+        nearest = resampled(image, codes.grid, vtk.vtkGeneralTransform(), linear=False)
+        return nearest.astype(bool)
     voxels = voxels_of(image)
     low = np.maximum(offset, 0)
     high = np.minimum(offset + np.array(image.GetDimensions()), codes.grid.size)
     if np.all(high > low):
         there = tuple(slice(a, b) for a, b in zip(low, high, strict=True))[::-1]
         here = tuple(slice(a, b) for a, b in zip(low - offset, high - offset, strict=True))[::-1]
-        held[there] = voxels[here] > 0
+        held[there] = voxels[here].astype(bool)
     return held
 
 
@@ -268,7 +270,7 @@ def _locked(editor: Any, identifier: str, codes: Codes, source: Any) -> NDArray[
     )
     if not done:
         raise LogicError("The editor's mask cannot be made.", "Edit everywhere, and try again.")
-    return voxels_of(mask) > 0
+    return voxels_of(mask).astype(bool)
 
 
 def _image(where: NDArray[np.bool_], codes: Codes) -> Any:

@@ -35,7 +35,8 @@ grid = Geometry(
     size={SIZE}, spacing_mm={SPACING_XYZ[::-1]}, origin_mm={ORIGIN},
     direction={tuple(DIRECTION.ravel().tolist())},
 )
-np.save(folder / "labels.npy", load_predictor(model, device="cpu").segment(Volume(voxels, grid)).voxels)
+labels = load_predictor(model, device="cpu").segment(Volume(voxels, grid))
+np.save(folder / "labels.npy", labels.voxels)
 """
 
 Voxels = NDArray[np.bool_]
@@ -51,7 +52,10 @@ class Material:
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+def material(running_host: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Material]:
+    """Also a worker that is nobody else's, ended at last."""
+    app = running_host.python("slicer").app
+    app.setEnvironmentVariable("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     folder = tmp_path_factory.mktemp("Modell ä")
     voxels = np.random.default_rng(5).normal(40, 120, SIZE).astype(np.int16)
     voxels[:, :4] = -1000
@@ -65,10 +69,13 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     )
     labels = np.load(folder / "labels.npy")
     assert min(np.count_nonzero(labels == 1), np.count_nonzero(labels == 300)) > 500
-    return Material(model=folder / "model.safetensors", voxels=voxels, labels=labels)
+    yield Material(model=folder / "model.safetensors", voxels=voxels, labels=labels)
+    from SSLSegmentationLib import worker
+
+    worker.end_all()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def slicer(host: Any) -> Any:
     host.load(REPOSITORY / "SSLSegmentation" / "SSLSegmentation.py")
     return host.python("slicer")
@@ -89,9 +96,7 @@ class Stage:
         self.node.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
         self.ids = {name: self.draw(name, where) for name, where in segments.items()}
         first = next(iter(self.ids.values()), "")
-        self.editor = Editor(
-            EFFECT, segmentation=self.node, volume=self.volume, segment=first
-        )
+        self.editor = Editor(EFFECT, segmentation=self.node, volume=self.volume, segment=first)
         self.effect = self.editor.effect
         self.options = self.effect.self().options
         self.ui = self.options.ui
@@ -218,7 +223,9 @@ def write(stage: Stage, labels: NDArray[Any], names: list[str], folder: Path) ->
 
 
 def mask_inside(stage: Stage) -> None:
-    stage.editor.node.SetMaskMode(stage.slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
+    stage.editor.node.SetMaskMode(
+        stage.slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment
+    )
     stage.editor.node.SetMaskSegmentID(stage.ids["mask"])
 
 
@@ -230,10 +237,12 @@ def mask_intensity(stage: Stage) -> None:
 RULES: dict[str, Any] = {"everywhere": None, "segment": mask_inside, "intensity": mask_intensity}
 
 
-@pytest.mark.parametrize("overwrite", ["OverwriteAllSegments", "OverwriteNone", "OverwriteVisibleSegments"])
+@pytest.mark.parametrize(
+    "overwrite", ["OverwriteAllSegments", "OverwriteNone", "OverwriteVisibleSegments"]
+)
 @pytest.mark.parametrize("rule", RULES)
 def test_writing_keeps_to_masks_and_overwrite_rules_and_is_undone_in_one_step(
-    host: Any, slicer: Any, tmp_path: Path, rule: str, overwrite: str
+    host: Any, tmp_path: Path, rule: str, overwrite: str
 ) -> None:
     voxels = np.random.default_rng(2).integers(-200, 300, SIZE).astype(np.int16)
     before = {"mine": blob(1), "other": blob(2), "hidden": blob(3), "mask": blob(4, 0.7)}
@@ -327,9 +336,7 @@ def test_a_finer_geometry_under_a_transform_gets_the_label_that_lies_nearest(
     stage.editor.close()
 
 
-def test_a_turned_roi_and_a_margin_are_the_voxels_that_lie_inside(
-    host: Any, slicer: Any
-) -> None:
+def test_a_turned_roi_and_a_margin_are_the_voxels_that_lie_inside(host: Any, slicer: Any) -> None:
     from SSLPretrainLogic.errors import LogicError
     from SSLPretrainLogic.scene import worker_scan
     from SSLPretrainLogic.scene.volumes import world_grid
@@ -366,14 +373,16 @@ def test_a_turned_roi_and_a_margin_are_the_voxels_that_lie_inside(
     stage.editor.close()
 
 
-@pytest.mark.usefixtures("slicer")
 def test_segments_are_matched_by_name_then_by_code_and_never_by_a_guess() -> None:
-    from SSLPretrainLogic.scene.terminology import code_for
-    from SSLSegmentationLib.effect_models import matching
     from dataclasses import replace
 
+    from SSLPretrainLogic.scene.terminology import code_for
+    from SSLSegmentationLib.effect_models import matching
+
     names = ("liver", "left kidney", "right kidney", "tumour 1")
-    known = [replace(structure(n, name), terminology=code_for(name)) for n, name in enumerate(names, 1)]
+    known = [
+        replace(structure(n, name), terminology=code_for(name)) for n, name in enumerate(names, 1)
+    ]
 
     def found(name: str, terminology: str = "") -> str | None:
         match = matching(name, terminology, known)
@@ -391,20 +400,8 @@ def test_segments_are_matched_by_name_then_by_code_and_never_by_a_guess() -> Non
 # The whole of it, with a real worker
 
 
-@pytest.fixture(scope="module")
-def warm(running_host: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A worker that is nobody else's, ended at last."""
-    running_host.python("slicer").app.setEnvironmentVariable(
-        "XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache"))
-    )
-    yield
-    from SSLSegmentationLib import worker
-
-    worker.end_all()
-
-
 @pytest.fixture
-def project(slicer: Any, material: Material, tmp_path: Path, warm: None) -> Any:
+def project(material: Material, tmp_path: Path) -> Any:
     """A project with one fine-tuned run, remembered in the settings, as the module does."""
     from SSLPretrainLogic import environments
     from SSLPretrainLogic.project import create_project
@@ -415,8 +412,13 @@ def project(slicer: Any, material: Material, tmp_path: Path, warm: None) -> Any:
     checkpoints.mkdir(parents=True)
     shutil.copy(material.model, checkpoints / "best.safetensors")
     status = {
-        "schema": 1, "kind": "finetune", "state": "done", "step": 1, "host": "elsewhere",
-        "started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:00:00+00:00",
+        "schema": 1,
+        "kind": "finetune",
+        "state": "done",
+        "step": 1,
+        "host": "elsewhere",
+        "started": "2026-01-01T00:00:00+00:00",
+        "updated": "2026-01-01T00:00:00+00:00",
     }
     (made.runs / "liver 2" / "status.json").write_text(json.dumps(status))
     session = Session()
@@ -426,7 +428,7 @@ def project(slicer: Any, material: Material, tmp_path: Path, warm: None) -> Any:
 
 
 def test_the_effect_fills_by_its_rules_what_the_backend_finds(
-    host: Any, slicer: Any, material: Material, project: Any
+    host: Any, material: Material, project: Any
 ) -> None:
     before = {"Leber": blob(1, 0.1), "spleen": NOTHING}
     stage = Stage(host, material.voxels, before)
@@ -470,8 +472,9 @@ def test_the_effect_fills_by_its_rules_what_the_backend_finds(
     stage.editor.close()
 
 
+@pytest.mark.usefixtures("project")
 def test_a_run_goes_on_without_the_effect_and_is_given_up_where_it_no_longer_fits(
-    host: Any, slicer: Any, material: Material, project: Any
+    host: Any, slicer: Any, material: Material
 ) -> None:
     stage = Stage(host, material.voxels, {"spleen": NOTHING})
     host.click(stage.ui.effectApply)
@@ -508,8 +511,9 @@ def test_a_run_goes_on_without_the_effect_and_is_given_up_where_it_no_longer_fit
     stage.editor.close()
 
 
+@pytest.mark.usefixtures("project")
 def test_wrong_choices_are_told_with_their_cure(
-    host: Any, slicer: Any, material: Material, project: Any, tmp_path: Path
+    host: Any, material: Material, tmp_path: Path
 ) -> None:
     flat = NOTHING.astype(np.int16)
     stage = Stage(host, flat, {"liver": NOTHING})
@@ -543,16 +547,14 @@ def test_wrong_choices_are_told_with_their_cure(
     stage.editor.close()
 
 
-def test_without_a_project_or_python_the_effect_says_what_to_do(host: Any, slicer: Any) -> None:
+def test_without_a_project_or_python_the_effect_says_what_to_do(host: Any) -> None:
     stage = Stage(host, NOTHING.astype(np.int16), {})
     assert not stage.ui.effectApply.enabled
     assert "Choose a Python" in stage.ui.effectHint.text
     stage.editor.close()
 
 
-def test_slicer_knows_the_effect_and_the_terms_once_it_has_started(
-    host: Any, slicer: Any
-) -> None:
+def test_slicer_knows_the_effect_and_the_terms_once_it_has_started(host: Any, slicer: Any) -> None:
     host.startup_completed()
     effects = slicer.qSlicerSegmentEditorEffectFactory.instance().registeredEffects()
     assert "SSL model" in [effect.name for effect in effects]
