@@ -100,6 +100,10 @@ class SSLSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onReload(self):
         """Read our own packages again too; Slicer itself reads only this file."""
+        from SSLSegmentationLib import worker
+
+        # What is read again would know nothing of it, and could start none on its device.
+        worker.end_all()
         for name in [name for name in sys.modules if name.split(".")[0] in OWN_PACKAGES]:
             del sys.modules[name]
         super().onReload()

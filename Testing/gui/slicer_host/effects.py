@@ -293,6 +293,12 @@ class Editor:
         """The frame with the options of the effect."""
         return self.effect.optionsFrame()
 
+    def select(self, segment: str) -> None:
+        """Select another segment."""
+        self.node.SetSelectedSegmentID(segment)
+        self.logic.SetCurrentSegmentID(segment)
+        self.effect.updateGUIFromMRML()
+
     def undo(self) -> None:
         """Take the last change back."""
         self.logic.Undo()

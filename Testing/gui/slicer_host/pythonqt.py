@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import types
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -20,6 +22,11 @@ from PySide6 import QtCore, QtGui, QtWidgets
 
 from slicer_host.api import absent
 from slicer_host.faults import FAULTS
+
+if sys.version_info < (3, 12):
+    # PySide6 6.12 gives back a None that it never took with each call of a static function without
+    # a result, e.g. processEvents. None must not run out; from 3.12 on it is not counted.
+    ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
 _MODULES = (QtCore, QtGui, QtWidgets)
 
