@@ -75,6 +75,35 @@ def nt_xent(
         return functional.cross_entropy(logits.masked_fill(itself, float("-inf")), other)
 
 
+def koleo(features: Float[Tensor, "*views b c"]) -> Float[Tensor, ""]:
+    """Minus the mean log distance to the nearest other sample, on the unit sphere, fp32.
+
+    Kozachenko-Leonenko estimate of the differential entropy (Sablayrolles et al. 2019,
+    arXiv 1806.03198, eq. 4; DINOv2, arXiv 2304.07193, sec. 4): it grows without bound where
+    samples are all alike. One sample has no neighbour and counts 0.
+
+    Args:
+        features: of a batch, each view's samples among themselves.
+    """
+    unit = functional.normalize(features.float(), dim=-1)
+    samples = unit.shape[-2]
+    if samples < _NEIGHBOURS_AT_LEAST:
+        return unit.sum() * 0.0
+    with full_precision(unit.device.type), torch.no_grad():
+        alike = unit @ unit.transpose(-1, -2)
+        alike.diagonal(dim1=-2, dim2=-1).fill_(-_NEVER_NEAREST)
+        nearest = alike.argmax(dim=-1, keepdim=True).expand_as(unit)
+    # The distance itself is not taken from the product: it would be noise where it is small.
+    distance = (unit - unit.gather(-2, nearest)).norm(dim=-1)
+    crowding: Tensor = -(distance + _SMALLEST_DISTANCE).log().mean()
+    return crowding
+
+
+_NEIGHBOURS_AT_LEAST = 2
+_NEVER_NEAREST = 2.0
+_SMALLEST_DISTANCE = 1e-6
+
+
 def gather(mine: Float[Tensor, "b ..."]) -> Float[Tensor, "all ..."]:
     """The samples of all processes in the order of their rank, with gradient to each of them."""
     if _processes() == 1:

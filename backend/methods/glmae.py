@@ -31,6 +31,7 @@ from backend.losses.distillation import (
     varied,
 )
 from backend.losses.reconstruction import masked_mse
+from backend.losses.similarity import koleo
 from backend.losses.terms import Losses
 from backend.methods.method import Method, Reconstruction
 from backend.methods.teacher import teacher_of
@@ -152,8 +153,11 @@ class Glmae(Method):
         monitors = {"feature_std": feature_std(seen["main"].features.tokens.detach())}
         if self.teacher is not None:
             guide = self._targets(self.teacher, views.main, self.settings(progress))
-            terms["consistency"] = self._consistency(seen.values(), guide)
-            total = total + self.config.weight_consistency * terms["consistency"]
+            guided = self._consistency(seen.values(), guide)
+            total = total + self.config.weight_consistency * guided["consistency"]
+            if "koleo" in guided:
+                total = total + self.config.weight_koleo * guided["koleo"]
+            terms |= guided
             monitors["teacher_entropy"] = entropy(guide)
             if varied(guide):
                 monitors["marginal_entropy"] = marginal_entropy(guide)
@@ -202,12 +206,21 @@ class Glmae(Method):
         target = teacher_distribution(logits, self.centre.value, settings["temperature/teacher"])
         return target.view(len(views), -1, target.shape[-1])
 
-    def _consistency(self, seen: Iterable[_Seen], target: Float[Tensor, "p b k"]) -> Tensor:
-        """Eqs. 5 to 8: masked views, the global ones under their own whole view too."""
+    def _consistency(
+        self, seen: Iterable[_Seen], target: Float[Tensor, "p b k"]
+    ) -> dict[str, Tensor]:
+        """Eqs. 5 to 8: masked views, the global ones under their own whole view too.
+
+        Where it has a weight, KoLeo keeps what is said of a batch's scans in global views apart.
+        """
         # All views at once through the projector: it is the same for both sizes.
         tokens = torch.cat([s.features.cls for s in seen])
         logits = self.student.project(tokens).view(-1, *target.shape[1:])
-        return cross_entropy_of_pairs(target, logits, self.config.student_temperature)
+        heat = self.config.student_temperature
+        terms = {"consistency": cross_entropy_of_pairs(target, logits, heat)}
+        if self.config.weight_koleo:
+            terms["koleo"] = koleo(logits[: len(target)])
+        return terms
 
 
 class _Seen(NamedTuple):

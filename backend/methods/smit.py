@@ -27,6 +27,7 @@ from backend.losses.distillation import (
     varied,
 )
 from backend.losses.reconstruction import masked_l1
+from backend.losses.similarity import koleo
 from backend.losses.terms import Losses
 from backend.methods.method import Method, Reconstruction
 from backend.methods.stochastic_depth import branch_scale
@@ -170,9 +171,14 @@ class Smit(Method):
             if self.student.patch_head is not None and mask is not None:
                 terms["mpd"] = self._mpd(self.student.patch_head, tokens, targets["patch"], mask)
             if self.student.class_head is not None:
-                terms["itd"] = self._itd(self.student.class_head, tokens, targets["cls"], views)
+                terms |= self._itd(self.student.class_head, tokens, targets["cls"], views)
             monitors |= self._monitors(targets)
-        weights = {"mip": c.weight_mip, "mpd": c.weight_mpd, "itd": c.weight_itd}
+        weights = {
+            "mip": c.weight_mip,
+            "mpd": c.weight_mpd,
+            "itd": c.weight_itd,
+            "koleo": c.weight_koleo,
+        }
         total = image.new_zeros(())
         for name, term in terms.items():
             total = total + weights[name] * term
@@ -266,29 +272,32 @@ class Smit(Method):
         tokens: Float[Tensor, "gb n c"],
         target: Float[Tensor, "gb k"],
         views: ViewSet,
-    ) -> Tensor:
+    ) -> dict[str, Tensor]:
         """Eq. 4 across views: the teacher's v for the student's masked u, and the reverse.
 
         The paper's sum over masked tokens has no meaning for a single class token and is left
         out, as in the released code. In general it is the mean over all pairs of a main view of
         the teacher and any other view, main or local, of the student (DINO, eq. 3).
+
+        Where it has a weight, KoLeo keeps the answers for the scans of a batch apart.
         """
         heat = self.config.student_temperature
         main, b = len(views.main), len(views.main[0].image)
         logits = head(self.student.class_token(tokens))
+        terms = {"koleo": koleo(logits.view(main, b, -1))} if self.config.weight_koleo else {}
         shifted = (
             cross_entropy(target.roll(shift * b, dims=0), logits, heat).mean()
             for shift in range(1, main)
         )
         pairs, total = main * (main - 1), main * torch.stack(list(shifted)).sum()
         if views.local:
-            logits = head(self._class_tokens(views.local))
+            of_locals = head(self._class_tokens(views.local))
             count = main * len(views.local)
             of_local = cross_entropy_of_pairs(
-                target.view(main, b, -1), logits.view(len(views.local), b, -1), heat
+                target.view(main, b, -1), of_locals.view(len(views.local), b, -1), heat
             )
             pairs, total = pairs + count, total + count * of_local
-        return total / pairs
+        return {"itd": total / pairs, **terms}
 
     def _class_tokens(self, views: tuple[View, ...]) -> Float[Tensor, "vb c"]:
         """One token of the student for each view, shown whole."""

@@ -65,6 +65,8 @@ class GlmaeConfig(AnyViews):
     """Patches that the reconstruction is judged by: those hidden (MAE), or all of them."""
     weight_consistency: NotNegative = 1.0
     """Weight of the global-guided consistency (beta); 0 leaves out teacher and projectors."""
+    weight_koleo: NotNegative = 0.0
+    """Weight of keeping the scans of a batch apart (KoLeo); it needs weight_consistency."""
     student_temperature: Positive = 0.1
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     """Teacher temperature at the start and after its warm-up."""

@@ -70,6 +70,8 @@ class SmitConfig(AnyViews):
     """Weight of masked patch token distillation (lambda_MPD)."""
     weight_itd: NotNegative = 0.1
     """Weight of image token distillation (lambda_ITD)."""
+    weight_koleo: NotNegative = 0.0
+    """Weight of keeping the image tokens of a batch apart (KoLeo); it needs weight_itd."""
     student_temperature: Positive = 0.1
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     """Teacher temperature at the start and after its warm-up."""

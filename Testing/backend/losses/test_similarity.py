@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.losses.similarity import cosine_distance, info_nce, nt_xent
+from backend.losses.similarity import cosine_distance, info_nce, koleo, nt_xent
 
 
 def _vectors(*shape: int, seed: int = 0) -> Tensor:
@@ -65,6 +65,28 @@ def test_nt_xent_finds_the_other_view_among_all_views_but_itself(temperature: fl
         wanted += _cross_entropy(logits, others.index((i + 4) % 8)) / 8
     assert nt_xent(first, second, temperature).item() == pytest.approx(wanted, rel=1e-5)
     assert nt_xent(second, first, temperature).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_koleo_is_the_log_distance_to_the_nearest_other_sample() -> None:
+    views = _vectors(2, 5, 7).double()
+    logs = []
+    for view in views:
+        unit = [row / row.norm() for row in view]
+        for i, mine in enumerate(unit):
+            others = [(mine - other).norm() for j, other in enumerate(unit) if j != i]
+            logs.append(torch.log(min(others) + 1e-6))
+    wanted = -sum(logs) / len(logs)
+    torch.testing.assert_close(koleo(views).double(), wanted, atol=1e-5, rtol=0)
+
+
+def test_koleo_pushes_apart_what_is_almost_alike_and_leaves_one_sample_alone() -> None:
+    features = (1 + 1e-3 * _vectors(1, 4, 6)).requires_grad_()
+    before = koleo(features)
+    before.backward()
+    assert features.grad is not None
+    assert torch.isfinite(features.grad).all()
+    assert koleo(features.detach() - 1e-7 * features.grad) < before
+    assert koleo(_vectors(2, 1, 6)) == 0
 
 
 def test_losses_stay_full_precision_under_autocast() -> None:
