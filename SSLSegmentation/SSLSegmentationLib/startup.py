@@ -11,8 +11,11 @@ EFFECT = Path(__file__).resolve().parents[1] / "SSLSegmentationEffectLib" / "Seg
 
 def register() -> None:
     """Register all of it; each part is quick and touches no network."""
+    from SSLSegmentationLib import sample_data
+
     _register_effect()
     _register_terminology()
+    sample_data.register()
 
 
 def _register_effect() -> None:

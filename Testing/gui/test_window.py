@@ -33,5 +33,6 @@ def test_closing_the_scene_gives_the_panels_a_new_parameter_node(host: Any) -> N
     slicer = host.python("slicer")
     slicer.mrmlScene.Clear(0)
     host.settle()
-    nodes = slicer.mrmlScene.GetNodesByClass("vtkMRMLScriptedModuleNode")
-    assert nodes.GetNumberOfItems() == 1
+    nodes = slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")
+    ours = [node for node in nodes if node.GetAttribute("ModuleName") == "SSLSegmentation"]
+    assert len(ours) == 1
