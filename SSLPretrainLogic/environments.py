@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from SSLPretrainLogic.errors import LogicError
-from SSLPretrainLogic.files import absolute, read_json, write_json
+from SSLPretrainLogic.files import absolute, read_json, surely, write_json
 
 Kind = Literal["slicer", "external"]
 Level = Literal["ok", "warning", "missing"]
@@ -271,8 +271,8 @@ def chosen_interpreter(path: Path) -> Interpreter:
         LogicError: if there is none.
     """
     whole = absolute(path)
-    program = _python_in(whole) if whole.is_dir() else whole
-    if program is None or not program.is_file():
+    program = _python_in(whole) if surely(whole.is_dir) else whole
+    if program is None or not surely(program.is_file):
         raise LogicError(
             f"{path}: there is no Python.",
             "Choose python, python.exe, or the environment's folder.",
@@ -285,7 +285,7 @@ def chosen_interpreter(path: Path) -> Interpreter:
 
 def _python_in(folder: Path) -> Path | None:
     for name in ("bin/python3", "bin/python", "Scripts/python.exe", "python.exe"):
-        if (folder / name).is_file():
+        if surely((folder / name).is_file):
             return absolute(folder / name)
     return None
 

@@ -36,6 +36,8 @@ def told_plainly(error: OSError, path: object) -> LogicError:
     """
     if error.errno in _FULL:
         return LogicError(f"{path}: the disk is full.", "Free some space or choose another folder.")
+    if error.errno == errno.ENAMETOOLONG:
+        return LogicError(f"{str(path)[:60]}…: is too long for a path.", "Choose a shorter one.")
     if error.errno in _CLOSED:
         return LogicError(
             f"{path}: cannot be written or read ({error.strerror}).",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,30 @@ def read_json(path: Path, *, cure: str = "Make it anew.") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LogicError(f"{path}: is damaged.", cure)
     return value
+
+
+def checked_moment(text: str, *, path: Path, cure: str) -> None:
+    """Make sure that a file tells a moment with its time zone, as ISO 8601 writes it.
+
+    Raises:
+        LogicError: if it does not.
+    """
+    with suppress(ValueError):
+        if datetime.fromisoformat(text).tzinfo is not None:
+            return
+    raise LogicError(f"{path}: {text[:40]!r} is no moment.", cure)
+
+
+def surely(question: Callable[[], bool]) -> bool:
+    """The answer to a question about a path; False where the system does not take the path at all.
+
+    Args:
+        question: as `path.exists`, which raises for names that are too long, or out of reach.
+    """
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def same_path(first: Path, second: Path) -> bool:

@@ -31,6 +31,8 @@ _COLUMNS = {
 }  # fmt: skip
 _AGAIN = "Scan the folders again."
 _LOG_BYTES = 1 << 12
+_MOST = 1 << 30
+_LONGEST_MM = 1e6
 _BAR = re.compile(
     r"(?P<what>[A-Z][\w ]*): +\d+%\|[^|]*\| *(?P<done>\d+)/(?P<total>\d+) "
     r"\[[\d:?]+<(?P<left>[\d:?]+)"
@@ -162,13 +164,13 @@ class _Line:
         return Series(
             id=cells["id"] or self._complain("id"),
             path=self._index.parent / (cells["path"] or self._complain("path")),
-            files=self._read("files", int) or 0,
+            files=self._read("files", _count) or 0,
             patient=cells["patient"],
             modality=cells["modality"],
             format=cells["format"],
             size=self._read("size", _size),
             spacing_mm=self._read("spacing_mm", _spacing),
-            slices=self._read("slices", int) or 0,
+            slices=self._read("slices", _count) or 0,
             usable=cells["verdict"] == "usable",
             reason=cells["reason"],
         )
@@ -185,13 +187,19 @@ class _Line:
 
 
 def _size(text: str) -> tuple[int, int, int]:
-    x, y, z = (int(part) for part in text.split("x"))
+    x, y, z = (_count(part) for part in text.split("x"))
     return x, y, z
+
+
+def _count(text: str) -> int:
+    if not 0 <= int(text) <= _MOST:
+        raise ValueError(text)
+    return int(text)
 
 
 def _spacing(text: str) -> Triple:
     x, y, z = (float(part) for part in text.split("x"))
-    if not all(0 < value < math.inf for value in (x, y, z)):
+    if not all(0 < value < _LONGEST_MM for value in (x, y, z)):
         raise ValueError(text)
     return x, y, z
 

@@ -27,7 +27,7 @@ from SSLPretrainLogic import wrapper
 from SSLPretrainLogic.commands import Request, words
 from SSLPretrainLogic.environments import Interpreter, backend_argv, doctor_argv
 from SSLPretrainLogic.errors import LogicError, told_plainly
-from SSLPretrainLogic.files import absolute, read_json, write_json
+from SSLPretrainLogic.files import absolute, checked_moment, read_json, write_json
 from SSLPretrainLogic.processes import MARK, Origin, Process, find_process
 from SSLPretrainLogic.project import Project, free_name, from_text, to_text
 from SSLPretrainLogic.run_folder import Tail
@@ -303,6 +303,7 @@ def _read_job(folder: Path, project: Project) -> Job:
     if told.get("schema") != SCHEMA or not sound or not all(isinstance(t, str) for t in texts):
         raise LogicError(f"{path}: is damaged, or of another version.", "Delete the folder.")
     what, title, started, host = map(str, texts)
+    checked_moment(started, path=path, cure="Delete the folder.")
     return Job(
         folder=folder,
         argv=tuple(map(str, argv or ())),
@@ -462,7 +463,10 @@ def forget(jobs: Sequence[Job]) -> None:
             raise LogicError(f"{job.title!r} goes on.", "Stop it first.")
         try:
             for path in job.folder.iterdir():
-                path.unlink()
+                path.unlink(missing_ok=True)
             job.folder.rmdir()
+        except FileNotFoundError:
+            # Somebody else has deleted it.
+            continue
         except OSError as error:
             raise told_plainly(error, job.folder) from error

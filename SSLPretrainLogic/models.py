@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from SSLPretrainLogic.errors import LogicError, told_plainly
-from SSLPretrainLogic.files import absolute
+from SSLPretrainLogic.files import absolute, surely
 from SSLPretrainLogic.project import Project
 from SSLPretrainLogic.run_folder import read_status
 from SSLPretrainLogic.scene.structures import Structure
@@ -132,12 +132,12 @@ def _count(source: Mapping[str, Any], key: str) -> int | None:
 
 
 def _file(path: Path) -> Path:
-    if path.is_file():
+    if surely(path.is_file):
         return path
     places = [folder / name for folder in (path / "checkpoints", path) for name in _FILES]
-    file = next((place for place in places if place.is_file()), None)
+    file = next((place for place in places if surely(place.is_file)), None)
     if file is None:
-        what = "has no model yet" if path.is_dir() else "is not there any more"
+        what = "has no model yet" if surely(path.is_dir) else "is not there any more"
         raise LogicError(f"{path}: {what}.", _CURE)
     return file
 

@@ -12,11 +12,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from SSLPretrainLogic.errors import LogicError, told_plainly
-from SSLPretrainLogic.files import absolute, read_json, write_json
+from SSLPretrainLogic.files import absolute, read_json, surely, write_json
 from SSLPretrainLogic.run_folder import RunStatus, read_status
 
 SCHEMA = 1
 PROJECT_FILE = "project.json"
+_NAME_BYTES = 100
+"""Of a name that is made here; file systems end at 255, and others put endings behind it."""
 _FOLDERS = ("cache", "runs", "labels", "jobs")
 _CURE = "Choose another folder, or make a new project there."
 
@@ -36,6 +38,11 @@ class Project:
     name: str
     created: str
     sources: tuple[str, ...] = ()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its folder is still where it was: it may be deleted, moved or disconnected."""
+        return surely((self.folder / PROJECT_FILE).exists)
 
     @property
     def index(self) -> Path:
@@ -180,14 +187,16 @@ def new_run_folder(project: Project, name: str) -> Path:
 
     Args:
         project: where it will lie.
-        name: e.g. "smit tiny"; what file systems do not like becomes a hyphen.
+        name: e.g. "smit tiny"; what file systems do not like becomes a hyphen, and what is too
+            long is cut off.
     """
     return free_name(project.runs, name)
 
 
 def free_name(folder: Path, name: str) -> Path:
     """A path in a folder at which nothing is."""
-    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    plain = re.sub(r"[^\w.-]+", "-", name).encode()[:_NAME_BYTES].decode(errors="ignore")
+    plain = plain.strip("-.") or "run"
     # Names of devices, which Windows refuses.
     if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", plain, re.IGNORECASE):
         plain = f"run-{plain}"
@@ -231,9 +240,10 @@ def _indexed(index: Path) -> list[str]:
     # Spreadsheets put semicolons between in half of Europe.
     semicolons = text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",")
     rows = csv.DictReader(io.StringIO(text), delimiter=";" if semicolons else ",")
-    if "path" not in (rows.fieldnames or ()):
-        raise LogicError(f"{index}: is no index.", "Scan the folders again.")
-    return [row["path"] for row in rows if row["path"]]
+    try:
+        return [row["path"] for row in rows if row["path"]]
+    except (KeyError, csv.Error):
+        raise LogicError(f"{index}: is no index.", "Scan the folders again.") from None
 
 
 def is_outside(text: str) -> bool:

@@ -32,6 +32,7 @@ _STATES = frozenset({*ACTIVE, *RESUMABLE, "done"})
 _SILENT_S = 60.0
 """A run on another machine that was not heard of for so long has died; clocks may differ."""
 _START_S = 2.0
+_MOST_STEPS = 1 << 30
 _CHUNK = 1 << 20
 _REMEMBERED = 64
 
@@ -139,8 +140,8 @@ def _status(folder: Path, told: Mapping[str, Any]) -> RunStatus:
         state=state,
         kind=_text(told, "kind"),
         message=message,
-        step=int(told["step"]),
-        total_steps=_number(told, "total_steps", int),
+        step=_steps(told["step"]),
+        total_steps=_number(told, "total_steps", _steps),
         epoch=float(told.get("epoch") or 0.0),
         eta_s=_number(told, "eta_s", float),
         best=dict(told.get("best") or {}),
@@ -170,6 +171,13 @@ def _text(told: Mapping[str, Any], key: str) -> str:
 
 def _number(told: Mapping[str, Any], key: str, kind: Callable[[Any], Any]) -> Any:
     return None if told.get(key) is None else kind(told[key])
+
+
+def _steps(value: Any) -> int:
+    count = int(value)
+    if not 0 <= count <= _MOST_STEPS:
+        raise ValueError(f"{count} steps")
+    return count
 
 
 def _error(told: object) -> RunError | None:

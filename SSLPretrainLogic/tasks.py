@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from SSLPretrainLogic.errors import LogicError, told_plainly
-from SSLPretrainLogic.files import read_json, write_json
+from SSLPretrainLogic.files import checked_moment, read_json, write_json
 from SSLPretrainLogic.jobs import Job
 from SSLPretrainLogic.project import Project, free_name, from_text, to_text
 
@@ -174,6 +174,7 @@ def _task(project: Project, path: Path) -> Task:
     told = read_json(path)
     if told.get("schema") != SCHEMA:
         raise LogicError(f"{path}: is of version {told.get('schema')}.", "Delete its folder.")
+    checked_moment(str(told["started"]), path=path, cure="Delete its folder.")
     return Task(
         folder=path.parent,
         model=str(told["model"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.files import surely
 from SSLSegmentationLib.check_list import CheckList, Entry
 from SSLSegmentationLib.segmenter import Choice, Segmenter
 from SSLSegmentationLib.session import Session
@@ -85,7 +87,7 @@ class Batch:
         source, output = self._folders()
         if not str(self.ui.segmentBatchInputEdit.currentPath):
             return _("Choose the folder of the scans.")
-        if not source.is_dir():
+        if not surely(source.is_dir):
             return _("{path} is no folder.").format(path=source)
         if not str(self.ui.segmentBatchOutputEdit.currentPath):
             return _("Choose a folder for the results.")
@@ -114,7 +116,7 @@ class Batch:
 
     def _folders(self) -> tuple[Path, Path]:
         edits = (self.ui.segmentBatchInputEdit, self.ui.segmentBatchOutputEdit)
-        source, output = (Path(str(edit.currentPath)).expanduser().absolute() for edit in edits)
+        source, output = (_whole(str(edit.currentPath)) for edit in edits)
         return source, output
 
     def _on_chosen(self, *_: Any) -> None:
@@ -125,3 +127,11 @@ class Batch:
         self.ui.segmentBatchList.visible = self.is_of_scene
         self.ui.segmentBatchFolders.visible = not self.is_of_scene
         self._changed()
+
+
+def _whole(text: str) -> Path:
+    path = Path(text)
+    # A home of nobody is taken as the name of a folder.
+    with suppress(RuntimeError):
+        path = path.expanduser()
+    return path.absolute()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,9 @@ class Catalogue:
         except (LogicError, KeyError, TypeError) as error:
             self._of = ()
             self._tell(problem=str(error))
-        jobs.forget([watched.job])
+        # What cannot be deleted stays in the list of jobs.
+        with suppress(LogicError):
+            jobs.forget([watched.job])
 
     def _tell(self, *, methods: tuple[Method, ...] = (), problem: str = "") -> None:
         self.methods, self.problem = methods, problem

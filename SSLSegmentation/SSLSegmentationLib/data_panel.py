@@ -29,7 +29,7 @@ from SSLPretrainLogic.index import (
     summarise,
     told_bytes,
 )
-from SSLPretrainLogic.project import from_text, source_paths, with_sources
+from SSLPretrainLogic.project import Project, from_text, source_paths, with_sources
 from SSLSegmentationLib import data_sources
 from SSLSegmentationLib.data_sources import DropFilter
 from SSLSegmentationLib.index_table import ALL, REFUSED, USABLE, IndexTable
@@ -318,9 +318,10 @@ class DataPanel(Panel):
     def _why_no_scan(self) -> str:
         try:
             self.session.needs_interpreter()
+            sources = self.session.needs_project().sources
         except LogicError as error:
             return str(error)
-        return "" if self.session.needs_project().sources else _("Add a folder of scans first.")
+        return "" if sources else _("Add a folder of scans first.")
 
     def _allow(self, button: Any, why_not: str) -> None:
         button.enabled = not why_not
@@ -337,7 +338,7 @@ class DataPanel(Panel):
             self._shown = None
             ui.dataEmpty.text = self._what_next()
             return
-        self._show_stale(moment)
+        self._show_stale(project, moment)
         state = (project.index, int(moment.timestamp() * 1e6))
         if state != self._shown:
             self._shown = state
@@ -365,8 +366,7 @@ class DataPanel(Panel):
         self.ui.dataEmpty.text = self._what_next()
         self.message.show_error(error)
 
-    def _show_stale(self, moment: datetime) -> None:
-        project = self.session.needs_project()
+    def _show_stale(self, project: Project, moment: datetime) -> None:
         changed = changed_sources(project, scanned=self._scanned(moment))
         self.ui.dataStale.visible = bool(changed)
         if changed:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from slicer.i18n import tr as _
 
 from SSLPretrainLogic.errors import LogicError, told_plainly
+from SSLPretrainLogic.files import surely
 from SSLPretrainLogic.project import find_runs
 from SSLPretrainLogic.run_folder import find_checkpoints
 from SSLSegmentationLib.session import Session
@@ -56,7 +57,7 @@ def found_models(session: Session) -> tuple[Model, ...]:
             name = run.folder.name
             found.append(Model(key=f"run:{name}", name=name, path=file))
     remembered = session.setting(FILE_SETTING)
-    if remembered and Path(remembered).is_file():
+    if remembered and surely(Path(remembered).is_file):
         found.append(file_model(Path(remembered)))
     return tuple(found)
 

@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 
 from SSLPretrainLogic.commands import FinetuneRequest
 from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.files import surely
 from SSLPretrainLogic.project import find_runs
 from SSLPretrainLogic.run_folder import RunStatus
 from SSLSegmentationLib.catalogue import Catalogue
@@ -120,7 +121,7 @@ class FinetuneChoices:
         """
         ui = self._ui
         weights = str(ui.finetuneWeights.currentPath)
-        if self.start == FILE and not Path(weights).is_file():
+        if self.start == FILE and not surely(Path(weights).is_file):
             told = _("{path}: there is no such file. Choose the weights to start from.")
             return told.format(path=weights) if weights else _("Choose the weights to start from.")
         if self.start == NOTHING and not _chosen(ui.finetunePreset):

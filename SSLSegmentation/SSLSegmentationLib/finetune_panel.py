@@ -11,7 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from SSLPretrainLogic.errors import LogicError
-from SSLPretrainLogic.files import read_json
+from SSLPretrainLogic.files import read_json, surely
 from SSLPretrainLogic.jobs import Job
 from SSLPretrainLogic.project import find_runs, free_name, new_run_folder, to_text
 from SSLPretrainLogic.run_folder import Update, find_checkpoints, read_config
@@ -200,7 +200,7 @@ class FinetunePanel(Panel):
         path = str(self.ui.finetuneFolder.currentPath)
         if not path:
             raise LogicError(_("Choose a labelled folder."))
-        if not Path(path).exists():
+        if not surely(Path(path).exists):
             raise LogicError(_("{path}: does not exist.").format(path=path))
         self.session.remember(_FOLDER, path)
         self.structures.show_known(known_structures(Path(path)))
@@ -323,14 +323,15 @@ class FinetunePanel(Panel):
         model = next((found[name].path for name in _MODELS if name in found), None)
         ui.finetuneModel.visible = ui.finetuneUseModel.visible = model is not None
         ui.finetuneDiceLabel.visible = not self.dice.is_empty
-        if update is None or model is None:
+        project = self.session.project
+        if update is None or model is None or project is None:
             return
         best = update.status.best or {}
         title = _("Last model; it was not validated")
         if model.name == _MODELS[0] and MEAN in best:
             title = _("Best model: mean Dice {dice:.2f}, step {step}")
             title = title.format(dice=best[MEAN], step=best["step"])
-        where = to_text(self.session.needs_project(), model)
+        where = to_text(project, model)
         # Paths have no blanks to break lines at.
         lines = [title, where.replace("/", "/\u200b"), *folds_told(self._run)]
         ui.finetuneModel.text = "\n".join(lines)
@@ -382,16 +383,17 @@ def known_structures(folder: Path) -> tuple[Structure, ...]:
     """
     from SSLPretrainLogic.scene.structures import read_labels
 
-    beside = folder if folder.is_dir() else folder.parent
+    beside = folder if surely(folder.is_dir) else folder.parent
     places = (beside / "labels.json", beside / "labels" / "labels.json")
-    return next((read_labels(place) for place in places if place.is_file()), ())
+    return next((read_labels(place) for place in places if surely(place.is_file)), ())
 
 
 def colors_of(run: Path) -> dict[str, Color]:
     """Colours of the structures that a run learns, as far as its labelled set is there."""
-    data = (read_config(run).get("request") or {}).get("data")
+    request = read_config(run).get("request")
+    data = request.get("data") if isinstance(request, dict) else None
     try:
-        found = known_structures(Path(data)) if data else ()
+        found = known_structures(Path(data)) if isinstance(data, str) else ()
     except LogicError:
         return {}
     return {structure.name: structure.color for structure in found if structure.color}

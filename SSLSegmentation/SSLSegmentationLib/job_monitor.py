@@ -47,7 +47,8 @@ class JobMonitor:
     """The one timer behind everything that changes by itself.
 
     Attributes:
-        changed: emitted without values when a job has come, gone, or stands otherwise.
+        changed: emitted without values when a job has come, gone, or stands otherwise, or the
+            project itself is gone or back.
         ended: with the `Watched` that has ended since the last look.
         stop_progress: with job folder and `StopProgress` while a job is being stopped.
         ticked: without values after each look, for what a job tells while its state is the same.
@@ -63,6 +64,7 @@ class JobMonitor:
         self._followings: list[Following] = []
         self._stoppings: dict[Path, Stopping] = {}
         self._ticks = 0
+        self._is_there = True
         self._timer = qt.QTimer()
         self._timer.interval = SHOWN_MS
         self._timer.connect("timeout()", self.tick)
@@ -183,12 +185,16 @@ class JobMonitor:
         self.changed.emit()
 
     def _list(self) -> None:
-        found = jobs.find_jobs(self._session.needs_project()).jobs
+        project = self._session.project
+        if project is None:
+            return
+        found = jobs.find_jobs(project).jobs
         listed: dict[Path, Watched] = {}
         for job in found:
             known = self._watched.get(job.folder)
             listed[job.folder] = known or Watched(job=job, status=jobs.look(job))
-        differs = listed.keys() != self._watched.keys()
+        was_there, self._is_there = self._is_there, project.is_there
+        differs = listed.keys() != self._watched.keys() or self._is_there != was_there
         self._watched = listed
         if differs:
             self.changed.emit()

@@ -63,6 +63,9 @@ def standing(status: RunStatus, watched: Watched | None, *, was_there: bool = Fa
             return Standing(state="stopping", message=_("Saving and stopping"), is_active=True)
         if not status.is_active:
             message = _("The backend starts; its first step may take a minute.")
+            if was_there and status.state == "absent":
+                message = _("{folder}: was deleted or moved; its process goes on. Stop it.")
+                message = message.format(folder=status.folder)
             return Standing(state="starting", message=message, is_active=True)
     if status.state != "absent":
         return Standing(state=status.state, message=status.message, is_active=status.is_active)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import slicer
@@ -59,10 +60,18 @@ class Session:
         """The open project.
 
         Raises:
-            LogicError: if there is none.
+            LogicError: if there is none, or its folder is gone.
         """
         if self.project is None:
             raise LogicError(_("No project is open."), _("Open or make one at the top."))
+        # Else it would be made again, in part, by whatever is written next.
+        if not self.project.is_there:
+            raise LogicError(
+                _("{folder}: the project is not there any more.").format(
+                    folder=self.project.folder
+                ),
+                _("Put it back, or open another one at the top."),
+            )
         return self.project
 
     # The environment
@@ -163,9 +172,11 @@ class Session:
             LogicError: if the last project is gone or damaged; all else is restored.
         """
         interpreter = self.setting("interpreter")
-        if interpreter and Path(interpreter).exists():
-            self.interpreter = environments.chosen_interpreter(Path(interpreter))
-            self.environment_changed.emit()
+        if interpreter:
+            # One that was removed since is no reason to complain: Setup asks for another.
+            with suppress(LogicError):
+                self.interpreter = environments.chosen_interpreter(Path(interpreter))
+                self.environment_changed.emit()
         folder = self.setting("project")
         if folder:
             self.remember("project", "")

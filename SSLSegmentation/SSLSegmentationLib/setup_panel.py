@@ -15,6 +15,7 @@ from slicer.i18n import tr as _
 from SSLPretrainLogic import environments, jobs
 from SSLPretrainLogic.environments import Device, Finding, Interpreter, Report
 from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.files import surely
 from SSLPretrainLogic.run_folder import Tail
 from SSLSegmentationLib import installation
 from SSLSegmentationLib.installation import ExtensionMissing, Plan
@@ -270,7 +271,7 @@ class SetupPanel(Panel):
     def _show_pythons(self) -> None:
         session, combo = self.session, self.ui.setupPythonCombo
         found = [interpreter.path for interpreter in environments.find_interpreters()]
-        found += [Path(path) for path in self._remembered() if Path(path).exists()]
+        found += [Path(path) for path in self._remembered() if surely(Path(path).exists)]
         chosen = session.interpreter.path if session.interpreter else None
         found += [chosen] if chosen else []
         labels = {str(path): python_label(path) for path in found}

@@ -56,19 +56,24 @@ class Stepwise:
             steps.close()
 
     def _go_on(self) -> None:
-        until = time.monotonic() + _PIECE_S
         try:
-            while self._steps is not None and time.monotonic() < until:
-                if next(self._steps):
-                    return
-        except StopIteration as end:
-            done = self._done
-            self.stop()
-            if done is not None:
-                done(end.value)
+            self._go_a_piece()
         except LogicError as error:
             self.stop()
             self._failed(error)
         except OSError as error:
             self.stop()
             self._failed(told_plainly(error, error.filename or ""))
+
+    def _go_a_piece(self) -> None:
+        until = time.monotonic() + _PIECE_S
+        try:
+            while self._steps is not None and time.monotonic() < until:
+                if next(self._steps):
+                    return
+            return
+        except StopIteration as end:
+            done, result = self._done, end.value
+        self.stop()
+        if done is not None:
+            done(result)

@@ -10,6 +10,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.files import surely
 from SSLPretrainLogic.project import create_project, open_project
 from SSLSegmentationLib.catalogue import Catalogue
 from SSLSegmentationLib.data_panel import DataPanel
@@ -51,6 +53,7 @@ class Window(Panel):
         monitor = JobMonitor(session)
         catalogue = Catalogue(session, monitor)
         self._parameters = parameters
+        self._lost = ""
         self.panels: dict[str, Panel] = {}
         super().__init__(Path(folder), session=session, monitor=monitor, catalogue=catalogue)
 
@@ -72,6 +75,7 @@ class Window(Panel):
         self._recent.connect("triggered(QAction*)", self.on_recent)
         self.ui.recentProjectsButton.setMenu(self._recent)
         self.session.project_changed.connect(self._show_project)
+        self.monitor.changed.connect(self._show_lost)
         self._show_project()
         self._use_parameters(self._parameters())
         self._restore()
@@ -147,13 +151,27 @@ class Window(Panel):
             self.session.remember("recentProjects", "\n".join(recent))
         self.ui.recentProjectsButton.enabled = bool(recent)
 
+    def _show_lost(self) -> None:
+        """Say that the project is gone, until it is back or another one is open."""
+        lost = ""
+        if self.session.project is not None:
+            try:
+                self.session.needs_project()
+            except LogicError as error:
+                lost = str(error)
+        if lost:
+            self.message.show(lost, "error")
+        elif self._lost:
+            self.message.clear()
+        self._lost = lost
+
     def _recent_folders(self) -> list[str]:
         return self.session.setting("recentProjects").splitlines()
 
     def _list_recent(self) -> None:
         self._recent.clear()
         for folder in self._recent_folders():
-            if Path(folder).exists():
+            if surely(Path(folder).exists):
                 # A single ampersand would mark a key.
                 self._recent.addAction(folder.replace("&", "&&")).setData(folder)
 

@@ -231,7 +231,7 @@ class PathLineEdit(Behaviour):
 
     def _host_edited(self, text: str) -> None:
         self.currentPathChanged.emit(text)
-        valid = bool(text) and Path(text).exists()
+        valid = QtCore.QFileInfo(text).exists()
         if valid != self._host_valid:
             self._host_valid = valid
             self.validInputChanged.emit(valid)
