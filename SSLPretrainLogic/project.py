@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -240,10 +241,11 @@ def _indexed(index: Path) -> list[str]:
     # Spreadsheets put semicolons between in half of Europe.
     semicolons = text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",")
     rows = csv.DictReader(io.StringIO(text), delimiter=";" if semicolons else ",")
-    try:
-        return [row["path"] for row in rows if row["path"]]
-    except (KeyError, csv.Error):
-        raise LogicError(f"{index}: is no index.", "Scan the folders again.") from None
+    # What spreadsheets never wrote may have fields without an end.
+    with suppress(csv.Error):
+        if "path" in (rows.fieldnames or ()):
+            return [row["path"] for row in rows if row["path"]]
+    raise LogicError(f"{index}: is no index.", "Scan the folders again.")
 
 
 def is_outside(text: str) -> bool:
