@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,9 +170,11 @@ def _header(file: Path) -> Mapping[str, Any]:
 def coarseness(model: Model, spacing_mm: Sequence[float]) -> float:
     """How many times a volume's voxels are longer or shorter than the model's, at the worst axis.
 
+    Infinite for voxels without a length.
+
     Args:
         model: that is to segment it.
         spacing_mm: of the volume, in any order of its axes.
     """
     pairs = zip(sorted(spacing_mm), sorted(model.spacing_mm), strict=True)
-    return max(max(own / its, its / own) for own, its in pairs)
+    return max(max(own / its, its / own) if own else math.inf for own, its in pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -364,7 +365,10 @@ def _concerns(volume: Any, model: Model | None) -> str:
     elif low > _AIR_HU:
         told = _("Its values go from {low:g} to {high:g}, without air: is it a CT in HU?")
         found.append(told.format(low=low, high=high))
-    if model is not None and (times := coarseness(model, volume.GetSpacing())) > _COARSE:
+    times = coarseness(model, volume.GetSpacing()) if model is not None else 1.0
+    if times == math.inf:
+        found.append(_("Its axes do not span space: load the series again."))
+    elif times > _COARSE:
         told = _(
             "Its voxels ({own} mm) differ {times:.1f}-fold from those the model learned on: look "
             "at the result with care."
