@@ -71,11 +71,13 @@ class Worker:
         time.sleep(_LET_THREADS_RUN_S)
         for reply in self._client.poll():
             receiver = self._receivers.get(reply["id"])
-            if reply["id"] not in self._client.pending:
-                self._receivers.pop(reply["id"], None)
             if receiver is not None:
                 receiver(reply)
-        if not self._client.pending:
+        # Several replies may come at once, and only the last one ends a request.
+        pending = set(self._client.pending)
+        for identity in self._receivers.keys() - pending:
+            del self._receivers[identity]
+        if not pending:
             self._timer.stop()
 
 
