@@ -46,14 +46,13 @@ def opened(host: Host, folder: Path, scan: Path, model: Path) -> Any:
     from slicer_host.effects import Editor
 
     from SSLPretrainLogic.environments import chosen_interpreter
-    from SSLSegmentationLib.effect_models import FILE_SETTING
     from SSLSegmentationLib.session import Session
     from SSLSegmentationLib.startup import EFFECT
 
     slicer.app.setEnvironmentVariable("XDG_CACHE_HOME", str(folder / "cache"))
     session = Session()
     session.use_interpreter(chosen_interpreter(Path(sys.executable)))
-    session.remember(FILE_SETTING, str(model))
+    session.use_model_file(model)
     volume = slicer.modules.volumes.logic().AddArchetypeVolume(str(scan), "CT", 0)
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
     node.CreateDefaultDisplayNodes()

@@ -45,8 +45,8 @@ def labels_on_grid(
             one slab `[(0, logits)]` for a whole volume. Kept only until the next one comes.
         from_geometry: the grid of the logits.
         to_geometry: the wanted grid: the same axes in any order and sense, any spacing and size.
-        values: the label value of each class; `values[0]` is background and also fills what
-            `from_geometry` does not cover.
+        values: the label value of each class, the same for several or not; `values[0]` is
+            background and also fills what `from_geometry` does not cover.
 
     Returns:
         Labels, uint8, or int16 where a value exceeds 255.
@@ -164,11 +164,12 @@ def _fill(
         high = min(low + 1, winners.shape[0] - 1)
         agree = _agreeing(winners[low : high + 1])
         # Most of a scan is background, which is there already.
-        found = ~agree | (winners[low] != 0)
+        values = table[winners[low]]
+        found = ~agree | (values != table[0])
         y, x = along_y.within(found.any(axis=1)), along_x.within(found.any(axis=0))
         if not (y.lower.size and x.lower.size):
             continue
-        near = table[winners[low]].take(y.lower, axis=0).take(x.lower, axis=1)
+        near = values.take(y.lower, axis=0).take(x.lower, axis=1)
         mixed = ~agree.take(y.lower, axis=0).take(x.lower, axis=1)
         for j in places:
             covered[j, y.inside, x.inside] = near
