@@ -244,7 +244,7 @@ def _held(node: Any, identifier: str, codes: Codes) -> NDArray[np.bool_]:
     offset = _offset(oriented_grid(image), codes.grid)
     if offset is None:
         nearest = resampled(image, codes.grid, vtk.vtkGeneralTransform(), linear=False)
-        return nearest == value
+        return np.asarray(nearest == value, dtype=bool)
     voxels = voxels_of(image)
     low = np.maximum(offset, 0)
     high = np.minimum(offset + np.array(image.GetDimensions()), codes.grid.size)

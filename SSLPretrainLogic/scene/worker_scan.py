@@ -215,7 +215,7 @@ def _written(volume: Any, path: Path) -> Generator[bool, None, Scan]:
     image = world_image(volume)
     with path.open("wb") as file:
         for plane in image.voxels:
-            file.write(np.ascontiguousarray(plane))
+            file.write(np.ascontiguousarray(plane).data)
             yield False
     # The worker speaks LPS: x and y the other way round.
     matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.grid.ijk_to_ras

@@ -91,8 +91,7 @@ def shared(session: Session) -> Worker:
     Raises:
         LogicError: if no Python is chosen, or it is known to lack something.
     """
-    words = _words(session)
-    argv = backend_argv(session.needs_interpreter(), words)
+    argv = backend_argv(session.needs_interpreter(), words(session))
     if argv not in _shared:
         # Two on one device would fight for its memory.
         end_all()
@@ -121,7 +120,8 @@ def end_all() -> None:
         _shared.popitem()[1].end()
 
 
-def _words(session: Session) -> tuple[str, ...]:
+def words(session: Session) -> tuple[str, ...]:
+    """The command line of a worker, after `backend`."""
     idle, memory = (str(limit(session, name)) for name in (IDLE_MINUTES, MEMORY_MB))
     # The program that starts Slicer's Python lies between this process and the worker.
     owner = str(os.getpid())

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT_S = 120
+LIMIT_S = 300
 SIZE, SPACING_XYZ, ORIGIN = (30, 36, 32), (4.0, 2.0, 3.0), (-40.0, 12.0, 99.5)
 DIRECTION = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 MATERIAL = f"""
@@ -651,5 +651,6 @@ def test_replies_that_come_at_once_are_all_told_and_reading_the_module_anew_ends
     assert worker.unload()
 
     host.show(slicer.modules.sslsegmentation)
-    slicer.modules.sslsegmentation.widgetRepresentation().reload()
+    shown = slicer.modules.sslsegmentation.widgetRepresentation()
+    shown.self().onReload()
     assert not held.running
