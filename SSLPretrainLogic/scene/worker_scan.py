@@ -68,8 +68,12 @@ class Scans:
             self._folder = tempfile.TemporaryDirectory(prefix="SSLSegmentation-", dir=self._place)
             scan = yield from _written(volume, Path(self._folder.name) / "scan.raw")
             if _stamp(volume) != key:
-                what = f"Volume {volume.GetName()!r} was changed meanwhile."
-                raise LogicError(what, "Nothing was changed. Apply again.")
+                gone = volume.GetScene() is None
+                what = "removed" if gone else "moved or changed"
+                raise LogicError(
+                    f"Volume {volume.GetName()!r} was {what} meanwhile.",
+                    "No segment was changed. Apply again.",
+                )
             self._scan, self._key = scan, key
         return self._scan
 

@@ -439,7 +439,7 @@ class EffectOptions:
         if editor.GetSegmentationNode() is not segmentation:
             raise LogicError(_("The editor shows another segmentation meanwhile."), cure)
         if not is_grid_of(run.grid, volume):
-            what = _("Volume {name!r} was moved meanwhile.")
+            what = _("Volume {name!r} was moved or changed meanwhile.")
             raise LogicError(what.format(name=volume.GetName()), cure)
         held = segmentation.GetSegmentation()
         if gone := [n for n, i in run.segments.items() if held.GetSegment(i) is None]:

@@ -77,7 +77,6 @@ class ScriptedWidget(SlicerWidget):
     def _host_show(self, kind: type, name: str) -> None:
         self.__dict__.setdefault("_host_values", {})["moduleName"] = name
         self._host_self = kind(self)
-        setattr(slicer.modules, kind.__name__, self._host_self)
         self._host_self.setup()
 
     def self(self) -> Any:
@@ -95,8 +94,7 @@ class ScriptedWidget(SlicerWidget):
         getattr(self._host_self, "exit", lambda: None)()
 
     def reload(self) -> None:
-        kind = f"{self.moduleName}Widget"
-        self._host_show(getattr(sys.modules[self.moduleName], kind), self.moduleName)
+        self._host_self.onReload()
 
 
 def make_panel(module: Any) -> Any:

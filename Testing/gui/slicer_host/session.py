@@ -147,7 +147,6 @@ class Host:
         """Leave a module, let it clean up and forget it."""
         module._host_unload()
         delattr(slicer.modules, module.name.lower())
-        vars(slicer.modules).pop(f"{module.name}Widget", None)
         sys.modules.pop(module.name, None)
         self.settle()
 
