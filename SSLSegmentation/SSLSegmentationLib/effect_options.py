@@ -140,6 +140,8 @@ class EffectOptions:
     def cleanup(self) -> None:
         """The editor goes: the run is of no more use, the worker stays for others."""
         session.chosen.disconnect(self.activate)
+        # The scene outlives the editor, and its ROIs go later.
+        self.ui.effectRoi.disconnect("currentNodeChanged(vtkMRMLNode*)", self._on_roi)
         self.ui.effectModel.removeEventFilter(self._before_popup)
         self._forget_run()
         if self._scans is not None:
