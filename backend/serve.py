@@ -45,7 +45,7 @@ from backend.errors import BackendError, Cancelled, ScanError, UserError, told_p
 from backend.files import write_json
 from backend.geometry import Direction, Geometry, Vec3, Volume, direction9
 from backend.preparation import check_device
-from backend.segment import chosen_labels, find_scans, keep_labels, structure_volumes
+from backend.segment import chosen_labels, find_scans, structure_volumes
 
 if TYPE_CHECKING:
     from backend.inference.predictor import Predictor
@@ -570,13 +570,12 @@ class Desk:
             predictor,
             scan,
             region,
+            labels=labels,
             phases=phases,
             should_stop=self._office.should_stop,
             progress=progress.windows,
         )
         phases.begin("write")
-        if labels != predictor.labels:
-            found = keep_labels(found, labels)
         file = self._written(found, labels, ending=work.ending)
         statistics = structure_volumes(found, labels)
         phases.begin()

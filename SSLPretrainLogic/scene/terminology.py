@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.files import read_json
-from SSLPretrainLogic.scene.structures import Color, folded
+from SSLPretrainLogic.scene.structures import Color, Structure, folded
 
 FOLDER = Path(__file__).resolve().parents[2] / "Resources" / "Terminology"
 TERMS = FOLDER / "SSLSegmentation-CT-Organs.term.json"
@@ -87,6 +87,39 @@ def full_entry(terminology: str, name: str) -> str:
         )
     triple = "^".join((*parts[:2], *(parts[2:] or [" ".join(name.split())])))
     return f"{_GENERAL_ANATOMY}~{_STRUCTURE}~{triple}~^^~{_NO_REGION}"
+
+
+def entry_of(structure: Structure) -> str:
+    """The whole entry of a structure; a code that nobody can read is worth no more than none."""
+    try:
+        return full_entry(structure.terminology, structure.name)
+    except LogicError:
+        return code_for(structure.name)
+
+
+def matching(name: str, terminology: str, structures: Sequence[Structure]) -> Structure | None:
+    """The structure that a segment stands for: by its name, else by its code.
+
+    Args:
+        name: of the segment.
+        terminology: its entry, "" if it has none.
+        structures: of a model.
+
+    Returns:
+        None if there is none, or more than one has the code.
+    """
+    for structure in structures:
+        if folded(structure.name) == folded(name):
+            return structure
+    code = _code(code_for(name) if is_unspecific(terminology) else terminology)
+    same = [s for s in structures if code and _code(entry_of(s)) == code]
+    return same[0] if len(same) == 1 else None
+
+
+def _code(entry: str) -> str:
+    """Category, type and modifier without the name of their list and without their meanings."""
+    parts = [part.split("^")[:2] for part in entry.split("~")[1:4]]
+    return "~".join("^".join(part) for part in parts)
 
 
 def is_unspecific(entry: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,27 @@ class Scans:
         self._scan: Scan | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def of(self, volume: Any) -> Scan:
-        """The file of a volume as it is now.
+    def of(self, volume: Any) -> Generator[bool, None, Scan]:
+        """The file of a volume as it is now, written a little at a time.
 
         Raises:
-            LogicError: if the node is no CT volume, see `scene.volumes.world_image`.
+            LogicError: if the node is no CT volume, see `scene.volumes.world_image`, or is changed
+                meanwhile.
             OSError: if it cannot be written.
         """
         key = _stamp(volume)
         if self._scan is None or key is None or key != self._key:
             self.forget()
             self._folder = tempfile.TemporaryDirectory(prefix="SSLSegmentation-", dir=self._place)
-            self._scan, self._key = _written(volume, Path(self._folder.name) / "scan.raw"), key
+            scan = yield from _written(volume, Path(self._folder.name) / "scan.raw")
+            if _stamp(volume) != key:
+                gone = volume.GetScene() is None
+                what = "removed" if gone else "moved or changed"
+                raise LogicError(
+                    f"Volume {volume.GetName()!r} was {what} meanwhile.",
+                    "No segment was changed. Apply again.",
+                )
+            self._scan, self._key = scan, key
         return self._scan
 
     def forget(self) -> None:
@@ -193,6 +203,8 @@ def _box(
 
 def _stamp(volume: Any) -> object:
     """What changes with voxels or place of a volume; None if that cannot be told."""
+    if volume.GetScene() is None:
+        return None
     matrix = linear_matrix(to_world(volume))
     image = volume.GetImageData()
     if matrix is None or image is None:
@@ -201,9 +213,14 @@ def _stamp(volume: Any) -> object:
     return volume.GetID(), image.GetMTime(), grid.size, grid.ijk_to_ras.tobytes()
 
 
-def _written(volume: Any, path: Path) -> Scan:
+def _written(volume: Any, path: Path) -> Generator[bool, None, Scan]:
+    # What was told before is seen, since this takes a while.
+    yield True
     image = world_image(volume)
-    image.voxels.tofile(path)
+    with path.open("wb") as file:
+        for plane in image.voxels:
+            file.write(np.ascontiguousarray(plane).data)
+            yield False
     # The worker speaks LPS: x and y the other way round.
     matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.grid.ijk_to_ras
     spacing = image.grid.spacing_mm

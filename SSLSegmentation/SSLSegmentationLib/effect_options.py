@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +15,15 @@ import slicer
 from slicer.i18n import tr as _
 
 from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.models import FoundModels, Model
 from SSLPretrainLogic.worker_client import Reply
-from SSLSegmentationLib import worker
-from SSLSegmentationLib.effect_models import (
-    FILE_SETTING,
-    Model,
-    file_model,
-    found_models,
-    matching,
-    structures_of,
-)
+from SSLSegmentationLib import session, worker
 from SSLSegmentationLib.panel import Message, guarded
 from SSLSegmentationLib.session import Session
+from SSLSegmentationLib.stepwise import Stepwise
 
 if TYPE_CHECKING:
+    from SSLPretrainLogic.scene.grids import Grid
     from SSLPretrainLogic.scene.structures import Structure
     from SSLPretrainLogic.scene.worker_scan import Region, Scan, Scans
 
@@ -46,7 +44,8 @@ class Run:
     Attributes:
         segmentation: identifier of the node.
         volume: likewise.
-        scan: as the worker got it.
+        grid: of the scan in the world.
+        resampled: why that is not the volume's own, "" if it is.
         region: the part of it that is labelled.
         structures: to be written.
         segments: identifiers of the segments that are there for them, by name of the structure.
@@ -55,11 +54,30 @@ class Run:
 
     segmentation: str
     volume: str
-    scan: Scan
+    grid: Grid
+    resampled: str
     region: Region
     structures: tuple[Structure, ...]
     segments: dict[str, str]
     began: float = field(default_factory=time.monotonic)
+
+
+class _BeforePopup(qt.QObject):
+    """Tells that a list is about to be opened or changed; installed on its widget.
+
+    Args:
+        told: is called then.
+    """
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        qt.QObject.__init__(self)
+        self._told = told
+
+    def eventFilter(self, _watched: Any, event: Any) -> bool:
+        """Qt asks whether an event ends here."""
+        if event.type() in (qt.QEvent.MouseButtonPress, qt.QEvent.KeyPress, qt.QEvent.Wheel):
+            self._told()
+        return False
 
 
 class EffectOptions:
@@ -83,13 +101,14 @@ class EffectOptions:
         self.widget.setMRMLScene(slicer.mrmlScene)
         self.widget.layout().addWidget(self.message.widget)
         self.ui = slicer.util.childWidgetVariables(self.widget)
-        self._models: tuple[Model, ...] = ()
+        self._found = FoundModels(models=(), damaged={})
         self._structures: tuple[Structure, ...] = ()
-        self._problem = ""
         self._worker: worker.Worker | None = None
         self._asked = ""
         self._run: Run | None = None
         self._scans: Scans | None = None
+        self._steps = Stepwise(self._fail)
+        self._before_popup = _BeforePopup(self._look_again)
         self._showing = False
         self._connect()
 
@@ -105,26 +124,42 @@ class EffectOptions:
         ui.effectRoi.connect("currentNodeChanged(vtkMRMLNode*)", self._on_roi)
         ui.effectMargin.connect("valueChanged(double)", lambda mm: self._keep("MarginMm", mm))
         ui.effectApply.connect("clicked()", self.on_apply)
+        ui.effectModel.installEventFilter(self._before_popup)
+        session.chosen.connect(self.activate)
 
     # What the editor tells
 
     @guarded
     def activate(self) -> None:
-        """The effect is chosen: look again what there is."""
+        """The effect is chosen, or something else is in the module: look again what there is."""
         try:
             self.session.restore()
         finally:
-            self._models = found_models(self.session)
-            self._show_models()
-            self.show()
+            self._look_again()
 
     def cleanup(self) -> None:
         """The editor goes: the run is of no more use, the worker stays for others."""
+        session.chosen.disconnect(self.activate)
+        # The scene outlives the editor, and its ROIs go later.
+        self.ui.effectRoi.disconnect("currentNodeChanged(vtkMRMLNode*)", self._on_roi)
+        self.ui.effectModel.removeEventFilter(self._before_popup)
         self._forget_run()
         if self._scans is not None:
             self._scans.forget()
 
+    @guarded
+    def _look_again(self) -> None:
+        """The models may be others than when they were listed."""
+        before, self._found = self._found, self.session.models()
+        if [model.name for model in before.models] != [model.name for model in self._models]:
+            self._list_models()
+        self.show()
+
     # What is chosen
+
+    @property
+    def _models(self) -> tuple[Model, ...]:
+        return self._found.models
 
     def _node(self) -> Any:
         return self.effect.parameterSetNode()
@@ -143,7 +178,14 @@ class EffectOptions:
         key = self.effect.parameter("Model")
         if not key:
             return self._models[0] if self._models else None
-        return next((model for model in self._models if model.key == key), None)
+        return next((model for model in self._models if self._key(model) == key), None)
+
+    def _key(self, model: Model) -> str:
+        """Tells a model in a scene, which is given to others: a run's name or a hash, no path."""
+        opened = self.session.project
+        if opened is not None and model.path.is_relative_to(opened.runs):
+            return f"run:{model.path.relative_to(opened.runs).as_posix()}"
+        return f"file:{hashlib.sha256(str(model.path).encode()).hexdigest()[:16]}"
 
     def _structure(self) -> Structure | None:
         """What the selected segment is to hold: as chosen for it, else as its name or code says."""
@@ -157,6 +199,8 @@ class EffectOptions:
         return self._standing_for(identifier)
 
     def _standing_for(self, identifier: str) -> Structure | None:
+        from SSLPretrainLogic.scene.terminology import matching
+
         segment = self._segmentation().GetSegmentation().GetSegment(identifier)
         return matching(segment.GetName(), segment.GetTerminology() or "", self._structures)
 
@@ -187,11 +231,13 @@ class EffectOptions:
             return _("Choose a Python in the module SSL Segmentation, under Setup.")
         if model is None:
             return self._missing_model()
-        return self._problem or self._missing_segment() or self._missing_place()
+        return self._missing_segment() or self._missing_place()
 
     def _missing_model(self) -> str:
         if self.effect.parameter("Model"):
             return _("The model of this scene is not in the open project. Choose another.")
+        if self._found.damaged:
+            return next(iter(self._found.damaged.values()))
         if self.session.project is None:
             return _("Open a project in the module SSL Segmentation, or choose a model file.")
         return _("The project has no fine-tuned model yet. Make one, or choose a model file.")
@@ -222,7 +268,7 @@ class EffectOptions:
 
     def _on_model(self, index: int) -> None:
         if index >= 0:
-            self._keep("Model", self._models[index].key)
+            self._keep("Model", self._key(self._models[index]))
 
     def _on_structure(self, index: int) -> None:
         if index >= 0:
@@ -236,77 +282,95 @@ class EffectOptions:
     @guarded
     def on_file(self) -> None:
         """Ask for a model that lies anywhere."""
-        start = self.session.setting(FILE_SETTING) or self.session.setting("project")
+        start = self.session.model_file or self.session.setting("project")
         title, kinds = _("Choose the weights of a model"), _("Weights (*.safetensors)")
         asked = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), title, start, kinds)
         if not asked:
             return
-        model = file_model(Path(str(asked)))
-        structures_of(model)
-        self.session.remember(FILE_SETTING, str(model.path))
-        self._models = found_models(self.session)
-        self._show_models()
-        self._keep("Model", model.key)
+        # All that list models look again.
+        self.session.use_model_file(Path(str(asked)))
+        self._keep("Model", self._key(self._models[-1]))
 
     @guarded
     def on_apply(self) -> None:
         """Begin, or give up what was begun."""
-        if self._run is not None:
+        if self._is_running:
             self._forget_run()
             self.message.show(_("Cancelled. Nothing was changed."))
             self.show()
             return
         one = self.effect.parameter("Fill") == "segment"
-        if one and not self.effect.confirmCurrentSegmentVisible():
+        refused = slicer.qSlicerSegmentEditorAbstractEffect.NotConfirmed
+        if one and self.effect.confirmCurrentSegmentVisible() == refused:
             return
         self._begin()
 
     def _begin(self) -> None:
+        from SSLPretrainLogic.scene.volumes import world_grid
         from SSLPretrainLogic.scene.worker_scan import Scans
 
         volume, segmentation = self._node().GetSourceVolumeNode(), self._segmentation()
         if self._scans is None:
             self._scans = Scans(Path(slicer.app.temporaryPath))
-        scan = self._scans.of(volume)
         structures, segments = self._targets()
-        region = self._region(scan)
+        grid, resampled = world_grid(volume)
         run = Run(
             segmentation=segmentation.GetID(),
             volume=volume.GetID(),
-            scan=scan,
-            region=region,
+            grid=grid,
+            resampled=resampled,
+            region=self._region(grid),
             structures=structures,
             segments={s.name: segments[s.name] for s in structures if s.name in segments},
         )
-        self._worker = worker.shared(self.session)
-        warm = self._worker.running
-        self._asked = self._worker.ask(
-            "segment",
-            self._on_reply,
-            model=str(self._model().path),
-            array=scan.told,
-            region=region.told,
-            structures=[structure.name for structure in structures],
-        )
-        self._run = run
+        model = self._model()
+        # A newer one does not take its place unasked.
+        self.effect.setParameter("Model", self._key(model))
         self.ui.effectProgress.maximum = 0
-        self._tell(_("Starting…") if warm else _("Starting Python; only the first time is slow…"))
+        self._tell(_("Writing the volume…"))
+        self._steps.start(self._scans.of(volume), partial(self._ask, run, model))
         self.show()
 
-    def _region(self, scan: Scan) -> Region:
+    @guarded
+    def _ask(self, run: Run, model: Model, scan: Scan) -> None:
+        self._tell("")
+        try:
+            self._worker = worker.shared(self.session)
+            warm = self._worker.running
+            self._asked = self._worker.ask(
+                "segment",
+                self._on_reply,
+                model=str(model.path),
+                array=scan.told,
+                region=run.region.told,
+                structures=[structure.name for structure in run.structures],
+            )
+            self._run = run
+            self._tell(
+                _("Starting…") if warm else _("Starting Python; only the first time is slow…")
+            )
+        finally:
+            self.show()
+
+    def _fail(self, error: LogicError) -> None:
+        self._tell("")
+        self.message.show_error(error)
+        self.show()
+
+    def _region(self, grid: Grid) -> Region:
         from SSLPretrainLogic.scene import worker_scan
 
         place = self.effect.parameter("Where")
         if place == "roi":
-            return worker_scan.inside_roi(self.effect.nodeReference(_ROI), scan.grid)
+            return worker_scan.inside_roi(self.effect.nodeReference(_ROI), grid)
         if place == "around":
             return worker_scan.around_segment(
                 self._segmentation(),
                 self._selected(),
-                scan.grid,
+                grid,
                 margin_mm=self.effect.doubleParameter("MarginMm"),
             )
-        return worker_scan.whole(scan.grid)
+        return worker_scan.whole(grid)
 
     # What the worker tells
 
@@ -325,9 +389,9 @@ class EffectOptions:
                 raise LogicError(str(reply["message"]), str(reply.get("hint") or ""))
             empty = self.write(run, Path(reply["labels"]["file"]))
             self._tell(_told(reply, empty=empty, seconds=time.monotonic() - run.began))
-            if run.scan.resampled:
+            if run.resampled:
                 why = _("The volume was resampled for the model: {reason}.")
-                self.message.show(why.format(reason=run.scan.resampled))
+                self.message.show(why.format(reason=run.resampled))
         finally:
             self.show()
 
@@ -340,7 +404,7 @@ class EffectOptions:
         labels = np.load(file, allow_pickle=False)
         file.unlink(missing_ok=True)
         node = self._checked(run)
-        grid = run.region.cropped(run.scan.grid)
+        grid = run.region.cropped(run.grid)
         codes = edits.in_editor(
             edits.coded(labels, run.structures, run.region.inside(grid)),
             grid,
@@ -376,8 +440,8 @@ class EffectOptions:
             raise LogicError(_("The volume or the segmentation was removed meanwhile."), cure)
         if editor.GetSegmentationNode() is not segmentation:
             raise LogicError(_("The editor shows another segmentation meanwhile."), cure)
-        if not is_grid_of(run.scan.grid, volume):
-            what = _("Volume {name!r} was moved meanwhile.")
+        if not is_grid_of(run.grid, volume):
+            what = _("Volume {name!r} was moved or changed meanwhile.")
             raise LogicError(what.format(name=volume.GetName()), cure)
         held = segmentation.GetSegmentation()
         if gone := [n for n, i in run.segments.items() if held.GetSegment(i) is None]:
@@ -385,11 +449,16 @@ class EffectOptions:
             raise LogicError(what.format(name=gone[0]), cure)
         return segmentation
 
+    @property
+    def _is_running(self) -> bool:
+        return self._run is not None or self._steps.is_busy
+
     def _forget_run(self) -> None:
+        self._steps.stop()
         if self._run is not None and self._worker is not None:
             self._worker.drop(self._asked)
             self._run = None
-            self._tell("")
+        self._tell("")
 
     # What is shown
 
@@ -404,7 +473,7 @@ class EffectOptions:
         finally:
             self._showing = False
 
-    def _show_models(self) -> None:
+    def _list_models(self) -> None:
         before, self._showing = self._showing, True
         self.ui.effectModel.clear()
         for model in self._models:
@@ -415,7 +484,7 @@ class EffectOptions:
         ui, effect = self.ui, self.effect
         model = self._model()
         ui.effectModel.currentIndex = self._models.index(model) if model else -1
-        self._read_structures(model)
+        self._list_structures(model.structures if model else ())
         fill, place = effect.parameter("Fill"), effect.parameter("Where")
         ui.effectFill.currentIndex = FILLS.index(fill) if fill in FILLS else 0
         ui.effectWhere.currentIndex = PLACES.index(place) if place in PLACES else 0
@@ -433,12 +502,7 @@ class EffectOptions:
             for widget in widgets:
                 widget.visible = wanted
 
-    def _read_structures(self, model: Model | None) -> None:
-        self._problem, structures = "", ()
-        try:
-            structures = structures_of(model) if model is not None else ()
-        except LogicError as error:
-            self._problem = str(error)
+    def _list_structures(self, structures: tuple[Structure, ...]) -> None:
         if structures != self._structures:
             self._structures = structures
             self.ui.effectStructure.clear()
@@ -446,7 +510,7 @@ class EffectOptions:
                 self.ui.effectStructure.addItem(structure.name)
 
     def _show_state(self) -> None:
-        ui, running = self.ui, self._run is not None
+        ui, running = self.ui, self._is_running
         obstacle = "" if running else self._obstacle()
         ui.effectApply.text = _("Cancel") if running else _("Apply")
         ui.effectApply.enabled = not obstacle

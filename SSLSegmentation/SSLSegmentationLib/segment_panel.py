@@ -11,7 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from SSLPretrainLogic.errors import LogicError
-from SSLPretrainLogic.models import Model, coarseness, find_models, read_model
+from SSLPretrainLogic.models import Model, coarseness
 from SSLPretrainLogic.tasks import Bar, Task
 from SSLSegmentationLib.batch import Batch
 from SSLSegmentationLib.check_list import CheckList, Entry
@@ -95,29 +95,21 @@ class SegmentPanel(Panel):
     @guarded
     def refresh_models(self) -> None:
         """List the models of the project anew, and the file that was chosen."""
-        found = find_models(self.session.project) if self.session.project is not None else None
-        models = list(found.models) if found else []
-        if chosen := self.session.setting("segmentModelFile"):
-            try:
-                models.append(read_model(Path(chosen)))
-            except LogicError:
-                # It was moved since: that is no reason to complain at each start.
-                self.session.remember("segmentModelFile", "")
-        self._show_models(tuple(models), wanted=self.session.model)
-        if found and found.damaged:
+        found = self.session.models()
+        self._show_models(found.models, wanted=self.session.model)
+        if found.damaged:
             self.message.show("\n".join(found.damaged.values()), "warning")
 
     @guarded
     def on_model_file(self) -> None:
         """Ask for a model's file."""
-        start = self.session.setting("segmentModelFile") or str(Path.home())
+        start = self.session.model_file or str(Path.home())
         title, kinds = _("Choose a model"), _("Models (*.safetensors)")
         path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), title, start, kinds)
         if not path:
             return
-        model = read_model(Path(str(path)))
-        self.session.remember("segmentModelFile", str(model.path))
-        self.session.use_model(model.path)
+        self.session.use_model_file(Path(str(path)))
+        self.session.use_model(Path(self.session.model_file))
 
     @guarded
     def on_model(self) -> None:

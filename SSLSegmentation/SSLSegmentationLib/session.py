@@ -12,10 +12,15 @@ from SSLPretrainLogic import environments, jobs, project
 from SSLPretrainLogic.commands import Request
 from SSLPretrainLogic.environments import Interpreter, Report
 from SSLPretrainLogic.errors import LogicError
+from SSLPretrainLogic.models import FoundModels, find_models, read_model
 from SSLPretrainLogic.project import Project
 from SSLSegmentationLib.signals import Signal
 
 _PREFIX = "SSLSegmentation/"
+_MODEL_FILE = "modelFile"
+
+chosen = Signal()
+"""Emitted without values when a project, Python or model was chosen, in any session."""
 
 
 class Session:
@@ -51,10 +56,8 @@ class Session:
 
     def use_project(self, opened: Project) -> None:
         """Work in a project that was opened, made or changed."""
-        self.project = opened
-        self.remember("project", str(opened.folder))
-        self._recall_report()
-        self.project_changed.emit()
+        self._take_project(opened)
+        chosen.emit()
 
     def needs_project(self) -> Project:
         """The open project.
@@ -82,11 +85,13 @@ class Session:
         self.remember("interpreter", str(interpreter.path))
         self._recall_report()
         self.environment_changed.emit()
+        chosen.emit()
 
     def use_report(self, report: Report) -> None:
         """Know more of the chosen Python."""
         self.report = report
         self.environment_changed.emit()
+        chosen.emit()
 
     def needs_interpreter(self) -> Interpreter:
         """The chosen Python.
@@ -134,6 +139,36 @@ class Session:
         """Segment with this model from now on."""
         self.remember("model", str(path))
         self.model_changed.emit()
+        chosen.emit()
+
+    @property
+    def model_file(self) -> str:
+        """Path of the model from outside the project that was chosen last, "" if there is none."""
+        return self.setting(_MODEL_FILE)
+
+    def use_model_file(self, path: Path) -> None:
+        """Offer a model from outside the project, in place of the one before.
+
+        Raises:
+            LogicError: if it is no model that segments.
+        """
+        self.remember(_MODEL_FILE, str(read_model(path).path))
+        self.model_changed.emit()
+        chosen.emit()
+
+    def models(self) -> FoundModels:
+        """The models of the open project, the newest first, then the file that was chosen."""
+        found = FoundModels(models=(), damaged={})
+        if self.project is not None:
+            found = find_models(self.project)
+        if self.model_file:
+            try:
+                outside = read_model(Path(self.model_file))
+                return FoundModels(models=(*found.models, outside), damaged=found.damaged)
+            except LogicError:
+                # It was moved since: that is no reason to complain at each start.
+                self.remember(_MODEL_FILE, "")
+        return found
 
     # Commands
 
@@ -180,7 +215,13 @@ class Session:
         folder = self.setting("project")
         if folder:
             self.remember("project", "")
-            self.use_project(project.open_project(Path(folder)))
+            self._take_project(project.open_project(Path(folder)))
+
+    def _take_project(self, opened: Project) -> None:
+        self.project = opened
+        self.remember("project", str(opened.folder))
+        self._recall_report()
+        self.project_changed.emit()
 
     def _recall_report(self) -> None:
         self.report = None

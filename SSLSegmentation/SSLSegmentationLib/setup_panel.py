@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from SSLPretrainLogic.environments import Device, Finding, Interpreter, Report
 from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.files import surely
 from SSLPretrainLogic.run_folder import Tail
-from SSLSegmentationLib import installation
+from SSLSegmentationLib import installation, worker
 from SSLSegmentationLib.installation import ExtensionMissing, Plan
 from SSLSegmentationLib.job_monitor import Watched
 from SSLSegmentationLib.panel import Message, Panel, guarded, level_icon
@@ -50,6 +51,13 @@ class SetupPanel(Panel):
         ui.setupTestButton.connect("clicked()", self.on_test)
         ui.setupInstallButton.connect("clicked()", self.on_install)
         ui.setupCancelButton.connect("clicked()", self.on_cancel)
+        for box, name in (
+            (ui.setupIdleMinutes, worker.IDLE_MINUTES),
+            (ui.setupMemoryMb, worker.MEMORY_MB),
+        ):
+            box.value = worker.limit(self.session, name)
+            box.connect("valueChanged(int)", partial(self._keep_limit, name))
+        ui.setupUnloadButton.connect("clicked()", self.on_unload)
         self.session.project_changed.connect(self._refresh)
         self.session.environment_changed.connect(self._refresh)
         self.monitor.changed.connect(self._refresh)
@@ -109,6 +117,15 @@ class SetupPanel(Panel):
                 self.session.start_command(
                     installation.command(plan, interpreter, environment=variables)
                 )
+
+    @guarded
+    def on_unload(self) -> None:
+        """Free the memory that models take."""
+        done = _("The models are unloaded. The next use loads its own again.")
+        self.message.show(done if worker.unload() else _("No model is in memory."))
+
+    def _keep_limit(self, name: str, value: int) -> None:
+        self.session.remember(name, str(value))
 
     @guarded
     def on_cancel(self) -> None:

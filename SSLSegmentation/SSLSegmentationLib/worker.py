@@ -16,7 +16,8 @@ from SSLSegmentationLib.session import Session
 POLL_MS = 25
 _LET_THREADS_RUN_S = 0.001
 _END_WITHIN_S = 1.0
-_DEFAULTS = {"worker_idle_minutes": "15", "worker_memory_mb": "4096"}
+IDLE_MINUTES, MEMORY_MB = "worker_idle_minutes", "worker_memory_mb"
+_DEFAULTS = {IDLE_MINUTES: 15, MEMORY_MB: 4096}
 """Settings of the worker: minutes without work until it ends, and room for networks."""
 
 
@@ -71,11 +72,13 @@ class Worker:
         time.sleep(_LET_THREADS_RUN_S)
         for reply in self._client.poll():
             receiver = self._receivers.get(reply["id"])
-            if reply["id"] not in self._client.pending:
-                self._receivers.pop(reply["id"], None)
             if receiver is not None:
                 receiver(reply)
-        if not self._client.pending:
+        # Several replies may come at once, and only the last one ends a request.
+        pending = set(self._client.pending)
+        for identity in self._receivers.keys() - pending:
+            del self._receivers[identity]
+        if not pending:
             self._timer.stop()
 
 
@@ -88,8 +91,7 @@ def shared(session: Session) -> Worker:
     Raises:
         LogicError: if no Python is chosen, or it is known to lack something.
     """
-    words = _words(session)
-    argv = backend_argv(session.needs_interpreter(), words)
+    argv = backend_argv(session.needs_interpreter(), words(session))
     if argv not in _shared:
         # Two on one device would fight for its memory.
         end_all()
@@ -98,14 +100,29 @@ def shared(session: Session) -> Worker:
     return _shared[argv]
 
 
+def limit(session: Session, name: str) -> int:
+    """A setting of the worker, `IDLE_MINUTES` or `MEMORY_MB`."""
+    text = session.setting(name)
+    return int(text) if text.isdecimal() and int(text) else _DEFAULTS[name]
+
+
+def unload() -> bool:
+    """Let the networks in memory go; answers whether a worker runs that could hold one."""
+    running = [worker for worker in _shared.values() if worker.running]
+    for worker in running:
+        worker.ask("unload", lambda _reply: None)
+    return bool(running)
+
+
 def end_all() -> None:
     """End every worker of this Slicer."""
     while _shared:
         _shared.popitem()[1].end()
 
 
-def _words(session: Session) -> tuple[str, ...]:
-    idle, memory = (session.setting(name, default) for name, default in _DEFAULTS.items())
+def words(session: Session) -> tuple[str, ...]:
+    """The command line of a worker, after `backend`."""
+    idle, memory = (str(limit(session, name)) for name in (IDLE_MINUTES, MEMORY_MB))
     # The program that starts Slicer's Python lies between this process and the worker.
     owner = str(os.getpid())
     limits = ("--idle-minutes", idle, "--model-memory-mb", memory)

@@ -7,13 +7,13 @@ Run from the repository's root, with nothing else computing:
 
 A use is timed from the click on Apply until the segment is written and the button reads Apply
 again. The passes are timed in this process, on the same windows, with one thread as in the worker.
+Seconds of the processor are those of the worker and of writing the segment, not of waiting.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,8 +25,17 @@ from typing import Any
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import psutil
 import torch
-from serve_latency import REPEATS, SIZE, SPACING_XYZ, forward_seconds
+from serve_latency import (
+    REPEATS,
+    SIZE,
+    SPACING_XYZ,
+    Seconds,
+    circumstances,
+    cpu_seconds,
+    forward_seconds,
+)
 from slicer_host.session import Host
 from worker_material import write_model, write_scan
 
@@ -35,9 +44,12 @@ LIMIT_S = 600
 EDGES_MM = (64.0, 64.0, 64.0)
 
 
-def forward(model: Path, scan: Path, region: dict[str, Any] | None) -> float:
+def forward(model: Path, scan: Path, region: dict[str, Any] | None) -> Seconds:
     """Seconds of the passes alone."""
-    return statistics.median(forward_seconds(model, scan, region))
+    found = forward_seconds(model, scan, region)
+    return Seconds(
+        statistics.median(s.wall for s in found), statistics.median(s.cpu for s in found)
+    )
 
 
 def opened(host: Host, folder: Path, scan: Path, model: Path) -> Any:
@@ -46,14 +58,13 @@ def opened(host: Host, folder: Path, scan: Path, model: Path) -> Any:
     from slicer_host.effects import Editor
 
     from SSLPretrainLogic.environments import chosen_interpreter
-    from SSLSegmentationLib.effect_models import FILE_SETTING
     from SSLSegmentationLib.session import Session
     from SSLSegmentationLib.startup import EFFECT
 
     slicer.app.setEnvironmentVariable("XDG_CACHE_HOME", str(folder / "cache"))
     session = Session()
     session.use_interpreter(chosen_interpreter(Path(sys.executable)))
-    session.remember(FILE_SETTING, str(model))
+    session.use_model_file(model)
     volume = slicer.modules.volumes.logic().AddArchetypeVolume(str(scan), "CT", 0)
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
     node.CreateDefaultDisplayNodes()
@@ -65,12 +76,38 @@ def opened(host: Host, folder: Path, scan: Path, model: Path) -> Any:
     return editor
 
 
-def used(host: Host, ui: Any) -> float:
+def computing() -> float:
+    """What all workers have used of the processor so far."""
+    return sum(cpu_seconds(child) for child in psutil.Process().children(recursive=True))
+
+
+class Writing:
+    """Notes what writing takes of the processor.
+
+    Args:
+        options: of the effect, whose `write` is from now on this one's.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self.cpu = 0.0
+        self._write = options.write
+        options.write = self
+
+    def __call__(self, *values: Any) -> Any:
+        """Write, and note."""
+        began = time.process_time()
+        try:
+            return self._write(*values)
+        finally:
+            self.cpu += time.process_time() - began
+
+
+def used(host: Host, ui: Any, writing: Writing) -> Seconds:
     """Seconds of one use."""
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), computing() + writing.cpu
     host.click(ui.effectApply)
     host.wait_until(lambda: ui.effectApply.text == "Apply", limit_s=LIMIT_S)
-    seconds = time.perf_counter() - began
+    seconds = Seconds(time.perf_counter() - began, computing() + writing.cpu - cpu)
     if not ui.effectStatus.text.startswith("Found"):
         raise RuntimeError(f"nothing was found: {ui.effectStatus.text}")
     return seconds
@@ -90,15 +127,18 @@ def choose_roi(editor: Any, ui: Any) -> None:
     ui.effectRoi.setCurrentNode(roi)
 
 
-def measured(use: Callable[[], float], passes: float) -> dict[str, Any]:
+def measured(use: Callable[[], Seconds], passes: Seconds) -> dict[str, Any]:
     """Several uses against the passes."""
-    walls = [use() for _ in range(REPEATS)]
-    wall = statistics.median(walls)
+    uses = [use() for _ in range(REPEATS)]
+    wall = statistics.median(use.wall for use in uses)
+    cpu = statistics.median(use.cpu for use in uses)
     return {
-        "wall_s": [round(value, 3) for value in walls],
-        "forward_s": round(passes, 3),
-        "beside_forward_s": round(wall - passes, 3),
-        "wall_to_forward": round(wall / passes, 2),
+        "wall_s": [round(use.wall, 3) for use in uses],
+        "forward_s": round(passes.wall, 3),
+        "beside_forward_s": round(wall - passes.wall, 3),
+        "cpu_s": [round(use.cpu, 2) for use in uses],
+        "forward_cpu_s": round(passes.cpu, 2),
+        "beside_forward_cpu_s": round(cpu - passes.cpu, 2),
     }
 
 
@@ -113,10 +153,10 @@ def main(output: Path) -> None:
         scan = write_scan(folder / "ct.nrrd", size=SIZE, spacing_xyz=SPACING_XYZ)
         editor = opened(host, folder, scan, model)
         options = editor.effect.self().options
-        busy = os.getloadavg()[0]
+        writing, around = Writing(options), circumstances()
         whole = forward(model, scan, None)
-        first = used(host, options.ui)
-        measures = {"whole": measured(lambda: used(host, options.ui), whole)}
+        first = used(host, options.ui, writing)
+        measures = {"whole": measured(lambda: used(host, options.ui, writing), whole)}
         choose_roi(editor, options.ui)
         from SSLPretrainLogic.scene.volumes import world_grid
         from SSLPretrainLogic.scene.worker_scan import inside_roi
@@ -124,7 +164,9 @@ def main(output: Path) -> None:
         grid, _reason = world_grid(editor.node.GetSourceVolumeNode())
         region = inside_roi(editor.effect.nodeReference("Roi"), grid).told
         box = {key: (value[0], value[1], value[2]) for key, value in region.items()}
-        measures["roi"] = measured(lambda: used(host, options.ui), forward(model, scan, box))
+        measures["roi"] = measured(
+            lambda: used(host, options.ui, writing), forward(model, scan, box)
+        )
         from SSLSegmentationLib import worker
 
         worker.end_all()
@@ -132,10 +174,8 @@ def main(output: Path) -> None:
             "what": "seconds from the click on Apply to the written segment; later uses",
             "scan_voxels": SIZE,
             "roi_voxels": region["size"],
-            "first_use_s": round(first, 2),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
-            "load_before": round(busy, 1),
-            "threads": 1,
+            "first_use_s": round(first.wall, 2),
+            **around,
             "measures": measures,
         }
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -5,23 +5,27 @@ Run from the repository's root, with nothing else computing:
     PYTHONPATH=.:Testing/backend python Testing/benchmarks/serve_latency.py OUTPUT.json
 
 The time of a request is what the client sees, from asking to labels in its memory. The passes are
-timed in this process, on the same windows, with the same number of threads.
+timed in this process, on the same windows, with the same number of threads. Seconds of the
+processor tell what a request costs also where others compute on the machine.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 from worker_material import Talk, array_of, talk, write_model, write_scan
@@ -35,22 +39,35 @@ REGION = {"start": (60, 120, 120), "size": (32, 64, 64)}
 REPEATS = 3
 
 
+class Seconds(NamedTuple):
+    """How long something takes.
+
+    Attributes:
+        wall: as people see it.
+        cpu: of the processor.
+    """
+
+    wall: float
+    cpu: float
+
+
 class Timed(nn.Module):
     """A network that notes how long it takes."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.seconds = 0.0
+        self.seconds = Seconds(0.0, 0.0)
 
     def forward(self, windows: Tensor) -> Tensor:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         logits: Tensor = self.network(windows)
-        self.seconds += time.perf_counter() - began
+        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+        self.seconds = Seconds(self.seconds.wall + wall, self.seconds.cpu + cpu)
         return logits
 
 
-def forward_seconds(model: Path, scan: Path, region: dict[str, Any] | None) -> list[float]:
+def forward_seconds(model: Path, scan: Path, region: dict[str, Any] | None) -> list[Seconds]:
     """Time of all forward passes that a request needs, several times."""
     predictor = load_predictor(model, device="cpu")
     timed = Timed(predictor.network)
@@ -59,21 +76,42 @@ def forward_seconds(model: Path, scan: Path, region: dict[str, Any] | None) -> l
     box = None if region is None else Region(**region)
     seconds = []
     for _ in range(REPEATS):
-        timed.seconds = 0.0
+        timed.seconds = Seconds(0.0, 0.0)
         label_region(predictor, prepared, box, phases=Phases())
         seconds.append(timed.seconds)
     return seconds
 
 
+def cpu_seconds(process: psutil.Process) -> float:
+    """What a process has used of the processor so far."""
+    used = process.cpu_times()
+    return float(used.user + used.system)
+
+
+def circumstances() -> dict[str, Any]:
+    """What a measurement depends on, to be asked before it."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    )
+    return {
+        "commit": told.stdout.strip(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
 def asked(worker: Talk, **request: object) -> dict[str, Any]:
     """One request as a client meets it."""
-    began = time.perf_counter()
+    process = psutil.Process(worker.event("hello")["pid"])
+    began, before = time.perf_counter(), cpu_seconds(process)
     reply = worker.ask("segment", **request)
     labels = np.load(reply["labels"]["file"], allow_pickle=False)
     seconds = time.perf_counter() - began
     Path(reply["labels"]["file"]).unlink()
     return {
         "wall_s": round(seconds, 4),
+        "worker_cpu_s": round(cpu_seconds(process) - before, 2),
         "phases_s": reply["seconds"],
         "reused": reply["reused"],
         "windows": reply["windows"],
@@ -82,7 +120,7 @@ def asked(worker: Talk, **request: object) -> dict[str, Any]:
 
 
 def measured(
-    worker: Talk, model: Path, source: dict[str, Any], forward: dict[str, list[float]]
+    worker: Talk, model: Path, source: dict[str, Any], forward: dict[str, list[Seconds]]
 ) -> dict[str, Any]:
     """First use, and later ones, of a region and of the whole scan."""
     request = {"model": str(model), **source}
@@ -93,8 +131,15 @@ def measured(
         walls = [use["wall_s"] for use in uses]
         result[name] = {
             "wall_s": walls,
-            "forward_s": [round(value, 4) for value in passes],
-            "beside_forward_s": round(statistics.median(walls) - statistics.median(passes), 4),
+            "forward_s": [round(value.wall, 4) for value in passes],
+            "beside_forward_s": round(
+                statistics.median(walls) - statistics.median(p.wall for p in passes), 4
+            ),
+            "beside_forward_cpu_s": round(
+                statistics.median(use["worker_cpu_s"] for use in uses)
+                - statistics.median(p.cpu for p in passes),
+                2,
+            ),
             "beside_network_phase_s": round(
                 statistics.median(u["wall_s"] - u["phases_s"]["network"] for u in uses), 4
             ),
@@ -106,6 +151,7 @@ def measured(
 def main(output: Path) -> None:
     """Measure and write."""
     torch.set_num_threads(1)
+    around = circumstances()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "model.safetensors", seed=1, window=48)
@@ -130,8 +176,7 @@ def main(output: Path) -> None:
         "region": REGION,
         "device": hello["device_text"],
         "versions": hello["versions"],
-        "machine": f"{platform.system()} {platform.machine()}",
-        "threads": 1,
+        **around,
         "measures": measures,
     }
     output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

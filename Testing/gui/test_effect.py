@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,14 +201,15 @@ def structure(value: int, name: str) -> Any:
 
 def run_of(stage: Stage, names: list[str], region: Any = None) -> Any:
     from SSLPretrainLogic.scene.volumes import world_grid
-    from SSLPretrainLogic.scene.worker_scan import Scan, whole
+    from SSLPretrainLogic.scene.worker_scan import whole
     from SSLSegmentationLib.effect_options import Run
 
-    grid, _ = world_grid(stage.volume)
+    grid, resampled = world_grid(stage.volume)
     return Run(
         segmentation=stage.node.GetID(),
         volume=stage.volume.GetID(),
-        scan=Scan(told={}, grid=grid, resampled=""),
+        grid=grid,
+        resampled=resampled,
         region=region or whole(grid),
         structures=tuple(structure(value, name) for value, name in enumerate(names, 1)),
         segments={name: stage.ids[name] for name in names if name in stage.ids},
@@ -376,8 +378,7 @@ def test_a_turned_roi_and_a_margin_are_the_voxels_that_lie_inside(host: Any, sli
 def test_segments_are_matched_by_name_then_by_code_and_never_by_a_guess() -> None:
     from dataclasses import replace
 
-    from SSLPretrainLogic.scene.terminology import code_for
-    from SSLSegmentationLib.effect_models import matching
+    from SSLPretrainLogic.scene.terminology import code_for, matching
 
     names = ("liver", "left kidney", "right kidney", "tumour 1")
     known = [
@@ -477,7 +478,15 @@ def test_a_run_goes_on_without_the_effect_and_is_given_up_where_it_no_longer_fit
     host: Any, slicer: Any, material: Material
 ) -> None:
     stage = Stage(host, material.voxels, {"spleen": NOTHING})
+    display, box = stage.node.GetDisplayNode(), host.python("qt").QMessageBox
+    display.SetSegmentVisibility(stage.ids["spleen"], False)
+    host.dialogs.answer("exec", box.Cancel, box.Yes)
     host.click(stage.ui.effectApply)
+    assert stage.ui.effectApply.text == "Apply"
+    assert not display.GetSegmentVisibility(stage.ids["spleen"])
+    host.click(stage.ui.effectApply)
+    assert stage.ui.effectApply.text == "Cancel"
+    assert display.GetSegmentVisibility(stage.ids["spleen"])
     stage.effect.deactivate()
     stage.wait()
     spleen = stage.held("spleen")
@@ -494,7 +503,7 @@ def test_a_run_goes_on_without_the_effect_and_is_given_up_where_it_no_longer_fit
     matrix[0, 3] += 5
     stage.volume.SetIJKToRASMatrix(vtk_matrix(matrix))
     stage.wait()
-    assert "'CT' was moved meanwhile" in stage.options.message.text
+    assert "'CT' was moved or changed meanwhile" in stage.options.message.text
 
     host.click(stage.ui.effectApply)
     stage.node.GetSegmentation().RemoveSegment(stage.ids["spleen"])
@@ -532,10 +541,10 @@ def test_wrong_choices_are_told_with_their_cure(
     rubbish.write_bytes(b"no model at all")
     host.dialogs.answer("getOpenFileName", str(rubbish))
     host.click(ui.effectFile)
-    assert "notes ä.safetensors: is no model" in message.text
+    assert "notes ä.safetensors: is no safetensors file" in message.text
     host.dialogs.answer("getOpenFileName", str(material.model))
     host.click(ui.effectFile)
-    assert ui.effectModel.currentText == "model.safetensors"
+    assert ui.effectModel.currentText == "model"
     assert not message.text
     chosen = stage.effect.parameter("Model")
     assert chosen.startswith("file:")
@@ -544,6 +553,65 @@ def test_wrong_choices_are_told_with_their_cure(
     stage.effect.setParameter("Model", "run:elsewhere")
     stage.effect.updateGUIFromMRML()
     assert "not in the open project" in ui.effectHint.text
+    stage.editor.close()
+
+
+def test_models_are_listed_anew_before_the_list_opens_and_when_the_project_changes(
+    host: Any, material: Material, project: Any, tmp_path: Path
+) -> None:
+    from SSLPretrainLogic.project import create_project
+    from SSLSegmentationLib.session import Session
+
+    stage = Stage(host, NOTHING.astype(np.int16), {"liver": NOTHING})
+    models = stage.ui.effectModel
+
+    def names() -> list[str]:
+        return [models.itemText(row) for row in range(models.count)]
+
+    assert names() == ["liver 2"]
+    shutil.copytree(project.runs / "liver 2", project.runs / "newer")
+    host.click(models)
+    models.hidePopup()
+    assert names() == ["newer", "liver 2"]
+    Session().use_model_file(material.model)
+    assert names() == ["newer", "liver 2", "model"]
+    Session().use_project(create_project(tmp_path / "other"))
+    assert names() == ["model"]
+    stage.editor.close()
+
+
+def test_a_volume_is_written_a_little_at_a_time_and_only_as_it_is(
+    host: Any, material: Material, tmp_path: Path
+) -> None:
+    from SSLPretrainLogic.errors import LogicError
+    from SSLPretrainLogic.scene.worker_scan import Scan, Scans
+
+    stage = Stage(host, material.voxels, {})
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    scans = Scans(folder)
+
+    def written(steps: Generator[bool, None, Scan]) -> tuple[Scan, int]:
+        pieces = 0
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value, pieces
+            pieces += 1
+
+    scan, pieces = written(scans.of(stage.volume))
+    assert pieces > SIZE[0]
+    assert np.array_equal(np.fromfile(scan.told["file"], np.int16), material.voxels.ravel())
+    assert written(scans.of(stage.volume)) == (scan, 0)
+    stage.volume.GetImageData().Modified()
+    again = scans.of(stage.volume)
+    next(again)
+    stage.volume.GetImageData().Modified()
+    with pytest.raises(LogicError, match="'CT' was moved or changed"):
+        written(again)
+    scans.forget()
+    assert list(folder.iterdir()) == []
     stage.editor.close()
 
 
@@ -561,3 +629,33 @@ def test_slicer_knows_the_effect_and_the_terms_once_it_has_started(host: Any, sl
     terms = slicer.modules.terminologies.logic()
     name = "Segmentation category and type - SSLSegmentation CT organs"
     assert terms.IsTerminologyContextLoaded(name)
+
+
+@pytest.mark.usefixtures("project")
+def test_replies_that_come_at_once_are_all_told_and_reading_the_module_anew_ends_the_worker(
+    host: Any, slicer: Any
+) -> None:
+    from SSLSegmentationLib import worker
+    from SSLSegmentationLib.session import Session
+
+    session = Session()
+    session.restore()
+    held, heard = worker.shared(session), []
+    held.ask("status", heard.append)
+    host.wait_until(lambda: heard, limit_s=LIMIT_S)
+    held.ask("unload", heard.append)
+    # Nobody asks for replies meanwhile, so they wait together.
+    time.sleep(0.5)
+    host.wait_until(lambda: len(heard) == 3, limit_s=LIMIT_S)
+    assert [reply["event"] for reply in heard] == ["result", "accepted", "result"]
+    assert worker.unload()
+
+    widget = slicer.modules.sslsegmentation.widgetRepresentation().self()
+    before = dict(sys.modules)
+    try:
+        widget.onReload()
+        assert not held.running
+        assert "SSLSegmentationLib.worker" not in sys.modules
+    finally:
+        # Other tests go on with what they have imported.
+        sys.modules.update(before)

@@ -406,3 +406,22 @@ def test_the_progress_of_pip_is_read_from_what_it_writes() -> None:
     assert time_left(0.25, 60) == "about 3 min left"
     assert time_left(0.9, 60) == "less than a minute left"
     assert time_left(0.01, 60) == ""
+
+
+def test_limits_of_the_warm_worker_are_kept_and_given_to_it(host: Any, panel: Any) -> None:
+    from SSLSegmentationLib import worker
+
+    ui, session = panel.ui, panel.session
+    assert ui.setupWorkerBox.collapsed
+    assert (ui.setupIdleMinutes.value, ui.setupMemoryMb.value) == (15, 4096)
+    ui.setupWorkerBox.collapsed = False
+    host.settle()
+    ui.setupIdleMinutes.value, ui.setupMemoryMb.value = 3, 512
+    assert worker.limit(session, worker.IDLE_MINUTES) == 3
+    words = worker.words(session)
+    assert words[words.index("--idle-minutes") + 1] == "3"
+    assert words[words.index("--model-memory-mb") + 1] == "512"
+    session.remember(worker.MEMORY_MB, "much")
+    assert worker.limit(session, worker.MEMORY_MB) == 4096
+    host.click(ui.setupUnloadButton)
+    assert panel.message.text == "No model is in memory."

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from backend.geometry import Geometry, Index3, Volume, index3
 
@@ -27,7 +27,8 @@ _DRIFT_VOXELS = 0.05
 _BEYOND_VOXELS = 0.5
 """The preprocessed grid has whole voxels, so it may end half a voxel before the box it covers."""
 
-_CHUNK_BYTES = 64 << 20
+_DENSE_SHARE = 0.25
+"""If more of a plane is mixed, it is quicker to interpolate all of it."""
 
 
 def labels_on_grid(
@@ -44,8 +45,8 @@ def labels_on_grid(
             one slab `[(0, logits)]` for a whole volume. Kept only until the next one comes.
         from_geometry: the grid of the logits.
         to_geometry: the wanted grid: the same axes in any order and sense, any spacing and size.
-        values: the label value of each class; `values[0]` is background and also fills what
-            `from_geometry` does not cover.
+        values: the label value of each class, the same for several or not; `values[0]` is
+            background and also fills what `from_geometry` does not cover.
 
     Returns:
         Labels, uint8, or int16 where a value exceeds 255.
@@ -122,12 +123,28 @@ class _Steps:
         """Half a voxel of cell before the first centre, half and `_BEYOND_VOXELS` at the end."""
         # The tolerance keeps rounding from deciding at a face where both grids end.
         covered = (coordinates > -0.5 - 1e-6) & (coordinates < count - 0.5 + _BEYOND_VOXELS + 1e-6)
-        where = np.flatnonzero(covered)
-        inside = slice(int(where[0]), int(where[-1]) + 1) if where.size else slice(0, 0)
+        inside = _span(covered)
         clamped = coordinates[inside].clip(0, count - 1)
         lower = np.floor(clamped).astype(np.int64).clip(0, max(count - 2, 0))
         upper = np.minimum(lower + 1, count - 1)
         return _Steps(inside, lower, upper, (clamped - lower).astype(np.float32))
+
+    def within(self, cells: NDArray[np.bool_]) -> _Steps:
+        """The steps in the cells from the first to the last that is true; `inside` is of these."""
+        wanted = _span(cells)
+        inside = _span((self.lower >= wanted.start) & (self.lower < wanted.stop))
+        return _Steps(inside, self.lower[inside], self.upper[inside], self.share[inside])
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Lower, upper and share as tensors."""
+        lower, upper, share = map(torch.from_numpy, (self.lower, self.upper, self.share))
+        return lower.to(device), upper.to(device), share.to(device)
+
+
+def _span(where: NDArray[np.bool_]) -> slice:
+    """From the first to the last that is true; empty if none is."""
+    found = np.flatnonzero(where)
+    return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0)
 
 
 def _fill(
@@ -142,29 +159,34 @@ def _fill(
     last = first + planes.shape[1] - 1
     # A plane at a slab's very last position was written with that slab: it needs nothing above.
     wanted = np.flatnonzero((along_z.lower >= first) & (along_z.upper <= last))
-    if wanted.size == 0 or along_y.lower.size == 0 or along_x.lower.size == 0:
-        return
     winners = _winners(planes).cpu().numpy()
-    rows = planes.flatten(1).T.contiguous()
-    for j in wanted:
-        low, high = along_z.lower[j] - first, along_z.upper[j] - first
-        near = winners[low][np.ix_(along_y.lower, along_x.lower)]
+    for low, places in groupby(wanted, key=lambda j: int(along_z.lower[j]) - first):
+        high = min(low + 1, winners.shape[0] - 1)
         agree = _agreeing(winners[low : high + 1])
-        mixed = ~agree[np.ix_(along_y.lower, along_x.lower)]
-        plane = table[near]
-        y, x = np.nonzero(mixed)
-        plane[y, x] = table[_interpolated(rows, planes.shape[2:], steps, (int(j), y, x), first)]
-        covered[j] = plane
+        # Most of a scan is background, which is there already.
+        values = table[winners[low]]
+        found = ~agree | (values != table[0])
+        y, x = along_y.within(found.any(axis=1)), along_x.within(found.any(axis=0))
+        if not (y.lower.size and x.lower.size):
+            continue
+        near = values.take(y.lower, axis=0).take(x.lower, axis=1)
+        mixed = ~agree.take(y.lower, axis=0).take(x.lower, axis=1)
+        for j in places:
+            covered[j, y.inside, x.inside] = near
+            if mixed.any():
+                pair = planes[:, low], planes[:, high], float(along_z.share[j])
+                part = covered[j, y.inside, x.inside]
+                part[mixed] = table[_between(pair, (y, x), mixed)]
 
 
-def _winners(planes: Float[Tensor, "k dz y x"]) -> Tensor:
+def _winners(classes: Iterable[Tensor]) -> Tensor:
     """The class of the largest logit; as a running maximum, since argmax over few is slow."""
-    best = planes[0].clone()
+    logits = iter(classes)
+    best = next(logits).clone()
     winner = torch.zeros_like(best, dtype=torch.int16)
-    for label in range(1, planes.shape[0]):
-        higher = planes[label] > best
-        winner.masked_fill_(higher, label)
-        torch.maximum(best, planes[label], out=best)
+    for label, values in enumerate(logits, 1):
+        winner.masked_fill_(values > best, label)
+        torch.maximum(best, values, out=best)
     return winner
 
 
@@ -183,40 +205,51 @@ def _agreeing(winners: NDArray[np.int16]) -> NDArray[np.bool_]:
     return agree
 
 
-def _interpolated(
-    rows: Float[Tensor, "voxels k"],
-    plane_size: Sequence[int],
-    steps: Sequence[_Steps],
-    where: tuple[int, NDArray[np.int64], NDArray[np.int64]],
-    first: int,
-) -> NDArray[np.int64]:
-    """The winning class of single voxels, from the logits of their eight corners."""
-    j, y, x = where
-    winner = np.empty(len(y), dtype=np.int64)
-    step = max(1, _CHUNK_BYTES // (4 * rows.shape[1] + 96))
-    for begin in range(0, len(y), step):
-        part = slice(begin, begin + step)
-        places = (np.array([j]), y[part], x[part])
-        pairs = [
-            ((s.lower[p], 1 - s.share[p]), (s.upper[p], s.share[p]))
-            for s, p in zip(steps, places, strict=True)
-        ]
-        corners = np.empty((len(places[1]), 8), dtype=np.int64)
-        weights = np.empty((len(places[1]), 8), dtype=np.float32)
-        for corner in range(8):
-            (iz, wz), (iy, wy), (ix, wx) = (
-                pair[corner >> bit & 1] for bit, pair in zip((2, 1, 0), pairs, strict=True)
-            )
-            corners[:, corner] = ((iz - first) * plane_size[0] + iy) * plane_size[1] + ix
-            weights[:, corner] = wz * wy * wx
-        logits = functional.embedding_bag(
-            torch.from_numpy(corners).to(rows.device),
-            rows,
-            mode="sum",
-            per_sample_weights=torch.from_numpy(weights).to(rows.device),
-        )
-        winner[part] = logits.argmax(dim=1).cpu().numpy()
-    return winner
+def _between(
+    pair: tuple[Float[Tensor, "k y x"], Float[Tensor, "k y x"], float],
+    steps: tuple[_Steps, _Steps],
+    mixed: NDArray[np.bool_],
+) -> NDArray[np.int16]:
+    """The winning classes of the voxels of a plane that are mixed.
+
+    Both ways do the same arithmetic for a voxel, so it gets the same label from either.
+
+    Args:
+        pair: the logits below and above the plane, and the share of the upper ones.
+        steps: along y and x.
+        mixed: (y, x) as the steps have them.
+    """
+    lower, upper, share = pair
+    (y0, y1, sy), (x0, x1, sx) = (step.on(lower.device) for step in steps)
+    if np.count_nonzero(mixed) > _DENSE_SHARE * mixed.size:
+        # All source rows that are needed, and no others.
+        rows = slice(int(y0.min()), int(y1.max()) + 1)
+
+        def everywhere(low: Tensor, high: Tensor) -> Tensor:
+            plane = _blend(low[rows], high[rows], share)
+            plane = _blend(plane.index_select(1, x0), plane.index_select(1, x1), sx)
+            below, above = y0 - rows.start, y1 - rows.start
+            return _blend(plane.index_select(0, below), plane.index_select(0, above), sy[:, None])
+
+        winner = _winners(everywhere(*c) for c in zip(lower, upper, strict=True))
+        return winner.cpu().numpy()[mixed]
+    y, x = (torch.from_numpy(places).to(lower.device) for places in np.nonzero(mixed))
+    places = [r[y] * lower.shape[2] + c[x] for r in (y0, y1) for c in (x0, x1)]
+    sy, sx = sy[y], sx[x]
+
+    def here(low: Tensor, high: Tensor) -> Tensor:
+        a, b, c, d = (_blend(low.take(p), high.take(p), share) for p in places)
+        return _blend(_blend(a, b, sx), _blend(c, d, sx), sy)
+
+    return _winners(here(*c) for c in zip(lower, upper, strict=True)).cpu().numpy()
+
+
+def _blend(low: Tensor, high: Tensor, share: Tensor | float) -> Tensor:
+    """Linear interpolation, rounded after every step.
+
+    `torch.lerp` may round once less, and where it does depends on the place in memory.
+    """
+    return (low * (1 - share)).add_(high * share)
 
 
 def _value_table(values: Sequence[int]) -> NDArray[np.generic]:

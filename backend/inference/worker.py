@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backend.data.labels import Label
 from backend.data.preprocess import preprocess
 from backend.data.readers import (
     BRIGHTEST_TISSUE_HU,
@@ -214,6 +215,7 @@ def label_region(
     scan: Prepared,
     region: Region | None,
     *,
+    labels: Sequence[Label] | None = None,
     phases: Phases,
     should_stop: Callable[[], bool] | None = None,
     progress: Progress | None = None,
@@ -224,6 +226,7 @@ def label_region(
         predictor: the network.
         scan: prepared for it.
         region: in voxels of the scan's own grid, inside it; None means the whole scan.
+        labels: that are wanted, all others become background; None means all.
         phases: gets the time of "network" and "labels".
         should_stop: asked before every forward pass.
         progress: told `(windows done, windows in all)`.
@@ -236,7 +239,8 @@ def label_region(
         ResourceError: if memory does not suffice.
         UserError: if network and labels do not belong together.
     """
-    values = (0, *(label.value for label in predictor.labels))
+    wanted = predictor.labels if labels is None else labels
+    values = (0, *(label.value if label in wanted else 0 for label in predictor.labels))
     target = scan.source if region is None else scan.source.cropped(region.start, region.size)
     # The package's own choice of batch, precision and place, so that it is made once.
     sliding = replace(

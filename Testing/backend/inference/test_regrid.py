@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from backend.geometry import Geometry, Volume, direction9, reoriented, vec3
+from backend.inference import regrid
 from backend.inference.regrid import labels_on_grid
 
 VALUES = (0, 3, 7, 250, 4)
@@ -95,6 +96,38 @@ def test_the_way_slabs_are_cut_changes_nothing() -> None:
         for cuts in ((), tuple(range(1, coarse.size[0])))
     )
     assert np.array_equal(whole, cut)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_few_or_all_voxels_of_a_plane_are_interpolated_to_the_same_labels(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = Geometry(size=(9, 40, 33), spacing_mm=(2.0, 0.7, 0.8))
+    coarse = fine.resized((12, 19, 17), vec3((1.5, 1.5, 1.5)))
+    # Organs in a large background, with ties of whole numbers on their borders.
+    logits = np.round(_logits(coarse.size, smooth=2.0) * 40)
+    logits[0] += 4
+
+    def labels() -> NDArray[np.generic]:
+        return labels_on_grid(
+            [(0, torch.from_numpy(logits))], from_geometry=coarse, to_geometry=fine, values=VALUES
+        ).voxels
+
+    usual = labels()
+    assert 0 < np.count_nonzero(usual) < usual.size / 2
+    monkeypatch.setattr(regrid, "_DENSE_SHARE", share)
+    assert np.array_equal(labels(), usual)
+
+
+def test_classes_without_a_value_of_their_own_are_background_and_push_others_away() -> None:
+    fine = Geometry(size=(9, 20, 33), spacing_mm=(2.0, 0.7, 0.8))
+    coarse = fine.resized((12, 9, 17), vec3((1.5, 1.5, 1.5)))
+    slabs = [(0, torch.from_numpy(_logits(coarse.size)))]
+    every, kept = (
+        labels_on_grid(slabs, from_geometry=coarse, to_geometry=fine, values=values).voxels
+        for values in (VALUES, (0, 0, 7, 0, 0))
+    )
+    assert np.array_equal(kept, np.where(every == 7, 7, 0))
 
 
 def test_the_same_grid_gives_the_plain_argmax() -> None:

@@ -170,7 +170,21 @@ class ScriptedEffect(Behaviour):
         )
 
     def confirmCurrentSegmentVisible(self) -> Any:
-        return type(self).ConfirmedWithoutDialog
+        node = self._host_node.GetSegmentationNode()
+        segment = self._host_node.GetSelectedSegmentID()
+        display = node.GetDisplayNode() if node is not None else None
+        if display is None or not segment or display.GetSegmentVisibility(segment):
+            return type(self).ConfirmedWithoutDialog
+        question = strict("QMessageBox")()
+        question.text = "The currently selected segment is hidden. Make it visible?"
+        box = strict("QMessageBox")
+        question.setStandardButtons(box.Yes | box.No | box.Cancel)
+        answer = question.exec()
+        if answer == box.Cancel:
+            return type(self).NotConfirmed
+        if answer == box.Yes:
+            display.SetSegmentVisibility(segment, True)
+        return type(self).ConfirmedWithDialog
 
     # Life
 

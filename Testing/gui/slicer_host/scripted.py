@@ -69,6 +69,9 @@ class ScriptedLoadableModuleWidget:
     def cleanup(self) -> None:
         """Nothing, unless a module does something here."""
 
+    def onReload(self) -> None:
+        """Nothing: a test reads a module anew with `Host.load`."""
+
     def _onModuleAboutToBeUnloaded(self, name: str) -> None:
         if name == self.moduleName:
             self.cleanup()
