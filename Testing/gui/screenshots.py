@@ -18,8 +18,8 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 WIDTH = 440
 MARGIN = 4
 SCALE = 2
-PRETRAIN_SEEN = 20
-"""The step at which the running pretraining is drawn: curves and pictures are there."""
+PRETRAIN_STEPS, PRETRAIN_SEEN = 300, 250
+"""How long it learns, and when that is drawn: by then the prediction shows something."""
 
 
 def main() -> int:
@@ -28,11 +28,23 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where they go")
     folder = parser.parse_args().folder
     from slicer_host.session import Host
-    from story import Story
+    from story import Names, Story
 
-    with tempfile.TemporaryDirectory(prefix="SSLSegmentation ä ") as place:
+    names = Names(
+        project="Abdomen",
+        archive="CT archive",
+        run="First-run",
+        model="Organs",
+        patient="New patient",
+    )
+    with tempfile.TemporaryDirectory(prefix="tutorial-") as place:
         host = Host(Path(place) / "slicer")
-        _tell(Story(host, Path(place)), Album(host, folder))
+        # Under another name, since the pictures show where it lies.
+        environment = Path(place) / "python-for-ct"
+        environment.symlink_to(sys.prefix, target_is_directory=True)
+        python = environment / Path(sys.executable).relative_to(sys.prefix)
+        story = Story(host, Path(place), names=names, python=python, pretrain_steps=PRETRAIN_STEPS)
+        _tell(story, Album(host, folder))
         host.check()
         host.stop()
     # Qt and VTK, taken down in the order of Python, would end the process with an error.

@@ -6,7 +6,6 @@ Scans are phantoms. The network is the smallest preset, on voxels that are coars
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ LIMIT_S = 900.0
 ORGANS = ("liver", "spleen", "aorta")
 TRAINING = (1, 2, 3)
 NEW_PATIENT = 9
-PRETRAIN_STEPS, FINETUNE_STEPS = 40, 150
+FINETUNE_STEPS = 150
 
 _SIZE: Index3 = (36, 60, 60)
 _SPACING_MM: Vec3 = (6.0, 6.0, 6.0)
@@ -62,6 +61,17 @@ class Phantom:
         return np.asarray(self.labels == value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """How a person calls things; those of folders stand in every path."""
+
+    project: str
+    archive: str
+    run: str
+    model: str
+    patient: str
+
+
 class Story:
     """What a person does, step by step.
 
@@ -72,16 +82,28 @@ class Story:
     Args:
         host: the stand-in for Slicer.
         folder: an empty one for project and scans.
+        names: of what is made.
+        python: that computes.
+        pretrain_steps: how long it learns without labels.
     """
 
-    def __init__(self, host: Any, folder: Path) -> None:
+    def __init__(
+        self,
+        host: Any,
+        folder: Path,
+        *,
+        names: Names,
+        python: Path,
+        pretrain_steps: int = 40,
+    ) -> None:
         self.host, self.slicer = host, host.python("slicer")
-        self.project, self.archive = folder / "Projekt ä mit Leber", folder / "Archiv ö"
+        self.names, self.python, self.pretrain_steps = names, python, pretrain_steps
+        self.project, self.archive = folder / names.project, folder / names.archive
         self.training = {
             f"P{seed}": _written(self.archive / f"P{seed}", seed=seed) for seed in TRAINING
         }
         self.new_patient = _written(
-            folder / "Neuer Patient ß",
+            folder / names.patient,
             seed=NEW_PATIENT,
             size=(44, 70, 64),
             spacing_mm=(5.0, 5.5, 5.5),
@@ -125,7 +147,7 @@ class Story:
     def set_up(self) -> None:
         """Choose this Python, test it and compute on the processor."""
         ui = self.ui("Setup")
-        self.host.dialogs.answer("getOpenFileName", sys.executable)
+        self.host.dialogs.answer("getOpenFileName", str(self.python))
         self.host.click(ui.setupOtherButton)
         self.host.click(ui.setupTestButton)
         self.wait(lambda: ui.setupFindings.visible and ui.setupTestButton.enabled)
@@ -148,8 +170,8 @@ class Story:
         choose(ui.pretrainMethod, "smit")
         choose(ui.pretrainPreset, "tiny")
         choose(ui.pretrainLength, "Steps")
-        enter(ui.pretrainLengthValue, str(PRETRAIN_STEPS))
-        enter(ui.pretrainName, "Erster Lauf")
+        enter(ui.pretrainLengthValue, str(self.pretrain_steps))
+        enter(ui.pretrainName, self.names.run)
         self.host.click(ui.pretrainAdvanced)
         enter(ui.pretrainBatch, "2")
         enter(ui.pretrainWorkers, "0")
@@ -201,10 +223,10 @@ class Story:
         """Learn the drawn organs, from the pretraining."""
         ui = self.ui("Finetune")
         self.wait(lambda: ui.finetuneStructures.rowCount == len(ORGANS))
-        choose(ui.finetuneStart, "Erster-Lauf")
+        choose(ui.finetuneStart, self.names.run)
         choose(ui.finetuneLength, "Steps")
         enter(ui.finetuneSteps, str(FINETUNE_STEPS))
-        enter(ui.finetuneName, "Organe")
+        enter(ui.finetuneName, self.names.model)
         self.host.click(ui.finetuneAdvancedBox)
         enter(ui.finetuneOverrides, *_FINETUNE)
         self.host.click(ui.finetuneAdvancedBox)
@@ -222,13 +244,13 @@ class Story:
     def load_new_patient(self) -> Any:
         """A patient comes into the scene, as by Slicer's module DICOM."""
         files = self.new_patient.files
-        told = {"name": "Neuer Patient", "singleFile": False, "fileNames": list(map(str, files))}
+        told = {"name": self.names.patient, "singleFile": False, "fileNames": list(map(str, files))}
         return self.slicer.util.loadVolume(str(files[0]), told)
 
     def segment(self) -> None:
         """Choose the patient and press Apply."""
         ui = self.ui("Segment")
-        choose(ui.segmentVolumeSelector, "Neuer Patient")
+        choose(ui.segmentVolumeSelector, self.names.patient)
         self.host.click(ui.segmentApplyButton)
         self.wait(lambda: ui.segmentApplyButton.text == "Apply")
 
@@ -243,7 +265,7 @@ _GOING_ON = ("Starting", "Waiting", "Running", "Stopping", "Gone")
 def choose(box: Any, text: str) -> None:
     """Choose an entry of a combo box, or of what holds one, with the arrow keys."""
     combo = box if isinstance(box, QtWidgets.QComboBox) else box.findChild(QtWidgets.QComboBox)
-    assert combo.isVisible() and combo.isEnabled(), f"{box.objectName}: hidden or disabled"
+    _check_usable(combo)
     QtTest.QTest.keyClick(combo, QtCore.Qt.Key.Key_Home)
     for _ in range(QtWidgets.QComboBox.count(combo)):
         if str(combo.currentText).startswith(text):
@@ -254,13 +276,18 @@ def choose(box: Any, text: str) -> None:
 
 def enter(field: Any, *lines: str) -> None:
     """Type into a field in place of what stands there."""
-    assert field.visible and field.enabled, f"{field.objectName}: hidden or disabled"
+    _check_usable(field)
     QtTest.QTest.keyClick(field, QtCore.Qt.Key.Key_A, _CONTROL)
     for number, line in enumerate(lines):
         if number:
             QtTest.QTest.keyClick(field, QtCore.Qt.Key.Key_Return)
         QtTest.QTest.keyClicks(field, line)
     QtTest.QTest.keyClick(field, QtCore.Qt.Key.Key_Tab)
+
+
+def _check_usable(widget: Any) -> None:
+    assert widget.isVisible(), f"{widget}: hidden"
+    assert widget.isEnabled(), f"{widget}: disabled"
 
 
 def _click_item(tree: Any, item: Any) -> None:

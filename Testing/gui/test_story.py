@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from story import FINETUNE_STEPS, ORGANS, PRETRAIN_STEPS, TRAINING, Story
+from story import FINETUNE_STEPS, ORGANS, TRAINING, Names, Story
 
 LEAST_DICE = 0.6
+NAMES = Names(
+    project="Projekt ä mit Leber",
+    archive="Archiv ö",
+    run="Lauf-eins",
+    model="Organe",
+    patient="Neuer Patient ß",
+)
 SHOWN = {
     "liver": ("SCT^10200004^Liver", [221, 130, 101]),
     "spleen": ("SCT^78961009^Spleen", [157, 108, 162]),
@@ -21,7 +29,7 @@ SHOWN = {
 def test_from_a_folder_of_dicom_to_a_segmentation_of_a_new_patient(
     host: Any, tmp_path: Path
 ) -> None:
-    story = Story(host, tmp_path)
+    story = Story(host, tmp_path, names=NAMES, python=Path(sys.executable))
     story.open()
     story.make_project()
     story.set_up()
@@ -52,12 +60,12 @@ def _pretrain_across_a_restart(story: Story) -> None:
     story.wait_for_step(story.run.runProgressBar.value + 1)
     story.host.click(story.run.runStopButton)
     story.wait_for_state("Stopped")
-    assert 0 < story.run.runProgressBar.value < PRETRAIN_STEPS
+    assert 0 < story.run.runProgressBar.value < story.pretrain_steps
     story.host.click(story.run.runResumeButton)
     story.wait_for_state("Done")
-    assert story.run.runProgressBar.value == PRETRAIN_STEPS
+    assert story.run.runProgressBar.value == story.pretrain_steps
     assert "Go on with 4. Fine-tune" in story.ui("Pretrain").pretrainNext.text
-    assert _steps(story.project / "runs" / "Erster-Lauf") == list(range(1, PRETRAIN_STEPS + 1))
+    assert _steps(story.project / "runs" / NAMES.run) == list(range(1, story.pretrain_steps + 1))
 
 
 def _steps(run: Path) -> list[int]:
@@ -70,9 +78,9 @@ def _finetune(story: Story) -> None:
     story.unfold("Finetune")
     story.start_finetuning()
     story.finish_finetuning()
-    told = json.loads((story.project / "runs" / "Organe" / "config.json").read_text("utf-8"))
-    assert told["request"]["init"] == str(story.project / "runs" / "Erster-Lauf")
-    status = json.loads((story.project / "runs" / "Organe" / "status.json").read_text("utf-8"))
+    told = json.loads((story.project / "runs" / NAMES.model / "config.json").read_text("utf-8"))
+    assert told["request"]["init"] == str(story.project / "runs" / NAMES.run)
+    status = json.loads((story.project / "runs" / NAMES.model / "status.json").read_text("utf-8"))
     assert status["step"] == FINETUNE_STEPS
 
 
