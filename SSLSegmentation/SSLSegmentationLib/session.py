@@ -22,7 +22,7 @@ class Session:
 
     Attributes:
         project_changed: emitted without values when another project is open, or its sources change.
-        environment_changed: when another interpreter is chosen or more is known of it.
+        environment_changed: when another interpreter or device is chosen or more is known of it.
         model_changed: without values when another model is to segment.
         started: with the `Job` that was started just now.
     """
@@ -113,6 +113,11 @@ class Session:
         known = self.report.device_names if self.report else ("auto",)
         wanted = self.setting("device", "auto")
         return wanted if wanted in known else "auto"
+
+    def use_device(self, name: str) -> None:
+        """Compute on this device from now on."""
+        self.remember("device", name)
+        self.environment_changed.emit()
 
     # The model
 
