@@ -12,13 +12,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 WIDTH = 440
 MARGIN = 4
+COLORS = 64
 SCALE = 2
-PRETRAIN_STEPS, PRETRAIN_SEEN = 300, 250
+PRETRAIN_STEPS, PRETRAIN_SEEN = 160, 140
 """How long it learns, and when that is drawn: by then the prediction shows something."""
 
 
@@ -68,7 +71,12 @@ class Album:
             height = max(layout.totalHeightForWidth(inner), layout.totalMinimumSize().height())
             panel.resize(WIDTH, height + 2 * MARGIN)
             self._host.settle()
-        self._host.picture(panel, self._folder / f"{name}.png", scale=SCALE)
+        path = self._folder / f"{name}.png"
+        self._host.picture(panel, path, scale=SCALE)
+        # Panels have few colours; with a palette a picture takes a third of the space.
+        with Image.open(path) as drawn:
+            reduced = drawn.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+        reduced.save(path, optimize=True)
 
 
 def _tell(story: Any, album: Album) -> None:
@@ -81,20 +89,24 @@ def _tell(story: Any, album: Album) -> None:
     story.load_and_draw()
     album.draw(story.panel, "2_data")
     story.unfold("Pretrain")
+    story.choose_pretraining()
+    album.draw(story.panel, "3_pretrain")
     story.start_pretraining()
     story.wait_for_step(PRETRAIN_SEEN)
     story.wait(lambda: story.run.runPreviewBox.visible)
-    album.draw(story.panel, "3_pretrain")
+    album.draw(story.ui("Pretrain").pretrainRunSection, "3_pretrain_run")
     story.wait_for_state("Done")
     story.unfold("Finetune")
-    story.start_finetuning()
-    story.finish_finetuning()
+    story.choose_finetuning()
     album.draw(story.panel, "4_finetune")
+    story.finetune()
+    album.draw(story.ui("Finetune").finetuneRunBox, "4_finetune_run")
     volume = story.load_new_patient()
     story.unfold("Segment")
     story.segment()
     album.draw(story.panel, "5_segment")
     story.unfold("Jobs")
+    story.look_at_job(story.names.run)
     album.draw(story.panel, "jobs")
     _draw_effect(story, volume, album)
 

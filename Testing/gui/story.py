@@ -22,7 +22,9 @@ MODULE = Path(__file__).resolve().parents[2] / "SSLSegmentation" / "SSLSegmentat
 LIMIT_S = 900.0
 """A step that takes longer hangs; on two quiet cores none takes a minute."""
 
-ORGANS = ("liver", "spleen", "aorta")
+ORGANS = {"liver": (221, 130, 101), "spleen": (157, 108, 162), "aorta": (224, 97, 76)}
+"""What is drawn, and in which colour."""
+
 TRAINING = (1, 2, 3)
 NEW_PATIENT = 9
 FINETUNE_STEPS = 150
@@ -159,12 +161,12 @@ class Story:
         self.host.dialogs.answer("getExistingDirectory", str(self.archive))
         self.host.click(ui.dataAddButton)
         self.host.click(ui.dataScanButton)
-        self.wait(lambda: ui.dataResult.visible and ui.dataTable.topLevelItemCount)
+        self.wait(lambda: ui.dataResult.visible and " series: " in ui.dataFound.text)
 
     # Pretraining
 
-    def start_pretraining(self) -> None:
-        """Start the smallest one there is."""
+    def choose_pretraining(self) -> None:
+        """Choose the smallest one there is."""
         ui = self.ui("Pretrain")
         self.wait(lambda: ui.pretrainMethod.count)
         choose(ui.pretrainMethod, "smit")
@@ -177,6 +179,10 @@ class Story:
         enter(ui.pretrainWorkers, "0")
         enter(ui.pretrainFurther, *_PRETRAIN)
         self.host.click(ui.pretrainAdvanced)
+
+    def start_pretraining(self) -> None:
+        """Press Start."""
+        ui = self.ui("Pretrain")
         assert ui.pretrainStart.enabled, ui.pretrainStart.toolTip
         self.host.click(ui.pretrainStart)
 
@@ -214,13 +220,14 @@ class Story:
         node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{volume.GetName()} organs")
         node.CreateDefaultDisplayNodes()
         node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-        for organ in ORGANS:
-            segment = node.GetSegmentation().AddEmptySegment("", organ)
+        for organ, color in ORGANS.items():
+            fractions = [channel / 255 for channel in color]
+            segment = node.GetSegmentation().AddEmptySegment("", organ, fractions)
             mask = phantom.mask(organ).astype(np.uint8)
             util.updateSegmentBinaryLabelmapFromArray(mask, node, segment, volume)
 
-    def start_finetuning(self) -> None:
-        """Learn the drawn organs, from the pretraining."""
+    def choose_finetuning(self) -> None:
+        """Choose to learn the drawn organs, from the pretraining."""
         ui = self.ui("Finetune")
         self.wait(lambda: ui.finetuneStructures.rowCount == len(ORGANS))
         choose(ui.finetuneStart, self.names.run)
@@ -230,10 +237,10 @@ class Story:
         self.host.click(ui.finetuneAdvancedBox)
         enter(ui.finetuneOverrides, *_FINETUNE)
         self.host.click(ui.finetuneAdvancedBox)
-        self.host.click(ui.finetuneStartButton)
 
-    def finish_finetuning(self) -> None:
-        """Wait for its end, and take the model for segmenting."""
+    def finetune(self) -> None:
+        """Start, wait for the end, and take the model for segmenting."""
+        self.host.click(self.ui("Finetune").finetuneStartButton)
         label = self.window.panels["Finetune"].run_view.ui.runStateLabel
         self.wait(lambda: label.text not in ("", *map("Fine-tune: {}".format, _GOING_ON)))
         assert label.text == "Fine-tune: Done", label.text
@@ -253,6 +260,16 @@ class Story:
         choose(ui.segmentVolumeSelector, self.names.patient)
         self.host.click(ui.segmentApplyButton)
         self.wait(lambda: ui.segmentApplyButton.text == "Apply")
+
+    # Jobs
+
+    def look_at_job(self, name: str) -> None:
+        """Select a line of the list by its name."""
+        table = self.ui("Jobs").jobsTable
+        self.wait(lambda: table.findItems(name, QtCore.Qt.MatchFlag.MatchExactly))
+        (item,) = table.findItems(name, QtCore.Qt.MatchFlag.MatchExactly)
+        _click_item(table, item)
+        self.host.settle()
 
     def wait(self, there: Any) -> None:
         """Let time pass until something is so."""

@@ -19,10 +19,10 @@ NAMES = Names(
     model="Organe",
     patient="Neuer Patient ß",
 )
-SHOWN = {
-    "liver": ("SCT^10200004^Liver", [221, 130, 101]),
-    "spleen": ("SCT^78961009^Spleen", [157, 108, 162]),
-    "aorta": ("SCT^15825003^Aorta", [224, 97, 76]),
+CODES = {
+    "liver": "SCT^10200004^Liver",
+    "spleen": "SCT^78961009^Spleen",
+    "aorta": "SCT^15825003^Aorta",
 }
 
 
@@ -49,6 +49,7 @@ def test_from_a_folder_of_dicom_to_a_segmentation_of_a_new_patient(
 def _pretrain_across_a_restart(story: Story) -> None:
     """It is seen to get on, goes on while the module is closed, is stopped and resumed."""
     story.unfold("Pretrain")
+    story.choose_pretraining()
     story.start_pretraining()
     story.wait_for_step(story.wait_for_step(1) + 1)
     assert story.run.runStateLabel.text == "Pretrain: Running"
@@ -76,8 +77,9 @@ def _steps(run: Path) -> list[int]:
 
 def _finetune(story: Story) -> None:
     story.unfold("Finetune")
-    story.start_finetuning()
-    story.finish_finetuning()
+    story.choose_finetuning()
+    assert story.ui("Finetune").finetuneDevice.currentText == "cpu"
+    story.finetune()
     told = json.loads((story.project / "runs" / NAMES.model / "config.json").read_text("utf-8"))
     assert told["request"]["init"] == str(story.project / "runs" / NAMES.run)
     status = json.loads((story.project / "runs" / NAMES.model / "status.json").read_text("utf-8"))
@@ -96,9 +98,8 @@ def _check_segmentation(story: Story, volume: Any) -> None:
     dice = {}
     for organ, identifier in found.items():
         segment = held.GetSegment(identifier)
-        code, color = SHOWN[organ]
-        assert code in segment.GetTerminology()
-        assert [round(255 * channel) for channel in segment.GetColor()] == color
+        assert CODES[organ] in segment.GetTerminology()
+        assert tuple(round(255 * channel) for channel in segment.GetColor()) == ORGANS[organ]
         mask = util.arrayFromSegmentBinaryLabelmap(node, identifier, volume) > 0
         assert np.array_equal(_on_its_own_grid(story, node, identifier, volume), mask)
         dice[organ] = _dice(mask, story.new_patient.mask(organ))
