@@ -19,7 +19,6 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 WIDTH = 440
 MARGIN = 4
-COLORS = 64
 SCALE = 2
 PRETRAIN_STEPS, PRETRAIN_SEEN = 160, 140
 """How long it learns, and when that is drawn: by then the prediction shows something."""
@@ -73,10 +72,13 @@ class Album:
             self._host.settle()
         path = self._folder / f"{name}.png"
         self._host.picture(panel, path, scale=SCALE)
-        # Panels have few colours; with a palette a picture takes a third of the space.
+        # Panels have few colours; with a palette a picture takes a third of the space. Of the ways
+        # to choose one this keeps colours that are rare, as of icons.
         with Image.open(path) as drawn:
-            reduced = drawn.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
-        reduced.save(path, optimize=True)
+            few = drawn.convert("RGB").quantize(
+                method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
+            )
+        few.save(path, optimize=True)
 
 
 def _tell(story: Any, album: Album) -> None:
