@@ -54,6 +54,8 @@ class Session:
         self.remember("project", str(opened.folder))
         self._recall_report()
         self.project_changed.emit()
+        # What is known of the Python is kept in the project.
+        self.environment_changed.emit()
 
     def needs_project(self) -> Project:
         """The open project.
