@@ -487,6 +487,15 @@ def test_a_million_calls_that_answer_none_do_not_end_the_interpreter(host: Any) 
     assert not timer.isActive()
 
 
+@pytest.mark.usefixtures("host")
+def test_the_application_tells_its_name(slicer: Any) -> None:
+    assert slicer.app.applicationName == "Slicer"
+    before = slicer.app.applicationVersion
+    slicer.app.applicationVersion = "5.12"
+    assert slicer.app.applicationVersion == "5.12"
+    slicer.app.applicationVersion = before
+
+
 def test_what_the_host_cannot_do_is_said_in_a_box(host: Any, slicer: Any) -> None:
     from PySide6 import QtCore, QtWidgets
 
