@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 WIDTH = 440
 MARGIN = 4
 SCALE = 2
+REST_S = 1.0
 PRETRAIN_STEPS, PRETRAIN_SEEN = 160, 140
 """How long it learns, and when that is drawn: by then the prediction shows something."""
 
@@ -69,7 +71,7 @@ class Album:
             inner = WIDTH - 2 * MARGIN
             height = max(layout.totalHeightForWidth(inner), layout.totalMinimumSize().height())
             panel.resize(WIDTH, height + 2 * MARGIN)
-            self._host.settle()
+            self._rest()
         path = self._folder / f"{name}.png"
         self._host.picture(panel, path, scale=SCALE)
         # Panels have few colours; with a palette a picture takes a third of the space. Of the ways
@@ -79,6 +81,11 @@ class Album:
                 method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
             )
         few.save(path, optimize=True)
+
+    def _rest(self) -> None:
+        """Let timers and layouts come to rest."""
+        until = time.monotonic() + REST_S
+        self._host.wait_until(lambda: time.monotonic() > until)
 
 
 def _tell(story: Any, album: Album) -> None:

@@ -27,7 +27,7 @@ ORGANS = {"liver": (221, 130, 101), "spleen": (157, 108, 162), "aorta": (224, 97
 
 TRAINING = (1, 2, 3)
 NEW_PATIENT = 9
-FINETUNE_STEPS = 150
+FINETUNE_STEPS = 220
 
 _SIZE: Index3 = (36, 60, 60)
 _SPACING_MM: Vec3 = (6.0, 6.0, 6.0)
@@ -38,7 +38,7 @@ _PRETRAIN = (
     "views.main.size=32",
     "train.preview_every_steps=10",
 )
-_FINETUNE = (_COARSE, "data.workers=0", "crop=32")
+_FINETUNE = (_COARSE, "data.workers=0", "crop=32", "validate_every_epochs=100")
 _CONTROL = QtCore.Qt.KeyboardModifier.ControlModifier
 _PLAIN = QtCore.Qt.KeyboardModifier.NoModifier
 
@@ -124,7 +124,8 @@ class Story:
         """Open the module."""
         module = self.host.load(MODULE)
         self.host.startup_completed()
-        self.panel = self.host.show(module, size=(440, 900))
+        # The host keeps it until it is cleared; a test may end before.
+        self.panel = self.host.panel = self.host.show(module, size=(440, 900))
         self.window = module.widgetRepresentation().self().window
 
     def close(self) -> None:
@@ -273,7 +274,8 @@ class Story:
 
     def wait(self, there: Any) -> None:
         """Let time pass until something is so."""
-        self.host.wait_until(there, limit_s=LIMIT_S)
+        # Looking more often would take time from what is waited for.
+        self.host.wait_until(there, limit_s=LIMIT_S, every_s=0.05)
 
 
 _GOING_ON = ("Starting", "Waiting", "Running", "Stopping", "Gone")
