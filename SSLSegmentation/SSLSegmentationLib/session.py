@@ -28,7 +28,7 @@ class Session:
 
     Attributes:
         project_changed: emitted without values when another project is open, or its sources change.
-        environment_changed: when another interpreter is chosen or more is known of it.
+        environment_changed: when another interpreter or device is chosen or more is known of it.
         model_changed: without values when another model is to segment.
         started: with the `Job` that was started just now.
     """
@@ -128,6 +128,11 @@ class Session:
         wanted = self.setting("device", "auto")
         return wanted if wanted in known else "auto"
 
+    def use_device(self, name: str) -> None:
+        """Compute on this device from now on."""
+        self.remember("device", name)
+        self.environment_changed.emit()
+
     # The model
 
     @property
@@ -222,6 +227,8 @@ class Session:
         self.remember("project", str(opened.folder))
         self._recall_report()
         self.project_changed.emit()
+        # What is known of the Python is kept in the project.
+        self.environment_changed.emit()
 
     def _recall_report(self) -> None:
         self.report = None

@@ -94,7 +94,7 @@ class SetupPanel(Panel):
     @guarded
     def on_device(self) -> None:
         """Compute on the device that was chosen in the list."""
-        self.session.remember("device", str(self.ui.setupDeviceCombo.currentData))
+        self.session.use_device(str(self.ui.setupDeviceCombo.currentData))
 
     @guarded
     def on_test(self) -> None:

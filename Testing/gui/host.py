@@ -3,6 +3,7 @@
 python Testing/gui/host.py                      this project's module
 python Testing/gui/host.py MODULE.py --theme dark
 python Testing/gui/host.py --picture panel.png  a picture of the panel, without a window
+python Testing/gui/host.py --phantoms FOLDER    writes invented patients there to try it on
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ def main() -> int:
     options = _options()
     if options.picture:
         os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    if options.phantoms is not None and not options.phantoms.exists():
+        from backend.data.phantom import make_cohort
+
+        make_cohort(options.phantoms, seed=1)
     from slicer_host.faults import FAULTS
     from slicer_host.session import Host
 
@@ -39,9 +44,27 @@ def main() -> int:
         if options.picture:
             host.picture(panel, options.picture, scale=options.scale)
         else:
+            FAULTS.listener = tell
             host.application.exec_()
         host.stop()
     return 1 if FAULTS.take() else 0
+
+
+def tell(error: BaseException) -> None:
+    """Say in a box what went wrong; few look at the terminal behind the window."""
+    from PySide6 import QtCore, QtWidgets
+
+    details = "" if isinstance(error, NotImplementedError) else "\nThe terminal tells more."
+    box = QtWidgets.QMessageBox()
+    box.setWindowTitle("Not in this window" if not details else "An error")
+    box.setText(f"{error}{details}")
+    box.setAttribute(QtCore.Qt.WidgetAttribute.WA_DeleteOnClose)
+    box.open()
+    _boxes.append(box)
+
+
+_boxes: list[object] = []
+"""Python must not forget a box that is still open."""
 
 
 def _options() -> argparse.Namespace:
@@ -53,6 +76,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scale", type=int, choices=(1, 2), default=1, help="pixels per point")
     parser.add_argument("--width", type=int, default=400)
     parser.add_argument("--height", type=int, default=760)
+    parser.add_argument(
+        "--phantoms", type=Path, help="folder for invented patients; made if it is not there"
+    )
     parser.add_argument("--settings", type=Path, help="folder that keeps the settings")
     parser.add_argument(
         "--base-python",

@@ -485,3 +485,32 @@ def test_a_million_calls_that_answer_none_do_not_end_the_interpreter(host: Any) 
     for _ in range(1_000_000):
         timer.stop()
     assert not timer.isActive()
+
+
+@pytest.mark.usefixtures("host")
+def test_the_application_tells_its_name(slicer: Any) -> None:
+    assert slicer.app.applicationName == "Slicer"
+    before = slicer.app.applicationVersion
+    slicer.app.applicationVersion = "5.12"
+    assert slicer.app.applicationVersion == "5.12"
+    slicer.app.applicationVersion = before
+
+
+def test_what_the_host_cannot_do_is_said_in_a_box(host: Any, slicer: Any) -> None:
+    from PySide6 import QtCore, QtWidgets
+
+    from host import tell
+    from slicer_host.faults import FAULTS
+
+    FAULTS.listener = tell
+    try:
+        QtCore.QTimer.singleShot(0, lambda: slicer.packaging.load_requirements("x"))
+        host.settle()
+    finally:
+        FAULTS.listener = None
+    kind = QtWidgets.QMessageBox
+    shown = [w for w in QtWidgets.QApplication.topLevelWidgets() if isinstance(w, kind)]
+    assert [box.text for box in shown if box.isVisible()] == [
+        "Slicer has slicer.packaging.load_requirements; the test host does not."
+    ]
+    assert len(host.faults()) == 1

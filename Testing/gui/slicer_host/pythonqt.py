@@ -53,8 +53,10 @@ class PropertyAttribute:
             getattr(owner, f"has{capital}", None),
             before,
         )
-        self._getter = next((g for g in getters if callable(g)), None)
-        self._setter = getattr(owner, f"set{capital}", None)
+        # The methods of the application are static: they take no instance.
+        static = issubclass(owner, QtCore.QCoreApplication)
+        self._getter = None if static else next((g for g in getters if callable(g)), None)
+        self._setter = None if static else getattr(owner, f"set{capital}", None)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:

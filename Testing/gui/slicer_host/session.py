@@ -157,8 +157,15 @@ class Host:
         for _ in range(3):
             self.application.processEvents()
 
-    def wait_until(self, there: Callable[[], Any], *, limit_s: float = 20.0) -> None:
+    def wait_until(
+        self, there: Callable[[], Any], *, limit_s: float = 20.0, every_s: float = _STEP_S
+    ) -> None:
         """Let time pass until something is so.
+
+        Args:
+            there: tells whether it is so.
+            limit_s: longer is not waited.
+            every_s: between two looks.
 
         Raises:
             AssertionError: if it does not become so.
@@ -168,7 +175,7 @@ class Host:
             if time.monotonic() > deadline:
                 raise AssertionError(f"did not happen within {limit_s:.0f} s")
             self.application.processEvents()
-            time.sleep(_STEP_S)
+            time.sleep(every_s)
 
     def click(self, widget: Any) -> None:
         """Click a widget with the mouse; it must be there to be clicked.
