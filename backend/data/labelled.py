@@ -258,6 +258,36 @@ def _by_name(cases: Iterable[LabelledCase]) -> tuple[LabelledCase, ...]:
     return tuple(sorted(cases, key=lambda case: case.id))
 
 
+def merged_labels(tables: Mapping[str, tuple[Label, ...]]) -> tuple[Label, ...]:
+    """One list of labels, in the order of their values.
+
+    Args:
+        tables: the labels of each case.
+
+    Raises:
+        UserError: if two cases use a value or a name differently.
+    """
+    values: dict[int, tuple[str, Label]] = {}
+    names: dict[str, tuple[str, Label]] = {}
+    for case, labels in tables.items():
+        for label in labels:
+            first, known = values.setdefault(label.value, (case, label))
+            earlier, same = names.setdefault(label.name.casefold(), (case, label))
+            if known.name.casefold() != label.name.casefold():
+                raise UserError(
+                    f"Value {label.value} is {known.name!r} in case {first} but {label.name!r} in "
+                    f"case {case}.",
+                    "Select cases that agree, or renumber one of them.",
+                )
+            if same.value != label.value:
+                raise UserError(
+                    f"{label.name!r} has the value {same.value} in case {earlier} but "
+                    f"{label.value} in case {case}.",
+                    "Select cases that agree, or renumber one of them.",
+                )
+    return tuple(values[value][1] for value in sorted(values))
+
+
 _Selector = Callable[[str], bool]
 _Loader = Callable[[Path, _Selector], LabelledSet]
 
@@ -371,7 +401,7 @@ def _load_case_folders(path: Path, chosen: _Selector) -> LabelledSet:
         tables[folder.name] = _nearest_labels(places, f"Case {folder.name}")
     return LabelledSet(
         cases=tuple(found),
-        labels=_merged(tables),
+        labels=merged_labels(tables),
         layout="case folders",
         ignored=tuple(ignored),
     )
@@ -441,29 +471,6 @@ def _case(name: str, image: Path, label: Path) -> LabelledCase:
         if not file.is_file():
             raise UserError(f"Case {name}: its {what} {file} is missing.", "Add or correct it.")
     return LabelledCase(id=name, image=files, label=label)
-
-
-def _merged(tables: Mapping[str, tuple[Label, ...]]) -> tuple[Label, ...]:
-    """One list of labels; a value or a name that two cases use differently is refused."""
-    values: dict[int, tuple[str, Label]] = {}
-    names: dict[str, tuple[str, Label]] = {}
-    for case, labels in tables.items():
-        for label in labels:
-            first, known = values.setdefault(label.value, (case, label))
-            earlier, same = names.setdefault(label.name.casefold(), (case, label))
-            if known.name.casefold() != label.name.casefold():
-                raise UserError(
-                    f"Value {label.value} is {known.name!r} in case {first} but {label.name!r} in "
-                    f"case {case}.",
-                    "Select cases that agree, or renumber one of them.",
-                )
-            if same.value != label.value:
-                raise UserError(
-                    f"{label.name!r} has the value {same.value} in case {earlier} but "
-                    f"{label.value} in case {case}.",
-                    "Select cases that agree, or renumber one of them.",
-                )
-    return tuple(values[value][1] for value in sorted(values))
 
 
 def _nearest_labels(places: Sequence[Path], what: str) -> tuple[Label, ...]:
