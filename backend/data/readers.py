@@ -215,13 +215,16 @@ def _pixels(file: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
     with _decoding(file):
         dataset = dicom.read_dataset(file)
         values = np.asarray(dataset.pixel_array)
-        low = dicom.number(dataset, "PixelPaddingValue")
-        high = dicom.number(dataset, "PixelPaddingRangeLimit")
+        # Stored fractions have no sign of their own, and their own tags for padding.
+        kind = next((k for k in ("Float", "DoubleFloat") if f"{k}PixelData" in dataset), "")
+        low = dicom.number(dataset, f"{kind}PixelPaddingValue")
+        high = dicom.number(dataset, f"{kind}PixelPaddingRangeLimit")
+        signed = dicom.whole(dataset, "PixelRepresentation", 0) == 1
     frames = values if values.ndim == 3 else values[np.newaxis]
     if low is None:
         return frames, None
     bounds = [low, low if high is None else high]
-    if int(dataset.PixelRepresentation) == 1:
+    if signed:
         # Some writers store a negative padding value as an unsigned number.
         bounds = [b - 65536 if b > HU_CEILING else b for b in bounds]
     return frames, (min(bounds), max(bounds))
