@@ -128,7 +128,7 @@ def _read_dicom(files: Sequence[Path]) -> tuple[Volume, str]:
     tilts: list[float] = []
     slices: list[_Slice] = []
     thickness = 0.0
-    patients = set()
+    patients, series = set(), set()
     for file in files:
         dataset = _checked_header(file)
         plane = dicom.plane_of(dataset)
@@ -136,9 +136,14 @@ def _read_dicom(files: Sequence[Path]) -> tuple[Volume, str]:
         thickness = dicom.number(dataset, "SliceThickness") or thickness
         with _decoding(file):
             patients.add(dicom.text(dataset, "PatientID"))
+            series.add(dicom.text(dataset, "SeriesInstanceUID"))
         slices += [_Slice(file, i, f, plane) for i, f in enumerate(dicom.frames_of(dataset))]
     if len(patients) > 1:
         raise ScanError(dicom.PATIENTS_MIXED)
+    if len(series) > 1:
+        raise ScanError(
+            f"several series: the files bear {len(series)} different SeriesInstanceUIDs"
+        )
     geometry, order = _stacked(slices, tilt=max(tilts, key=abs), thickness=thickness)
     return _decoded([slices[i] for i in order], geometry)
 

@@ -422,7 +422,7 @@ def test_a_nifti_whose_place_is_contradictory_or_unknown_is_refused(tmp_path: Pa
     moved[0, 3] = 50
     for name, affine in (("moved", moved), ("flipped", flipped)):
         path = placed(tmp_path / f"{name}.nii.gz", qform=(affine, 1), sform=2)
-        with pytest.raises(ScanError, match="qform and sform lie up to .* mm apart"):
+        with pytest.raises(ScanError, match=r"qform and sform lie up to .* mm apart"):
             read_volume([path])
     with pytest.raises(ScanError, match="neither qform nor sform is set"):
         read_label(placed(tmp_path / "nowhere.nii.gz", qform=(None, 0), sform=0))
@@ -437,3 +437,11 @@ def test_a_nifti_that_says_its_place_once_or_twice_alike_is_read(
     affine[0, 3] = 1e-3
     path = placed(tmp_path / "a.nii.gz", qform=(affine, codes[0]), sform=codes[1])
     assert read_volume([path]).geometry.size == (4, 6, 5)
+
+
+def test_files_of_two_series_are_not_one_volume(tmp_path: Path) -> None:
+    slices = series_of(hu_values(6))
+    for ds in slices[1::2]:
+        ds.SeriesInstanceUID = "1.2.7"
+    with pytest.raises(ScanError, match="several series: the files bear 2 different"):
+        read_volume(save(slices, tmp_path))

@@ -16,8 +16,8 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage, SecondaryCaptureImageStorage
 
-from backend.data.index import files_path, read_index, usable_series, write_index
 from backend.data.headers import read_facts
+from backend.data.index import files_path, read_index, usable_series, write_index
 from backend.data.memory import memory_path, save_memory
 from backend.data.readers import read_judged, read_label, read_volume
 from backend.data.scan import ScanResult, scan
