@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.data import dicom
+from backend.data.encapsulated import encapsulated_problem
 from backend.data.headers import frames_problem, same_plane
 from backend.data.native_guard import name_problem, printable
 from backend.data.stacking import spacing_problem, stack_geometry, stack_order, stack_problems
@@ -219,6 +220,8 @@ def _pixels(file: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
     """Stored values (frames, rows, columns) and the range that marks padding."""
     with _decoding(file):
         dataset = dicom.read_dataset(file)
+        if problem := _packed_problem(dataset):
+            raise ScanError(f"{problem} ({file.name})")
         values = np.asarray(dataset.pixel_array)
         # Stored fractions have no sign of their own, and their own tags for padding.
         kind = next((k for k in ("Float", "DoubleFloat") if f"{k}PixelData" in dataset), "")
@@ -233,6 +236,17 @@ def _pixels(file: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
         # Some writers store a negative padding value as an unsigned number.
         bounds = [b - 65536 if b > HU_CEILING else b for b in bounds]
     return frames, (min(bounds), max(bounds))
+
+
+def _packed_problem(dataset: Any) -> str:
+    if not dicom.is_compressed(dataset):
+        return ""
+    return encapsulated_problem(
+        dataset.PixelData,
+        syntax=dicom.transfer_syntax(dataset),
+        plane=dicom.plane_of(dataset),
+        frames=dicom.frame_count(dataset),
+    )
 
 
 def _padded(

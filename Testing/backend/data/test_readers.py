@@ -445,3 +445,31 @@ def test_files_of_two_series_are_not_one_volume(tmp_path: Path) -> None:
         ds.SeriesInstanceUID = "1.2.7"
     with pytest.raises(ScanError, match="several series: the files bear 2 different"):
         read_volume(save(slices, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "syntax", ["", "JPEG2000Lossless", "JPEGLSLossless", "JPEGLosslessProcess14_1", "RLELossless"]
+)
+def test_a_header_that_says_less_than_the_pixel_data_hold_is_refused(
+    tmp_path: Path, syntax: str
+) -> None:
+    hu = np.random.default_rng(1).integers(-1000, 1000, (2, 32, 32), dtype=np.int16)
+    files = save(series_of(hu), tmp_path)
+    files = [compressed(f, syntax) for f in files] if syntax else files
+    for file in files:
+        ds = pydicom.dcmread(file)
+        ds.Rows = 24
+        ds.save_as(file)
+    with pytest.raises(ScanError, match=r"unreadable: .* but .*24 rows"):
+        read_volume(files)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_too_small_a_number_of_frames_is_refused(tmp_path: Path, *, packed: bool) -> None:
+    ds = enhanced_ct(hu_values(4), order=(0, 1, 2, 3))
+    if packed:
+        ds.compress(pydicom.uid.RLELossless)
+    ds.NumberOfFrames = 3
+    ds.PerFrameFunctionalGroupsSequence = ds.PerFrameFunctionalGroupsSequence[:3]
+    with pytest.raises(ScanError, match=r"unreadable: .* (NumberOfFrames is 3|3 frames make)"):
+        read_volume(save([ds], tmp_path))
