@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from backend.data.labelled import ENDINGS, stem
+from backend.data.labelled import ENDINGS, merged_labels, stem
 from backend.data.labels import Label, default_color, read_labels
 from backend.data.readers import read_label
 from backend.data.volume_file import segment_values
@@ -227,10 +227,13 @@ def _pairs(
         (case, ref), (pred,) = next(iter(known.items())), predicted.values()
         return [_Pair(case=case, prediction=pred, reference=ref)], ()
     # nnU-Net numbers the channels of images, and predictions may carry their image's name.
-    predicted = {
-        name.removesuffix("_0000") if name not in known else name: path
-        for name, path in predicted.items()
-    }
+    predicted = _one_each(
+        prediction,
+        (
+            (name if name in known else name.removesuffix("_0000"), path)
+            for name, path in predicted.items()
+        ),
+    )
     common = sorted(predicted.keys() & known.keys())
     alone = {
         "reference": sorted(predicted.keys() - known.keys()),
@@ -264,15 +267,7 @@ def _cases(path: Path, *, inside: Sequence[str] = ()) -> dict[str, Path]:
     if not path.is_dir():
         raise UserError(f"{path} does not exist.", "Give a label file or a folder of them.")
     folder = next((path / name for name in inside if (path / name).is_dir()), path)
-    found: dict[str, Path] = {}
-    for file in _case_files(folder):
-        name = _case_name(file)
-        if name in found:
-            raise UserError(
-                f"{folder} has two files of case {name}: {found[name].name} and {file.name}.",
-                "Keep one for each case.",
-            )
-        found[name] = file
+    found = _one_each(folder, ((_case_name(file), file) for file in _case_files(folder)))
     if not found:
         raise UserError(
             f"{folder} holds no label files.",
@@ -281,11 +276,34 @@ def _cases(path: Path, *, inside: Sequence[str] = ()) -> dict[str, Path]:
     return found
 
 
+def _one_each(folder: Path, named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """The file of each case; two of one case are refused."""
+    found: dict[str, Path] = {}
+    for name, file in named:
+        if name in found:
+            raise UserError(
+                f"{folder} has two files of case {name}: {found[name].name} and {file.name}.",
+                "Keep one for each case.",
+            )
+        found[name] = file
+    return found
+
+
 def _case_files(folder: Path) -> list[Path]:
     """`label.*` of the folder or of each case folder in it; else every volume file in it."""
-    case_folders = [folder, *(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")]
-    labels = [f for case in sorted(case_folders) for f in _volumes(case) if stem(f) == "label"]
-    return labels or _volumes(folder)
+    case_folders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    own, *inside = (
+        [file for file in _volumes(case) if stem(file) == "label"]
+        for case in (folder, *case_folders)
+    )
+    labels, flat = [file for files in inside for file in files], _volumes(folder)
+    if labels and flat and not own:
+        raise UserError(
+            f"{folder} has case folders such as {labels[0].parent.name} and beside them files "
+            f"such as {flat[0].name}.",
+            "Keep either case folders with label.* or one file for each case.",
+        )
+    return [*own, *labels] or flat
 
 
 def _volumes(folder: Path) -> list[Path]:
@@ -304,22 +322,13 @@ def _case_name(file: Path) -> str:
 
 def _own_names(pairs: Sequence[_Pair], reference: Path) -> tuple[Label, ...]:
     """The names that the references bring along; cases must agree on them."""
-    found: dict[int, tuple[str, Label]] = {}
-    for pair in pairs:
-        for label in _names_of(pair.reference, root=reference):
-            case, known = found.setdefault(label.value, (pair.case, label))
-            if known.name.casefold() != label.name.casefold():
-                raise UserError(
-                    f"Value {label.value} is {known.name!r} in case {case}, "
-                    f"but {label.name!r} in case {pair.case}.",
-                    "Renumber one of them.",
-                )
-    if not found:
+    names = merged_labels({p.case: _names_of(p.reference, root=reference) for p in pairs})
+    if not names:
         raise UserError(
             f"{reference} does not say what its label values mean.",
             'Put labels.json with {"labels": {"1": "liver"}} beside it or name one with --labels.',
         )
-    return tuple(found[value][1] for value in sorted(found))
+    return names
 
 
 def _names_of(file: Path, *, root: Path | None = None) -> tuple[Label, ...]:

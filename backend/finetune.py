@@ -7,18 +7,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from backend.cards import card
 from backend.config import (
     FinetuneConfig,
-    build_config,
     first_difference,
-    first_fault,
     load_config,
     preset_names,
     to_plain,
@@ -43,9 +41,12 @@ from backend.files import write_json
 from backend.geometry import Index3, index3
 from backend.preparation import (
     INIT_FILES,
+    KeptPath,
     cache_root,
     check_device,
+    checked_json,
     encoder_header,
+    kept_run,
     preview_every,
     recipe_of,
     require_same_encoder,
@@ -70,8 +71,6 @@ if TYPE_CHECKING:
     from backend.weights import WeightsHeader
 
 log = logging.getLogger("backend")
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _VALIDATIONS_AT_LEAST = 5
 """A run of fewer epochs is judged this often, or there is no choice of a best model; one of a few
@@ -338,35 +337,12 @@ class _KeptRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    data: Path | None = None
-    init: Path | None = None
+    data: KeptPath | None = None
+    init: KeptPath | None = None
     cases: tuple[str, ...] = ()
     fraction: float = 1.0
     folds: int = 0
-    cache: Path | None = None
-
-
-class _KeptRun(BaseModel):
-    """The part of config.json that a run is resumed by."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    config: dict[str, Any]
-    request: _KeptRequest
-
-
-def _kept_run(file: Path) -> tuple[FinetuneConfig, _KeptRequest]:
-    """What a run was started with; a setting that is not said is not guessed."""
-    kept = checked_json(file, _KeptRun)
-    try:
-        config = build_config(FinetuneConfig, kept.config)
-    except UserError as error:
-        raise UserError(f"{file}: {error.message}", "Start a new run.") from None
-    different = first_difference(to_plain(config), kept.config)
-    if different:
-        setting = different.partition("=")[0]
-        raise UserError(f"{file}: does not say {setting}.", "Start a new run.")
-    return config, kept.request
+    cache: KeptPath | None = None
 
 
 def resumed(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig]:
@@ -376,7 +352,7 @@ def resumed(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig]:
         UserError: if what is kept of them is damaged, or something else is asked for now.
     """
     name = _CROSS_VALIDATION if request.folds else "config.json"
-    config, then = _kept_run(request.output / name)
+    config, then = kept_run(request.output / name, FinetuneConfig, _KeptRequest)
     require_same_settings(
         request.output,
         config,
@@ -537,7 +513,7 @@ def _fold_splits(
 
 def _require_same_fold(folder: Path, config: FinetuneConfig) -> None:
     """Refuse to go on with a fold under other settings: its scores would not belong together."""
-    kept, _ = _kept_run(folder / "config.json")
+    kept, _ = kept_run(folder / "config.json", FinetuneConfig, _KeptRequest)
     different = first_difference(to_plain(kept), to_plain(config))
     if different:
         raise UserError(
@@ -607,18 +583,6 @@ def _split_of(kept: _KeptSplit, labelled: LabelledSet, path: Path) -> Split:
             "Put it back, or start a new run.",
         )
     return Split(*(tuple(cases[n] for n in getattr(kept, part)) for part in Split._fields))
-
-
-def checked_json(path: Path, kind: type[ModelT]) -> ModelT:
-    """A file of a run folder, in which every field is what it should be.
-
-    Raises:
-        UserError: if it is missing or damaged, naming the file, the field and the value.
-    """
-    try:
-        return kind.model_validate(read_json(path))
-    except ValidationError as error:
-        raise UserError(f"{path}: damaged: {first_fault(error)}.", "Start a new run.") from None
 
 
 def _train(

@@ -6,7 +6,9 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from backend.config import (
     ConfigT,
@@ -15,18 +17,32 @@ from backend.config import (
     PreprocessConfig,
     PretrainConfig,
     TrainConfig,
+    build_config,
     first_difference,
+    first_fault,
     to_plain,
     with_settings,
 )
 from backend.data.cache import Cache, default_cache_dir, told_bytes
 from backend.data.preprocess import Recipe
-from backend.engine.record import RunFolder
+from backend.engine.record import RunFolder, read_json
 from backend.errors import UserError
 from backend.provenance import encoder_arguments, software_versions
 from backend.weights import WeightsHeader, read_header, resolve_weights
 
 log = logging.getLogger("backend")
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _nameable(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("no path holds a null character")
+    return path
+
+
+KeptPath = Annotated[Path, AfterValidator(_nameable)]
+"""A path in a file of a run folder, which may have been edited."""
 
 
 def recipe_of(config: PreprocessConfig) -> Recipe:
@@ -103,6 +119,50 @@ def segmentation_architecture(config: FinetuneConfig, *, classes: int) -> dict[s
         "norm": config.decoder.norm,
         "window": list(config.crop_size),
     }
+
+
+def checked_json(path: Path, kind: type[ModelT]) -> ModelT:
+    """A file of a run folder, in which every field is what it should be.
+
+    Raises:
+        UserError: if it is missing or damaged, naming the file, the field and the value.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: damaged: {first_fault(error)}.", "Start a new run.") from None
+
+
+class _KeptRun(BaseModel, Generic[ModelT]):
+    """The part of config.json that a run is resumed by."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    config: dict[str, Any]
+    request: ModelT
+
+
+def kept_run(file: Path, kind: type[ConfigT], request: type[ModelT]) -> tuple[ConfigT, ModelT]:
+    """What a run was started with; a setting that is not said is not guessed.
+
+    Args:
+        file: config.json, or what stands for it.
+        kind: of its configuration.
+        request: of its request.
+
+    Raises:
+        UserError: naming the file and the key, if one is missing or damaged.
+    """
+    kept = checked_json(file, _KeptRun[request])  # type: ignore[valid-type]
+    try:
+        config = build_config(kind, kept.config)
+    except UserError as error:
+        raise UserError(f"{file}: {error.message}", "Start a new run.") from None
+    different = first_difference(to_plain(config), kept.config)
+    if different:
+        setting = different.partition("=")[0]
+        raise UserError(f"{file}: does not say {setting}.", "Start a new run.")
+    return config, kept.request
 
 
 def require_same_settings(

@@ -7,23 +7,26 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from backend.cards import card
-from backend.config import PretrainConfig, build_config, load_config
+from backend.config import PretrainConfig, load_config
 from backend.data.cache import Cache, CachedVolume
 from backend.data.index import SeriesRow, found_series, usable, write_index
 from backend.data.preprocess import Recipe
-from backend.engine.record import STOP_FILE, RunFolder, check_target, read_json
+from backend.engine.record import STOP_FILE, RunFolder, check_target
 from backend.engine.signals import StopRequest, ending_at_once
 from backend.errors import UserError
 from backend.preparation import (
     INIT_FILES,
+    KeptPath,
     cache_root,
     check_device,
     encoder_header,
+    kept_run,
     preview_every,
     recipe_of,
     require_same_encoder,
@@ -119,6 +122,16 @@ def _run_in_folder(
         write_report(request.output)
 
 
+class _KeptRequest(BaseModel):
+    """What a run was asked for, as it stands in its config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    data: Annotated[tuple[KeptPath, ...], Field(min_length=1)]
+    init: KeptPath | None
+    cache: KeptPath | None
+
+
 def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
     """The request with its configuration; when resuming, the stored ones.
 
@@ -131,8 +144,7 @@ def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
         if not request.data:
             raise UserError("No data was given.", "Add --data with an index.csv or a folder.")
         return request, _asked(request, request.method)
-    kept = read_json(request.output / "config.json", needs=("config", "request"))
-    config = build_config(PretrainConfig, kept["config"])
+    config, then = kept_run(request.output / "config.json", PretrainConfig, _KeptRequest)
     require_same_settings(
         request.output,
         config,
@@ -140,16 +152,14 @@ def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
         file=request.config_file,
         overrides=request.overrides,
     )
-    asked_then = kept["request"]
-    _refuse_other_sources(request, asked_then)
+    _refuse_other_sources(request, then.model_dump(mode="json"))
     # What has no checkpoint yet starts again from the same weights.
     learnt = (request.output / "checkpoints" / "last.pt").exists()
-    init = None if learnt or not asked_then["init"] else Path(asked_then["init"])
     return replace(
         request,
-        data=tuple(Path(p) for p in asked_then["data"]),
-        cache=request.cache or (Path(asked_then["cache"]) if asked_then["cache"] else None),
-        init=init,
+        data=then.data,
+        cache=request.cache or then.cache,
+        init=None if learnt else then.init,
     ), config
 
 

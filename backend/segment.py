@@ -26,6 +26,9 @@ from backend import __version__
 from backend.data.index import read_index, refusals
 from backend.data.label_files import (
     ENDINGS,
+    NAMES_SUFFIX,
+    SLICER_ENDING,
+    names_path,
     split_ending,
     value_counts,
     write_labels_file,
@@ -52,6 +55,8 @@ SCHEMA = 1
 # Says nothing about whose scan it is: then the folder's name does.
 _GENERIC_STEMS = {"ct", "image", "img", "imaging", "scan", "volume"}
 _NNUNET_CHANNEL = "_0000"
+_TABLE = "volumes.csv"
+_COLUMNS = ("case", "structure", "value", "voxels", "ml")
 _LISTED = 5
 _LISTED_REFUSALS = 20
 _log = logging.getLogger(__name__)
@@ -113,9 +118,10 @@ def run(
     """Segment one scan into a file, or all scans of a folder into a folder.
 
     Beside every label file stands `<name>.json` with the volumes in ml, and for a folder
-    `volumes.csv` with all of them. In a folder, what the same weights made of the same scan before
-    is kept, so that an interrupted run goes on where it stopped; anything else that is there
-    already is refused before the work starts, unless `overwrite`.
+    `volumes.csv` with all of them, to which a later run adds its own. In a folder, what the same
+    weights made of the same scan before is kept, so that an interrupted run goes on where it
+    stopped; anything else that is there already, be it a label file or one of those beside it, is
+    refused before the work starts, unless `overwrite`.
 
     Args:
         model: weights of a segmentation network, or its run folder.
@@ -123,7 +129,7 @@ def run(
         output: a label file (its ending says the format) or a folder.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         structures: names of those to write; None means all.
-        overwrite: replace label files that are there already.
+        overwrite: replace label files that are there already, and what is beside them.
         ending: format of the files in an output folder; None takes ".nii.gz".
 
     Returns:
@@ -150,7 +156,8 @@ def run(
     _require_writable(scans, targets)
     digest = _digest(weights)
     records = {scan.name: _record(scan, digest, labels) for scan in scans}
-    results = {} if overwrite else _already_done(scans, targets, records, resume=not single)
+    table = None if single else output / _TABLE
+    results = {} if overwrite else _already_done(scans, targets, records, table=table)
     failed: dict[str, BackendError] = {}
     waiting = [scan for scan in scans if scan.name not in results]
     if waiting:
@@ -179,8 +186,8 @@ def run(
             # A disk that is full or read-only stops the run: every later scan would meet it too.
             results[scan.name] = _write(found, targets[scan.name], labels, content)
     done = [results[scan.name] for scan in scans if scan.name in results]
-    if not single and done:
-        _write_table(output / "volumes.csv", done)
+    if table is not None and done:
+        _write_table(table, done)
     _tell(done)
     _raise_failures(failed, total=len(scans))
     return done
@@ -241,10 +248,15 @@ def scan_names(rows: Sequence[tuple[str, tuple[Path, ...]]], *, root: Path) -> l
     for kind in kinds:
         chosen = {identity: kind(identity, file) for identity, file in single}
         # Names that differ in case alone are one file on many systems.
-        folded = Counter(name.lower() for name in [*chosen.values(), *taken])
+        folded = Counter(f.lower() for name in [*chosen.values(), *taken] for f in _files_of(name))
         if max(folded.values(), default=0) <= 1 and not _GENERIC_STEMS & folded.keys():
             break
     return [chosen.get(identity, identity) for identity, _ in rows]
+
+
+def _files_of(name: str) -> tuple[str, str]:
+    """What a scan's outputs are called, without ending: those of two scans are never one."""
+    return name, f"{name}{NAMES_SUFFIX}"
 
 
 def _only(files: Sequence[Path]) -> Path | None:
@@ -317,8 +329,8 @@ def _write(
     volumes = structure_volumes(found, labels)
     report = _report_path(target)
     with written_whole(report) as temporary:
-        # Until the new label file is whole, no report vouches for it.
-        temporary.write_text("{}", encoding="utf-8")
+        # Until the new label file is whole, no report vouches for it; that it is ours stays known.
+        temporary.write_text(json.dumps(content), encoding="utf-8")
     write_labels_file(target, found, labels)
     content = content | {"structures": [asdict(entry) for entry in volumes]}
     with written_whole(report) as temporary:
@@ -351,21 +363,27 @@ def _already_done(
     targets: dict[str, Path],
     records: dict[str, dict[str, Any]],
     *,
-    resume: bool,
+    table: Path | None,
 ) -> dict[str, Segmented]:
-    """Finished scans that need no second pass; anything else in the way is refused."""
+    """Finished scans that need no second pass; anything else in the way is refused.
+
+    Args:
+        scans: all of the run.
+        targets: the label file of each.
+        records: what decides the result of each.
+        table: of the output folder; None for a single file, which nothing is kept of.
+    """
     done: dict[str, Segmented] = {}
-    in_the_way: list[Path] = []
+    in_the_way = [table] if table is not None and _table_rows(table) is None else []
     for scan in scans:
         target = targets[scan.name]
-        if not target.exists():
-            continue
         content = _read_report(_report_path(target))
-        if resume and content is not None and content["made_from"] == records[scan.name]:
+        finished = table is not None and target.exists() and _vouches(content, records[scan.name])
+        if content is not None and finished:
             volumes = _VOLUMES.validate_python(content["structures"])
             done[scan.name] = Segmented(name=scan.name, file=target, volumes=volumes, reused=True)
         else:
-            in_the_way.append(target)
+            in_the_way += _in_the_way(target, ours=content is not None)
     if in_the_way:
         named = ", ".join(str(path) for path in in_the_way[:_LISTED])
         more = f" and {len(in_the_way) - _LISTED} more" if len(in_the_way) > _LISTED else ""
@@ -373,6 +391,18 @@ def _already_done(
             f"There already: {named}{more}.", "Choose another output, or add --overwrite."
         )
     return done
+
+
+def _in_the_way(target: Path, *, ours: bool) -> list[Path]:
+    """What a label file would replace; what is beside it is free if the report is one of ours."""
+    beside = [] if ours else _beside(target)
+    return [path for path in (target, *beside) if path.exists()]
+
+
+def _beside(target: Path) -> list[Path]:
+    """What is written beside a label file."""
+    embedded = split_ending(target)[1] == SLICER_ENDING
+    return [_report_path(target), *([] if embedded else [names_path(target)])]
 
 
 def _record(scan: Scan, digest: str, labels: Sequence[Label]) -> dict[str, Any]:
@@ -389,13 +419,22 @@ def _record(scan: Scan, digest: str, labels: Sequence[Label]) -> dict[str, Any]:
 
 
 def _read_report(path: Path) -> dict[str, Any] | None:
-    """A report that vouches for its label file; None if there is none, or it is damaged."""
+    """A report of ours, finished or not; None if there is none, or it is damaged or another's."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        _VOLUMES.validate_python(content["structures"])
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return content if "made_from" in content and content.get("schema") == SCHEMA else None
+    ours = isinstance(content, dict) and content.get("schema") == SCHEMA and "made_from" in content
+    return content if ours else None
+
+
+def _vouches(report: dict[str, Any] | None, record: dict[str, Any]) -> bool:
+    """Whether a report says that its label file is whole and what a run would make now."""
+    try:
+        _VOLUMES.validate_python((report or {})["structures"])
+    except (ValueError, KeyError):
+        return False
+    return report is not None and report["made_from"] == record
 
 
 def _report_path(target: Path) -> Path:
@@ -487,16 +526,35 @@ def _window_bar(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _write_table(path: Path, done: Sequence[Segmented]) -> None:
-    """All volumes, one row per scan and structure."""
+    """All volumes, one row per scan and structure; those of other scans that are there stay."""
+    rows = (_table_rows(path) or {}) | {
+        result.name: [[result.name, v.name, v.value, v.voxels, v.ml] for v in result.volumes]
+        for result in done
+    }
     with (
         written_whole(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(("case", "structure", "value", "voxels", "ml"))
-        for result in done:
-            for entry in result.volumes:
-                writer.writerow((result.name, entry.name, entry.value, entry.voxels, entry.ml))
+        writer.writerow(_COLUMNS)
+        writer.writerows(row for of_scan in rows.values() for row in of_scan)
+
+
+def _table_rows(path: Path) -> dict[str, list[list[Any]]] | None:
+    """The rows of a table by scan; None if it is none of ours."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *lines = csv.reader(file)
+    except (OSError, ValueError, csv.Error):
+        return None
+    if tuple(header) != _COLUMNS or any(len(line) not in (0, len(_COLUMNS)) for line in lines):
+        return None
+    rows: dict[str, list[list[Any]]] = {}
+    for line in filter(None, lines):
+        rows.setdefault(line[0], []).append(line)
+    return rows
 
 
 def _tell_refused(rows: Sequence[SeriesRow]) -> None:
@@ -515,7 +573,7 @@ def _tell(done: Sequence[Segmented]) -> None:
     elif done:
         kept = sum(result.reused for result in done)
         text = f" ({kept} of them kept from before)" if kept else ""
-        sys.stdout.write(f"{len(done)} scans{text}, volumes in {done[0].file.parent}/volumes.csv\n")
+        sys.stdout.write(f"{len(done)} scans{text}, volumes in {done[0].file.parent}/{_TABLE}\n")
 
 
 def _raise_failures(failed: dict[str, BackendError], *, total: int) -> None:

@@ -144,18 +144,25 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
     """All tensors (on the CPU) by name, and the header.
 
     Raises:
-        UserError: as `read_header`.
+        UserError: as `read_header`; if a tensor holds what is no finite number.
     """
     header = read_header(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path), header
+        tensors = load_file(path)
     except SafetensorError as error:
         raise UserError(
             f"{path}: damaged weights ({error}).", "Copy the file again from where it came."
         ) from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"{path}: damaged weights ({name} holds values that are not finite).",
+                "Copy the file again from where it came, or take another checkpoint.",
+            )
+    return tensors, header
 
 
 def load_into(

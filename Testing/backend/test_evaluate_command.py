@@ -201,7 +201,7 @@ def test_cases_that_disagree_on_a_name_are_refused(tmp_path: Path) -> None:
         names = json.dumps({"labels": {"1": name}})
         (tmp_path / "ref" / case / "labels.json").write_text(names)
         _write(tmp_path / "pred" / f"{case}.nii.gz", _volume(_map((1, 2))))
-    with pytest.raises(UserError, match="Value 1 is 'liver' in case a, but 'spleen' in case b"):
+    with pytest.raises(UserError, match="Value 1 is 'liver' in case a but 'spleen' in case b"):
         evaluate.evaluate(tmp_path / "pred", tmp_path / "ref")
 
 
@@ -318,3 +318,25 @@ def test_a_segment_value_that_is_no_number_is_told_with_its_field(tmp_path: Path
     pred.write_bytes(data.replace(b"Segment0_LabelValue:=1\n", b"Segment0_LabelValue:=x\n"))
     with pytest.raises(UserError, match="Segment0_LabelValue is 'x'"):
         evaluate.evaluate(pred, ref)
+
+
+def test_one_name_at_two_values_is_refused_with_both_cases(folders: tuple[Path, Path]) -> None:
+    _, ref = folders
+    (ref / "a.labels.json").write_text('{"labels": {"1": "liver", "2": "spleen"}}')
+    (ref / "b.labels.json").write_text('{"labels": {"2": "spleen", "3": "Liver"}}')
+    with pytest.raises(UserError, match="'Liver' has the value 1 in case a but 3 in case b"):
+        evaluate.evaluate(*folders)
+
+
+def test_two_predictions_of_one_case_are_refused(folders: tuple[Path, Path]) -> None:
+    pred, _ = folders
+    _write(pred / "a_0000.nii.gz", _volume(_map((1, 3))))
+    with pytest.raises(UserError, match=r"two files of case a: a.nii.gz and a_0000.nii.gz"):
+        evaluate.evaluate(*folders)
+
+
+def test_files_beside_case_folders_are_not_left_out_in_silence(folders: tuple[Path, Path]) -> None:
+    pred, _ = folders
+    _write(pred / "c1" / "label.nii.gz", _volume(_map((1, 3))))
+    with pytest.raises(UserError, match=r"case folders such as c1 .* files such as a.nii.gz"):
+        evaluate.evaluate(*folders)

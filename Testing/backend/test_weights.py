@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -393,3 +394,15 @@ def test_a_run_folder_gives_its_best_weights_and_an_empty_one_says_what_is_missi
     assert resolve_weights(file) == file
     with pytest.raises(UserError, match="no such"):
         resolve_weights(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_file_and_tensor(
+    file: Path, header: WeightsHeader, tensors: dict[str, torch.Tensor], value: float
+) -> None:
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name] = tensors[name].clone()
+    tensors[name].view(-1)[-1] = value
+    save_weights(file, tensors, header)
+    with pytest.raises(UserError, match=rf"{re.escape(str(file))}: .*{re.escape(name)} holds"):
+        load_weights(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ _PREAMBLE = 128
 _ENCAPSULATED_FROM = "1.2.840.10008.1.2.4"
 # What stands in front of pixel data: tag and length, with explicit syntax also the kind.
 _SHORT_HEAD, _LONG_HEAD = 8, 12
+_PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
+_UNDEFINED = 0xFFFFFFFF
 _SHOWN = 120
 _LARGEST_SCALE = 1e9
 
@@ -73,13 +76,38 @@ def looks_like_dicom(head: bytes) -> bool:
     return len(head) > 8 and head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00"
 
 
-def read_header(path: Path) -> tuple[Any, int]:
-    """The header's data set, and how many bytes follow it (-1 where that cannot be told)."""
+@dataclass(frozen=True, kw_only=True)
+class PixelBytes:
+    """How large the pixel data are, as far as can be told without reading them.
+
+    Attributes:
+        present: bytes behind the header, -1 if unknown.
+        stated: length that the element states, -1 if it states none.
+    """
+
+    present: int
+    stated: int = -1
+
+
+def read_header(path: Path) -> tuple[Any, PixelBytes]:
+    """The header's data set, and what follows it."""
     with path.open("rb") as stream:
         dataset = _header_of(stream)
         rest = os.fstat(stream.fileno()).st_size - stream.tell()
-    deflated = transfer_syntax(dataset) == DeflatedExplicitVRLittleEndian
-    return dataset, -1 if deflated else rest
+        head = stream.read(_LONG_HEAD)
+    if transfer_syntax(dataset) == DeflatedExplicitVRLittleEndian:
+        return dataset, PixelBytes(present=-1)
+    return dataset, PixelBytes(present=rest, stated=_stated_length(head, transfer_syntax(dataset)))
+
+
+def _stated_length(head: bytes, syntax: str) -> int:
+    """The length in the first bytes of a pixel data element, -1 if these are none."""
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    if len(head) < _LONG_HEAD or struct.unpack_from(f"{order}2H", head) not in _PIXEL_TAGS:
+        return -1
+    place = 4 if syntax == ImplicitVRLittleEndian else 8
+    length: int = struct.unpack_from(f"{order}L", head, place)[0]
+    return -1 if length == _UNDEFINED else length
 
 
 def _header_of(stream: BinaryIO) -> Any:
@@ -208,27 +236,33 @@ def value_problem(dataset: Any, frames: Sequence[Frame]) -> str:
     return ""
 
 
-def pixel_problem(dataset: Any, rest: int) -> str:
-    """Why the pixel data cannot be decoded as far as header and file length tell.
+def pixel_problem(dataset: Any, rest: PixelBytes) -> str:
+    """Why the pixel data cannot be decoded, or only in part, as far as lengths tell.
 
     Args:
         dataset: the header.
-        rest: bytes behind the header, -1 if unknown.
+        rest: what follows it.
     """
-    if not all(plane_of(dataset)) or rest == 0:
+    if not all(plane_of(dataset)) or rest.present == 0:
         return "no pixel data: the file holds no image"
     samples = whole(dataset, "SamplesPerPixel", 1)
     if samples != 1:
         return f"not HU: {samples} values per pixel, a colour image"
-    if rest < 0 or is_compressed(dataset):
+    if rest.present < 0 or is_compressed(dataset):
         return ""
     bits = whole(dataset, "BitsAllocated", 16)
     rows, columns = plane_of(dataset)
     wanted = rows * columns * frame_count(dataset) * bits // 8
     implicit = transfer_syntax(dataset) == ImplicitVRLittleEndian
-    present = rest - (_SHORT_HEAD if implicit else _LONG_HEAD)
+    present = rest.present - (_SHORT_HEAD if implicit else _LONG_HEAD)
     if present < wanted:
         return f"unreadable: cut short, {max(present, 0)} of {wanted} bytes of pixel data"
+    # Writers may pad, but not by as much as a row.
+    if rest.stated - wanted >= max(1, columns * bits // 8):
+        return (
+            f"unreadable: {rest.stated} bytes of pixel data, but {rows} rows, {columns} columns "
+            f"and {frame_count(dataset)} frames make {wanted}"
+        )
     return ""
 
 

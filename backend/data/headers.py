@@ -159,7 +159,7 @@ def _no_image(bare: FileFacts, path: Path) -> FileFacts:
     return replace(bare, format="DICOM", problem=f"unreadable: {what}")
 
 
-def _facts_of(facts: FileFacts, path: Path, dataset: Any, rest: int) -> FileFacts:
+def _facts_of(facts: FileFacts, path: Path, dataset: Any, rest: dicom.PixelBytes) -> FileFacts:
     """What identifies the file, and either where its frames lie or what is wrong with it."""
     patient = dicom.text(dataset, "PatientID")
     facts = replace(
@@ -184,7 +184,7 @@ def _facts_of(facts: FileFacts, path: Path, dataset: Any, rest: int) -> FileFact
         return replace(facts, problem=error.message)
 
 
-def _with_frames(facts: FileFacts, dataset: Any, rest: int) -> FileFacts:
+def _with_frames(facts: FileFacts, dataset: Any, rest: dicom.PixelBytes) -> FileFacts:
     frames = dicom.frames_of(dataset)
     problem = dicom.pixel_problem(dataset, rest) or dicom.value_problem(dataset, frames)
     problem = problem or frames_problem(frames, dicom.frame_count(dataset))

@@ -19,6 +19,7 @@ from typing import NoReturn, TypeVar
 from backend.data.memory import replacing
 from backend.data.scan import MIN_SLICES, scan
 from backend.data.series import SeriesRow
+from backend.data.tables import table_lines
 from backend.errors import UserError
 from backend.geometry import Index3, Vec3, index3, vec3
 
@@ -35,7 +36,6 @@ _Cell = TypeVar("_Cell")
 _AGAIN = "Make it anew with: backend scan FOLDER --output index.csv"
 _NEVER_EMPTY = ("id", "path", "files", "slices", "verdict")
 _USABLE_HAS = ("format", "size", "spacing_mm", "orientation")
-_LARGEST_CELL = 1 << 20
 _LARGEST_COUNT = 1 << 31
 _LARGEST_HU = 1 << 15
 
@@ -72,52 +72,17 @@ def read_index(path: Path) -> list[SeriesRow]:
         UserError: if it is no index; names line and column.
     """
     try:
-        # Spreadsheets put a byte-order mark in front and, in half of Europe, semicolons between.
+        # Spreadsheets put a byte-order mark in front.
         text = path.read_bytes().decode("utf-8-sig")
         lists = _file_lists(files_path(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as an index: {error}.", _AGAIN) from error
-    rows = [_Line(path, number, cells).row(lists) for number, cells in _lines(path, text)]
+    table = table_lines(str(path), text, columns=COLUMNS, what="an index", cure=_AGAIN)
+    rows = [_Line(path, number, cells).row(lists) for number, cells in table]
     repeated = [row for row, n in Counter(r.id for r in rows).items() if n > 1]
     if repeated:
         raise UserError(f"{path}: id {repeated[0]!r} stands in several lines.", _AGAIN)
     return rows
-
-
-def _lines(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    """Number and cells of every line below the header."""
-    header = text.split("\n", maxsplit=1)[0]
-    delimiter = ";" if header.count(";") > header.count(",") else ","
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    former = csv.field_size_limit(_LARGEST_CELL)
-    try:
-        names = [name.strip() for name in next(table, [])]
-        _check_columns(path, names)
-        lines = []
-        for cells in table:
-            if len(cells) > len(names) and any(cells[len(names) :]):
-                raise UserError(
-                    f"{path}, line {table.line_num}: {len(cells)} cells for {len(names)} columns.",
-                    _AGAIN,
-                )
-            if any(cells):
-                lines.append((table.line_num, dict(zip(names, cells, strict=False))))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {table.line_num}: {error}.", _AGAIN) from error
-    finally:
-        csv.field_size_limit(former)
-    return lines
-
-
-def _check_columns(path: Path, names: Sequence[str]) -> None:
-    """Refuse a header that lacks a column, or has one of which nothing is known."""
-    for what, odd in (
-        ("is missing, so this is no index", [n for n in COLUMNS if n not in names]),
-        ("is none of an index", [n for n in names if n and n not in COLUMNS]),
-        ("stands there twice", [n for n in COLUMNS if names.count(n) > 1]),
-    ):
-        if odd:
-            raise UserError(f"{path}, line 1: column {odd[0][:40]!r} {what}.", _AGAIN)
 
 
 def _table(rows: Iterable[Sequence[object]]) -> str:

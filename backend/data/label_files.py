@@ -18,6 +18,9 @@ SLICER_ENDING = ".seg.nrrd"
 ENDINGS = (SLICER_ENDING, ".nii.gz", ".nii", ".nrrd", ".mha")
 """What a label file may end with; the longest match counts."""
 
+NAMES_SUFFIX = ".labels"
+"""Behind the stem of a label file: the JSON with its names, where it does not hold them itself."""
+
 _TERMINOLOGY = "Segmentation category and type - 3D Slicer General Anatomy list"
 _ANATOMICAL_STRUCTURE = "SCT^123037004^Anatomical Structure"
 _NO_REGION = "~^^~Anatomic codes - DICOM master list~^^~^^"
@@ -38,14 +41,14 @@ def write_labels_file(path: Path, volume: Volume, labels: Sequence[Label]) -> No
         UserError: for another ending, or a value in the volume that no label names.
         ResourceError: if the folder cannot be written or the disk is full.
     """
-    stem, ending = split_ending(path)
+    _, ending = split_ending(path)
     _require_named(path, volume.voxels, labels)
     image = _image(volume)
     if ending == SLICER_ENDING:
         for key, value in segment_fields(volume.voxels, labels).items():
             image.SetMetaData(key, value)
     else:
-        with written_whole(path.with_name(f"{stem}.labels.json")) as temporary:
+        with written_whole(names_path(path)) as temporary:
             write_labels(temporary, labels)
     with written_whole(path, failures=(RuntimeError,)) as temporary:
         SimpleITK.WriteImage(image, str(temporary), useCompression=True)
@@ -64,6 +67,11 @@ def split_ending(path: Path) -> tuple[str, str]:
         if path.name.lower().endswith(ending) and len(path.name) > len(ending):
             return path.name[: -len(ending)], ending
     raise UserError(f"{path}: not the name of a label file.", f"End it in {', '.join(ENDINGS)}.")
+
+
+def names_path(path: Path) -> Path:
+    """Where the names of a label file's values stand, unless it is a `.seg.nrrd`."""
+    return path.with_name(f"{split_ending(path)[0]}{NAMES_SUFFIX}.json")
 
 
 def segment_fields(voxels: NDArray[np.generic], labels: Sequence[Label]) -> dict[str, str]:

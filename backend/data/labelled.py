@@ -6,7 +6,6 @@ another grid is refused with the name of the case.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from backend.data.labels import Label, labels_from, read_json, read_labels
 from backend.data.native_guard import name_problem, printable
 from backend.data.preprocess import label_array, require_same_grid
 from backend.data.readers import read_label, read_volume
+from backend.data.tables import table_lines
 from backend.errors import ScanError, UserError
 from backend.progress import progress
 
@@ -97,11 +97,25 @@ def load_labelled_set(path: Path, cases: Sequence[str] | None = None) -> Labelle
     ids = [case.id for case in loaded.cases]
     if repeated := sorted({name for name in ids if ids.count(name) > 1}):
         raise UserError(f"{path} has {_some(repeated)} twice.", "Give every case its own name.")
+    _refuse_one_image_twice(loaded.cases, path)
     _refuse_unmatched(cases, seen, path)
     if not loaded.cases:
         without = f": no label map in {_some(loaded.ignored)}" if loaded.ignored else ""
         raise UserError(f"{path} has no labelled case{without}.", LAYOUTS_HINT)
     return replace(loaded, cases=tuple(sorted(loaded.cases, key=lambda case: case.id)))
+
+
+def _refuse_one_image_twice(cases: Sequence[LabelledCase], path: Path) -> None:
+    """An image under two names could be learnt from and judged by at once."""
+    first: dict[Path, str] = {}
+    for case in cases:
+        image = case.image[0].resolve()
+        other = first.setdefault(image, case.id)
+        if other != case.id:
+            raise UserError(
+                f"{path}: cases {other} and {case.id} are the same image {image}.",
+                "Keep one of the two.",
+            )
 
 
 def check_case(case: LabelledCase, labels: Sequence[Label]) -> dict[int, int]:
@@ -258,6 +272,36 @@ def _by_name(cases: Iterable[LabelledCase]) -> tuple[LabelledCase, ...]:
     return tuple(sorted(cases, key=lambda case: case.id))
 
 
+def merged_labels(tables: Mapping[str, tuple[Label, ...]]) -> tuple[Label, ...]:
+    """One list of labels, in the order of their values.
+
+    Args:
+        tables: the labels of each case.
+
+    Raises:
+        UserError: if two cases use a value or a name differently.
+    """
+    values: dict[int, tuple[str, Label]] = {}
+    names: dict[str, tuple[str, Label]] = {}
+    for case, labels in tables.items():
+        for label in labels:
+            first, known = values.setdefault(label.value, (case, label))
+            earlier, same = names.setdefault(label.name.casefold(), (case, label))
+            if known.name.casefold() != label.name.casefold():
+                raise UserError(
+                    f"Value {label.value} is {known.name!r} in case {first} but {label.name!r} in "
+                    f"case {case}.",
+                    "Select cases that agree, or renumber one of them.",
+                )
+            if same.value != label.value:
+                raise UserError(
+                    f"{label.name!r} has the value {same.value} in case {earlier} but "
+                    f"{label.value} in case {case}.",
+                    "Select cases that agree, or renumber one of them.",
+                )
+    return tuple(values[value][1] for value in sorted(values))
+
+
 _Selector = Callable[[str], bool]
 _Loader = Callable[[Path, _Selector], LabelledSet]
 
@@ -371,7 +415,7 @@ def _load_case_folders(path: Path, chosen: _Selector) -> LabelledSet:
         tables[folder.name] = _nearest_labels(places, f"Case {folder.name}")
     return LabelledSet(
         cases=tuple(found),
-        labels=_merged(tables),
+        labels=merged_labels(tables),
         layout="case folders",
         ignored=tuple(ignored),
     )
@@ -380,17 +424,21 @@ def _load_case_folders(path: Path, chosen: _Selector) -> LabelledSet:
 def _load_csv(path: Path, chosen: _Selector) -> LabelledSet:
     """Columns case,image,label[,split]; paths relative to the table; labels.json beside it."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = set(reader.fieldnames or ())
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as CSV: {error}.", LAYOUTS_HINT) from error
-    if missing := [name for name in ("case", "image", "label") if name not in columns]:
-        raise UserError(f"{path} has no column {_some(missing)}.", "Use case,image,label[,split].")
+    columns = ("case", "image", "label")
+    lines = table_lines(
+        str(path),
+        text,
+        columns=columns,
+        optional=("split",),
+        what="a labelled set",
+        cure="Use the columns case,image,label[,split].",
+    )
     cases = []
-    for number, row in enumerate(rows, start=2):
-        name, image, label = ((row[key] or "").strip() for key in ("case", "image", "label"))
+    for number, row in lines:
+        name, image, label = (row.get(key, "").strip() for key in columns)
         if not (name and image and label):
             raise UserError(f"{path}, line {number}: a field is empty.", "Give case,image,label.")
         if chosen(name):
@@ -441,29 +489,6 @@ def _case(name: str, image: Path, label: Path) -> LabelledCase:
         if not file.is_file():
             raise UserError(f"Case {name}: its {what} {file} is missing.", "Add or correct it.")
     return LabelledCase(id=name, image=files, label=label)
-
-
-def _merged(tables: Mapping[str, tuple[Label, ...]]) -> tuple[Label, ...]:
-    """One list of labels; a value or a name that two cases use differently is refused."""
-    values: dict[int, tuple[str, Label]] = {}
-    names: dict[str, tuple[str, Label]] = {}
-    for case, labels in tables.items():
-        for label in labels:
-            first, known = values.setdefault(label.value, (case, label))
-            earlier, same = names.setdefault(label.name.casefold(), (case, label))
-            if known.name.casefold() != label.name.casefold():
-                raise UserError(
-                    f"Value {label.value} is {known.name!r} in case {first} but {label.name!r} in "
-                    f"case {case}.",
-                    "Select cases that agree, or renumber one of them.",
-                )
-            if same.value != label.value:
-                raise UserError(
-                    f"{label.name!r} has the value {same.value} in case {earlier} but "
-                    f"{label.value} in case {case}.",
-                    "Select cases that agree, or renumber one of them.",
-                )
-    return tuple(values[value][1] for value in sorted(values))
 
 
 def _nearest_labels(places: Sequence[Path], what: str) -> tuple[Label, ...]:

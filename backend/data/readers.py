@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.data import dicom
+from backend.data.encapsulated import encapsulated_problem
 from backend.data.headers import frames_problem, same_plane
 from backend.data.native_guard import name_problem, printable
 from backend.data.stacking import spacing_problem, stack_geometry, stack_order, stack_problems
@@ -128,7 +129,7 @@ def _read_dicom(files: Sequence[Path]) -> tuple[Volume, str]:
     tilts: list[float] = []
     slices: list[_Slice] = []
     thickness = 0.0
-    patients = set()
+    patients, series = set(), set()
     for file in files:
         dataset = _checked_header(file)
         plane = dicom.plane_of(dataset)
@@ -136,9 +137,14 @@ def _read_dicom(files: Sequence[Path]) -> tuple[Volume, str]:
         thickness = dicom.number(dataset, "SliceThickness") or thickness
         with _decoding(file):
             patients.add(dicom.text(dataset, "PatientID"))
+            series.add(dicom.text(dataset, "SeriesInstanceUID"))
         slices += [_Slice(file, i, f, plane) for i, f in enumerate(dicom.frames_of(dataset))]
     if len(patients) > 1:
         raise ScanError(dicom.PATIENTS_MIXED)
+    if len(series) > 1:
+        raise ScanError(
+            f"several series: the files bear {len(series)} different SeriesInstanceUIDs"
+        )
     geometry, order = _stacked(slices, tilt=max(tilts, key=abs), thickness=thickness)
     return _decoded([slices[i] for i in order], geometry)
 
@@ -214,17 +220,33 @@ def _pixels(file: Path) -> tuple[NDArray[Any], tuple[float, float] | None]:
     """Stored values (frames, rows, columns) and the range that marks padding."""
     with _decoding(file):
         dataset = dicom.read_dataset(file)
+        if problem := _packed_problem(dataset):
+            raise ScanError(f"{problem} ({file.name})")
         values = np.asarray(dataset.pixel_array)
-        low = dicom.number(dataset, "PixelPaddingValue")
-        high = dicom.number(dataset, "PixelPaddingRangeLimit")
+        # Stored fractions have no sign of their own, and their own tags for padding.
+        kind = next((k for k in ("Float", "DoubleFloat") if f"{k}PixelData" in dataset), "")
+        low = dicom.number(dataset, f"{kind}PixelPaddingValue")
+        high = dicom.number(dataset, f"{kind}PixelPaddingRangeLimit")
+        signed = dicom.whole(dataset, "PixelRepresentation", 0) == 1
     frames = values if values.ndim == 3 else values[np.newaxis]
     if low is None:
         return frames, None
     bounds = [low, low if high is None else high]
-    if int(dataset.PixelRepresentation) == 1:
+    if signed:
         # Some writers store a negative padding value as an unsigned number.
         bounds = [b - 65536 if b > HU_CEILING else b for b in bounds]
     return frames, (min(bounds), max(bounds))
+
+
+def _packed_problem(dataset: Any) -> str:
+    if not dicom.is_compressed(dataset):
+        return ""
+    return encapsulated_problem(
+        dataset.PixelData,
+        syntax=dicom.transfer_syntax(dataset),
+        plane=dicom.plane_of(dataset),
+        frames=dicom.frame_count(dataset),
+    )
 
 
 def _padded(

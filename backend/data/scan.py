@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from backend.data.dicom import shown
 from backend.data.grouping import refused, series_rows
 from backend.data.headers import FileFacts, read_facts
 from backend.data.memory import Decoded, Memory, load_memory, unchanged
@@ -18,7 +19,7 @@ from backend.data.native_guard import name_problem, printable
 from backend.data.pool import map_in_processes, usable_cores
 from backend.data.readers import read_judged
 from backend.data.series import SeriesRow
-from backend.errors import ScanError, UserError
+from backend.errors import ScanError, UserError, is_out_of_memory
 from backend.progress import progress
 
 MIN_SLICES = 16
@@ -194,7 +195,7 @@ def _dangles(entry: os.DirEntry[str]) -> bool:
 
 def _read_headers(paths: Sequence[Path], *, workers: int) -> list[FileFacts]:
     results = map_in_processes(
-        read_facts, paths, on_crash=_crashed_header, workers=workers, batch=_HEADER_BATCH
+        facts_of, paths, on_crash=_crashed_header, workers=workers, batch=_HEADER_BATCH
     )
     return list(_shown(results, total=len(paths), what="Reading headers", unit="files"))
 
@@ -202,6 +203,24 @@ def _read_headers(paths: Sequence[Path], *, workers: int) -> list[FileFacts]:
 def _shown(results: Iterator[T], *, total: int, what: str, unit: str) -> Iterator[T]:
     """A bar, unless there is nothing to do."""
     return progress(results, total=total, what=what, unit=unit) if total else results
+
+
+def facts_of(path: Path) -> FileFacts:
+    """The facts of one file, as the scan reads them in its processes."""
+    try:
+        return read_facts(path)
+    except Exception as error:
+        return FileFacts(path=str(path), bytes=0, mtime_ns=0, problem=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """Why one file is refused: whatever it brings about, the other files are read."""
+    if isinstance(error, ScanError):
+        return error.message
+    if is_out_of_memory(error):
+        return "unreadable: it does not fit into memory"
+    first = next(iter(str(error).strip().splitlines()), "no message")
+    return f"unreadable: unexpected {type(error).__name__}, {shown(first)}"
 
 
 def _crashed_header(path: Path) -> FileFacts:
@@ -251,10 +270,8 @@ def decode_series(files: tuple[Path, ...]) -> Decoded:
     """Decode one series, as the scan does in its processes."""
     try:
         volume, problem = read_judged(files)
-    except ScanError as error:
-        return Decoded(problem=error.message)
-    except MemoryError:
-        return Decoded(problem="unreadable: it does not fit into memory")
+    except Exception as error:
+        return Decoded(problem=_reason(error))
     digest = hashlib.blake2b(volume.voxels.data, digest_size=16)
     digest.update(repr(volume.geometry.size).encode())
     return Decoded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import logging
 import math
 import os
@@ -160,6 +161,7 @@ def _nifti_header(path: Path) -> VolumeHeader:
     _refuse_too_large(path, shape, values.itemsize)
     _refuse_spacing(spacing)
     _refuse_contradiction(image, spacing)
+    _refuse_no_place(image, shape)
     geometry = _nifti_geometry(path, image, shape)
     if intent == _NIFTI_LABEL_INTENT:
         return VolumeHeader(geometry, "label map: the header says so (intent 1002)")
@@ -175,6 +177,28 @@ def _refuse_contradiction(image: Any, spacing: NDArray[np.float32]) -> None:
     if not np.allclose(stated, spacing, rtol=1e-3, atol=1e-4):
         raise ScanError(
             f"no geometry: pixdim says {_shown(spacing)} mm, but sform {_shown(stated)} mm"
+        )
+
+
+def _refuse_no_place(image: Any, shape: Sequence[int]) -> None:
+    """Raise where nothing says which side is left, or two places of the header disagree on it."""
+    header = image.header
+    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        raise ScanError(
+            "no geometry: neither qform nor sform is set, so left and right are unknown; set one "
+            "from the source of the file"
+        )
+    if qform is None or sform is None:
+        return
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in shape[:3]))))
+    apart = np.abs(corners @ (qform - sform)[:3, :3].T + (qform - sform)[:3, 3])
+    farthest = float(np.linalg.norm(apart, axis=1).max())
+    # Rounded quaternions turn a large grid by a part of a voxel.
+    if not farthest <= float(np.linalg.norm(header["pixdim"][1:4])):
+        raise ScanError(
+            f"no geometry: qform and sform lie up to {farthest:.3g} mm apart, and readers differ "
+            "in which they take; save the file again with the right one alone"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -228,7 +229,7 @@ def test_a_name_or_value_that_two_cases_use_differently_is_refused(tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("case,image\na,x.nii\n", "no column label"),
+        ("case,image\na,x.nii\n", "column 'label' is missing"),
         ("case,image,label\na,,y.nii\n", "line 2: a field is empty"),
         (
             "case,image,label,split\na,scans/a.mha,maps/a.nrrd,maybe\n",
@@ -516,3 +517,42 @@ def test_labels_are_read_without_torch() -> None:
     code = "import sys, backend.data.labels; sys.exit('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
     assert run.returncode == 0
+
+
+@pytest.mark.parametrize("header", ["case,image,label,Split", " Case;image;LABEL; split "])
+def test_case_and_blanks_of_column_names_and_semicolons_do_not_count(
+    tmp_path: Path, header: str
+) -> None:
+    path = table(tmp_path, ("train", "test"))
+    _, *lines = path.read_text(encoding="utf-8-sig").split("\n")
+    text = "\n".join(lines).replace(",", ";") if ";" in header else "\n".join(lines)
+    path.write_text(f"{header}\n{text}")
+    assert [case.split for case in load_labelled_set(path).cases] == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("label,split", "label,part", "line 1: column 'part' is none of a labelled set"),
+        ("case,image", "name,image", "line 1: column 'case' is missing"),
+        ("label,split", "label,", "line 2: 'test' stands under no column's name"),
+        ("b.nrrd,test", "b.nrrd,test,more", "line 2: 5 cells for 4 columns"),
+    ],
+)
+def test_cells_that_would_be_left_out_in_silence_are_refused(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    path = table(tmp_path, ("test", ""))
+    text = path.read_text(encoding="utf-8-sig")
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_labelled_set(path)
+
+
+def test_one_image_under_two_names_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path)
+    with path.open("a") as stream:
+        stream.write("c,maps/../scans/a.mha,maps/a.nrrd,\n")
+    with pytest.raises(UserError, match=r"cases a and c are the same image .*a\.mha"):
+        load_labelled_set(path)

@@ -392,3 +392,84 @@ def test_values_that_cannot_be_hu_are_refused_when_read(tmp_path: Path) -> None:
     offset = rng.integers(0, 3000, (20, 24, 24)).astype(np.uint16)
     with pytest.raises(ScanError, match="not HU"):
         read_volume([write_image(tmp_path / "offset.nii.gz", offset)])
+
+
+def test_stored_fractions_are_padded_by_their_own_tag(tmp_path: Path) -> None:
+    slices = series_of(hu_values(2))
+    for ds in slices:
+        stored = ds.pixel_array.astype("<f4")
+        stored[2, 2] = -5000
+        del ds.PixelData, ds.PixelRepresentation, ds.BitsStored, ds.HighBit
+        ds.BitsAllocated, ds.FloatPixelData = 32, stored.tobytes()
+        ds.FloatPixelPaddingValue = -5000.0
+        ds.add_new("PixelPaddingValue", "US", 2000)
+    voxels = read_volume(save(slices, tmp_path)).voxels
+    assert (voxels[:, 2, 2] == -1024).all()
+    assert np.array_equal(voxels[:, 3], hu_values(2)[:, 3])
+
+
+def placed(path: Path, *, qform: tuple[np.ndarray | None, int], sform: int) -> Path:
+    affine = np.diag([-0.5, -0.75, 2, 1.0])
+    image = nib.Nifti1Image(hu_values(4).T, affine)
+    image.set_sform(affine, sform)
+    image.set_qform(*qform)
+    nib.save(image, path)
+    return path
+
+
+def test_a_nifti_whose_place_is_contradictory_or_unknown_is_refused(tmp_path: Path) -> None:
+    moved, flipped = np.diag([-0.5, -0.75, 2, 1.0]), np.diag([0.5, -0.75, 2, 1.0])
+    moved[0, 3] = 50
+    for name, affine in (("moved", moved), ("flipped", flipped)):
+        path = placed(tmp_path / f"{name}.nii.gz", qform=(affine, 1), sform=2)
+        with pytest.raises(ScanError, match=r"qform and sform lie up to .* mm apart"):
+            read_volume([path])
+    with pytest.raises(ScanError, match="neither qform nor sform is set"):
+        read_label(placed(tmp_path / "nowhere.nii.gz", qform=(None, 0), sform=0))
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 2), (1, 1), (1, 4)])
+def test_a_nifti_that_says_its_place_once_or_twice_alike_is_read(
+    tmp_path: Path, codes: tuple[int, int]
+) -> None:
+    affine = np.diag([-0.5, -0.75, 2, 1.0])
+    # As much as quaternions in single precision lose.
+    affine[0, 3] = 1e-3
+    path = placed(tmp_path / "a.nii.gz", qform=(affine, codes[0]), sform=codes[1])
+    assert read_volume([path]).geometry.size == (4, 6, 5)
+
+
+def test_files_of_two_series_are_not_one_volume(tmp_path: Path) -> None:
+    slices = series_of(hu_values(6))
+    for ds in slices[1::2]:
+        ds.SeriesInstanceUID = "1.2.7"
+    with pytest.raises(ScanError, match="several series: the files bear 2 different"):
+        read_volume(save(slices, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "syntax", ["", "JPEG2000Lossless", "JPEGLSLossless", "JPEGLosslessProcess14_1", "RLELossless"]
+)
+def test_a_header_that_says_less_than_the_pixel_data_hold_is_refused(
+    tmp_path: Path, syntax: str
+) -> None:
+    hu = np.random.default_rng(1).integers(-1000, 1000, (2, 32, 32), dtype=np.int16)
+    files = save(series_of(hu), tmp_path)
+    files = [compressed(f, syntax) for f in files] if syntax else files
+    for file in files:
+        ds = pydicom.dcmread(file)
+        ds.Rows = 24
+        ds.save_as(file)
+    with pytest.raises(ScanError, match=r"unreadable: .* but .*24 rows"):
+        read_volume(files)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_too_small_a_number_of_frames_is_refused(tmp_path: Path, *, packed: bool) -> None:
+    ds = enhanced_ct(hu_values(4), order=(0, 1, 2, 3))
+    if packed:
+        ds.compress(pydicom.uid.RLELossless)
+    ds.NumberOfFrames = 3
+    ds.PerFrameFunctionalGroupsSequence = ds.PerFrameFunctionalGroupsSequence[:3]
+    with pytest.raises(ScanError, match=r"unreadable: .* (NumberOfFrames is 3|3 frames make)"):
+        read_volume(save([ds], tmp_path))

@@ -16,9 +16,10 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage, SecondaryCaptureImageStorage
 
+from backend.data.headers import read_facts
 from backend.data.index import files_path, read_index, usable_series, write_index
 from backend.data.memory import memory_path, save_memory
-from backend.data.readers import read_label, read_volume
+from backend.data.readers import read_judged, read_label, read_volume
 from backend.data.scan import ScanResult, scan
 from backend.data.series import SeriesRow
 from backend.errors import ScanError, UserError
@@ -606,3 +607,30 @@ def test_two_patients_under_one_series_uid_are_never_merged(tmp_path: Path) -> N
     assert "SECRET" not in row.reason
     with pytest.raises(ScanError, match="several patients"):
         read_volume(files)
+
+
+def test_a_file_that_brings_about_an_unexpected_error_is_one_refused_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import backend.data.scan as module
+
+    for name in ("bad", "good"):
+        nifti(tmp_path / f"{name}.nii.gz", hu_values(SLICES, seed=len(name)))
+
+    def judged(files: tuple[Path, ...]) -> object:
+        if files[0].name == "bad.nii.gz":
+            raise AttributeError("no attribute 'X'\nand more")
+        return read_judged(files)
+
+    def facts(path: Path) -> object:
+        if path.name == "worse.nii.gz":
+            raise KeyError("Y")
+        return read_facts(path)
+
+    monkeypatch.setattr(module, "read_judged", judged)
+    monkeypatch.setattr(module, "read_facts", facts)
+    nifti(tmp_path / "worse.nii.gz", hu_values(SLICES))
+    rows = {row.path.name: row for row in scan([tmp_path], workers=1).rows}
+    assert rows["good.nii.gz"].verdict == "usable"
+    assert rows["bad.nii.gz"].reason == "unreadable: unexpected AttributeError, no attribute 'X'"
+    assert rows["worse.nii.gz"].reason == "unreadable: unexpected KeyError, 'Y'"

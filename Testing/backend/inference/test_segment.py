@@ -195,6 +195,7 @@ def test_an_unknown_structure_is_refused_with_the_nearest_name() -> None:
         (["a/x.nii.gz", "b/x.nii.gz"], ["a", "b"]),
         (["s1/a/x.nrrd", "s2/a/x.nrrd"], ["s1_a_x", "s2_a_x"]),
         (["x.nii.gz", "x.nrrd"], ["x_0", "x_1"]),
+        (["x.nii.gz", "x.labels.nii.gz"], ["x_0", "x.labels_1"]),
         (["A.nii.gz", "s/a.nii.gz"], ["root", "s"]),
     ],
 )
@@ -269,3 +270,47 @@ def test_structures_that_name_none_are_refused(tmp_path: Path, model: Path) -> N
     scan = _write_scan(tmp_path / "a.nii.gz")
     with pytest.raises(UserError, match=r"No structure is chosen.*liver, spleen"):
         run(model, scan, tmp_path / "b.nii.gz", device="cpu", structures=())
+
+
+@pytest.mark.parametrize("name", ["labels.json", "labels.labels.json"])
+def test_what_is_beside_a_label_file_and_not_ours_is_refused_before_the_work(
+    tmp_path: Path, model: Path, name: str
+) -> None:
+    scan = _write_scan(tmp_path / "ct.nii.gz")
+    (tmp_path / name).write_text('{"labels": {"1": "liver"}}')
+    with pytest.raises(UserError, match=rf"There already: .*{name}"):
+        run(model, scan, tmp_path / "labels.nii.gz", device="cpu")
+    assert (tmp_path / name).read_text() == '{"labels": {"1": "liver"}}'
+    assert not (tmp_path / "labels.nii.gz").exists()
+    run(model, scan, tmp_path / "labels.seg.nrrd", device="cpu", overwrite=True)
+
+
+def test_a_run_that_was_killed_at_its_label_file_goes_on(tmp_path: Path, model: Path) -> None:
+    scan, target = _write_scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out" / "a.nii.gz"
+    run(model, scan.parent, target.parent, device="cpu")
+    report = target.with_name("a.json")
+    content = json.loads(report.read_text(encoding="utf-8"))
+    del content["structures"]
+    report.write_text(json.dumps(content), encoding="utf-8")
+    target.unlink()
+    (result,) = run(model, scan.parent, target.parent, device="cpu")
+    assert not result.reused
+    assert target.is_file()
+
+
+def test_the_table_of_a_folder_keeps_the_rows_of_other_scans(tmp_path: Path, model: Path) -> None:
+    output = tmp_path / "out"
+    for number, name in enumerate("ba"):
+        scan = _write_scan(tmp_path / name / f"{name}.nii.gz", seed=number)
+        run(model, scan.parent, output, device="cpu")
+    rows = _table(output / "volumes.csv")
+    assert [row["case"] for row in rows] == ["b", "b", "a", "a"]
+
+
+def test_a_table_that_is_not_ours_is_refused_before_the_work(tmp_path: Path, model: Path) -> None:
+    scan, output = _write_scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
+    output.mkdir()
+    (output / "volumes.csv").write_text("my,own\n1,2\n")
+    with pytest.raises(UserError, match=r"There already: .*volumes\.csv"):
+        run(model, scan.parent, output, device="cpu")
+    assert [path.name for path in output.iterdir()] == ["volumes.csv"]
