@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from backend.config import PretrainConfig
-from backend.data.cache import Cache, CachedVolume, Series, told_bytes
+from backend.data.cache import (
+    BuildReport,
+    Cache,
+    CachedVolume,
+    Series,
+    require_any,
+    told_bytes,
+)
 from backend.data.index import SeriesRow, found_series, usable
 from backend.doctor import look_at_memory
-from backend.engine.record import RunFolder
+from backend.engine.record import RunFolder, check_target
 from backend.engine.signals import ending_at_once
 from backend.errors import ResourceError, UserError
 from backend.preparation import (
@@ -27,12 +35,20 @@ from backend.preparation import (
     recipe_of,
     require_same_encoder,
 )
-from backend.pretrain import PretrainRequest, require_enough, resolve, split_held_out
+from backend.pretrain import (
+    PretrainRequest,
+    initialise,
+    require_enough,
+    resolve,
+    split_held_out,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from backend.engine.loop import Loop
+
+log = logging.getLogger("backend")
 
 _SCANS = 3
 """Scans that are prepared: the cache makes so few one after the other."""
@@ -41,6 +57,7 @@ _WARM_UP, _MEASURED = 2, 5
 _LIMIT_S = 30.0
 """After so long what was measured has to do."""
 _LOOK_S = 0.02
+_TMPDIR = "Free some space there, or name another folder in the environment variable TMPDIR."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +73,7 @@ class Estimate:
         memory_mb: peak of the measured steps, of the GPU where one computes, else of the process.
         memory_free_mb: what there is for it.
         scans: to learn from, without those held out.
+        scans_left_out: of those that were prepared, such as cannot be read.
         steps_measured: after the warm-up.
         seconds_per_step: their median.
         steps_per_epoch: may be a fraction.
@@ -78,6 +96,7 @@ class Estimate:
     memory_mb: int
     memory_free_mb: int
     scans: int
+    scans_left_out: int
     steps_measured: int
     seconds_per_step: float
     steps_per_epoch: float
@@ -100,6 +119,7 @@ class _Prepared:
     missing: int
     seconds: float
     bytes: int
+    failed: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,27 +154,49 @@ def estimate(request: PretrainRequest) -> Estimate:
     """
     if request.resume:
         raise UserError("--dry-run is for a new run.", "Leave out --resume.")
+    if request.output != Path():
+        check_target(request.output, kind="pretrain", resume=False)
     request, config = resolve(request)
     if request.init is not None:
         require_same_encoder(request.init, encoder_header(request.init), config.method)
     check_device(request.device)
     rows = usable(found_series(request.data))
-    ids = sorted(row.id for row in rows)
-    learn, _ = split_held_out(ids, share=config.data.held_out, seed=config.train.seed)
-    require_enough(config, scans=len(learn))
     cache = Cache(cache_root(request.cache, request.data[0]), recipe_of(config.preprocess))
-    # What is still open on Windows cannot be deleted there; the estimate is no worse for that.
-    with TemporaryDirectory(prefix="backend-dry-run-", ignore_cleanup_errors=True) as place:
-        prepared = _prepared(config, rows, cache=cache, place=Path(place))
-        measured = _measured(request, config, prepared, place=Path(place), scans=len(learn))
+    with _temporary() as place:
+        prepared = _prepared(config, rows, cache=cache, place=place)
+        ids = sorted(row.id for row in rows if row.id not in prepared.failed)
+        learn, _ = split_held_out(ids, share=config.data.held_out, seed=config.train.seed)
+        require_enough(config, scans=len(learn))
+        measured = _measured(request, config, prepared, place=place, scans=len(learn))
     return _reckoned(config, prepared, measured, cache=cache, rows=rows, scans=len(learn))
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A folder for the time of the estimate; where it cannot be used, TMPDIR is the cure."""
+    try:
+        # What is still open on Windows cannot be deleted there; the estimate is no worse for that.
+        folder = TemporaryDirectory(prefix="backend-dry-run-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ResourceError(
+            f"No temporary folder can be made: {error.strerror or error}.", _TMPDIR
+        ) from error
+    with folder as place:
+        try:
+            yield Path(place)
+        except ResourceError as error:
+            if place not in error.message:
+                raise
+            raise ResourceError(error.message, _TMPDIR) from error
 
 
 def told(found: Estimate) -> str:
     """An estimate for people: names to the left, values to the right."""
     memory = f"{found.memory_mb:,} MB at the peak, {found.memory_free_mb:,} MB free"
     cache = f"{told_bytes(found.cache_bytes)} to write into {found.cache}"
-    steps = f"{found.total_steps:,} ({found.steps_per_epoch:g} per epoch, {found.scans} scans)"
+    left_out = f", {found.scans_left_out} left out" if found.scans_left_out else ""
+    scans = f"{found.scans} scans{left_out}"
+    steps = f"{found.total_steps:,} ({found.steps_per_epoch:g} per epoch, {scans})"
     rows = {
         "Device": f"{found.device}, {found.precision}",
         "Network": f"{found.parameters:,} parameters that learn",
@@ -193,21 +235,39 @@ def _prepared(
     wanted = max(_SCANS, config.method.least_batch)
     volumes = [cache.open(row.id) for row in rows if row.id not in absent][:wanted]
     if not missing:
-        return _Prepared(volumes=volumes, missing=0, seconds=0.0, bytes=0)
+        return _Prepared(volumes=volumes, missing=0, seconds=0.0, bytes=0, failed={})
+    cache.require_folder()
     # Those of one patient or scanner often stand beside each other.
-    few = missing[:: max(1, len(missing) // wanted)][:wanted]
+    apart = missing[:: max(1, len(missing) // wanted)][:wanted]
+    taken = {row.id for row in apart}
+    waiting = [*apart, *(row for row in missing if row.id not in taken)]
     trial = Cache(place / "cache", cache.recipe)
     began = time.monotonic()
-    report = trial.build(few)
+    tried, report = 0, BuildReport()
+    # In the place of one that cannot be read another is tried, until there are enough or no more.
+    while tried < len(waiting) and len(report.built) < wanted:
+        more = waiting[tried : tried + wanted - len(report.built)]
+        tried += len(more)
+        found = trial.build(more, allow_none=True)
+        report = BuildReport(
+            built=(*report.built, *found.built),
+            failed={**report.failed, **found.failed},
+            bytes=report.bytes + found.bytes,
+        )
     seconds = time.monotonic() - began
+    for series, reason in report.failed.items():
+        log.warning("Left out %s: %s", series, reason)
     volumes += [trial.open(name) for name in report.built]
+    if not volumes:
+        require_any(report)
     # Scans differ in size: what was measured is scaled by voxels, not by scans.
-    share = _weight(cache, missing) / _weight(cache, few)
+    share = _weight(cache, missing) / _weight(cache, waiting[:tried])
     return _Prepared(
         volumes=volumes,
         missing=len(missing),
         seconds=seconds * share,
         bytes=round(report.bytes * share),
+        failed=report.failed,
     )
 
 
@@ -234,8 +294,10 @@ def _measured(
     device, train = resolve_device(request.device), config.train
     free = _free_mb(device)
     torch.manual_seed(train.seed)
-    method = build_method(config.method, epochs=train.epochs).to(device).train()
-    task = PretrainTask(method, config, device)
+    method = build_method(config.method, epochs=train.epochs)
+    if request.init is not None:
+        initialise(method, request.init)
+    task = PretrainTask(method.to(device).train(), config, device)
     samples = Samples(
         count=len(prepared.volumes),
         read=Reader(prepared.volumes, config).read,
@@ -323,6 +385,7 @@ def _reckoned(
         memory_mb=round(measured.memory_mb),
         memory_free_mb=round(measured.memory_free_mb),
         scans=scans,
+        scans_left_out=len(prepared.failed),
         steps_measured=len(measured.seconds),
         seconds_per_step=round(per_step, 4),
         scans_to_prepare=prepared.missing,

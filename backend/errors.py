@@ -100,6 +100,9 @@ def told_plainly(error: BaseException, path: object = None) -> BackendError:
             "Memory does not suffice.",
             "Lower the batch size, choose a smaller crop or preset, or close other programs.",
         )
+    # What Path.resolve says of links that lead to themselves, before Python 3.13.
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return UserError(f"{error}.", "Choose another path.")
     if isinstance(error, OSError):
         return _told_os_error(error, error.filename if path is None else path)
     # Libraries append traces and file contents to theirs; the log has them all.
@@ -134,6 +137,10 @@ def _told_os_error(error: OSError, path: object) -> BackendError:
         )
     if error.errno == errno.ENAMETOOLONG:
         return UserError(f"{path}: the name is too long.", "Choose a shorter one.")
+    if error.errno == errno.ELOOP:
+        return UserError(f"{path}: is a link that leads to itself.", "Choose another path.")
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{path}: a folder stands where a file should be.", "Choose another name.")
     if isinstance(error, NotADirectoryError | FileExistsError):
         return UserError(
             f"{path}: a file stands where a folder should be.", "Choose another folder."

@@ -26,7 +26,7 @@ from backend.data.labels import Label, default_color, read_labels
 from backend.data.readers import read_label
 from backend.data.volume_file import segment_values
 from backend.errors import ScanError, UserError
-from backend.files import written_whole
+from backend.files import require_file_place, written_whole
 from backend.geometry import Volume, reorient
 from backend.metrics import MISSING_RULE, Score, Status, Summary, overlap, score, summary
 from backend.progress import progress
@@ -53,6 +53,7 @@ _MEANS_RULE = (
 )
 _GRID_TOLERANCE_VOXELS = 0.1
 _NAMES = ("labels.json", "dataset.json")
+_FILES = ("evaluation.csv", "evaluation.json")
 _TOLD_AT_MOST = 8
 
 
@@ -162,6 +163,8 @@ def run(
 
 def _require_folder(output: Path) -> None:
     """Refuse an output that cannot be written before the work is done; nothing is made yet."""
+    for name in _FILES:
+        require_file_place(output / name)
     nearest = next(p for p in (output, *output.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise UserError(
@@ -527,7 +530,7 @@ def write_evaluation(folder: Path, result: EvaluationResult) -> None:
     Raises:
         ResourceError: if the folder cannot be written.
     """
-    for name, text in (("evaluation.csv", _csv(result)), ("evaluation.json", _json(result))):
+    for name, text in zip(_FILES, (_csv(result), _json(result)), strict=True):
         with written_whole(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
 

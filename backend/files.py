@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -52,6 +53,20 @@ def written_whole(path: Path, *, failures: tuple[type[Exception], ...] = ()) -> 
         # What cannot be removed must not hide why it could not be written.
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def require_file_place(path: Path) -> None:
+    """Refuse, before the work, where no file can be written: a folder, or links in a circle.
+
+    Raises:
+        UserError: naming the path.
+    """
+    try:
+        path.resolve()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    except (OSError, RuntimeError) as error:
+        raise told_plainly(error, path) from error
 
 
 def remove_parts(folder: Path) -> None:

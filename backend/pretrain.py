@@ -227,7 +227,7 @@ def _train(
     torch.manual_seed(train.seed)
     method = build_method(config.method, epochs=train.epochs)
     if request.init is not None:
-        _initialise(method, request.init)
+        initialise(method, request.init)
     task = PretrainTask(method.to(device).train(), config, device)
 
     learn, held_out = split_held_out(sorted(volumes), share=config.data.held_out, seed=train.seed)
@@ -317,7 +317,12 @@ def require_enough(config: PretrainConfig, *, scans: int) -> None:
         )
 
 
-def _initialise(method: Method, source: Path) -> None:
+def initialise(method: Method, source: Path) -> None:
+    """Start from the encoder of a run or weights file.
+
+    Raises:
+        UserError: if the file is damaged or its encoder is another.
+    """
     from backend.weights import load_into, load_weights, resolve_weights
 
     file = resolve_weights(source, prefer=INIT_FILES)

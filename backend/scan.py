@@ -16,6 +16,7 @@ from backend.data.scan import ScanResult, scan
 from backend.data.series import SeriesRow
 from backend.engine.signals import StopRequest, ending_at_once
 from backend.errors import Cancelled, Interrupted, UserError, told_plainly
+from backend.files import require_file_place
 
 _EXAMPLES = 3
 _WIDTH = 100
@@ -158,6 +159,7 @@ def _check_output(output: Path) -> None:
         raise UserError(f"{output} is a folder.", f"Name a file: --output {output / 'index.csv'}")
     if output.suffix.lower() != ".csv":
         raise UserError(f"--output {output} is no .csv file.", "Name it index.csv, for example.")
+    require_file_place(output)
     existing = next(p for p in output.resolve().parents if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{existing} cannot be written to.", "Choose another --output.")

@@ -39,7 +39,7 @@ from backend.data.scan import scan as scan_folders
 from backend.data.series import SeriesRow
 from backend.data.volume_file import volume_among
 from backend.errors import BackendError, ResourceError, ScanError, UserError
-from backend.files import written_whole
+from backend.files import require_file_place, written_whole
 from backend.geometry import Volume
 from backend.inference.structures import header_labels, require_segmentation
 from backend.preparation import check_device
@@ -342,6 +342,8 @@ def _require_writable(scans: Sequence[Scan], targets: dict[str, Path]) -> None:
     """Find out before the work, not after it; a scan is never replaced by its labels."""
     sources = {file.resolve() for scan in scans for file in scan.files}
     for target in targets.values():
+        for path in (target, *_beside(target)):
+            require_file_place(path)
         if target.resolve() in sources:
             raise UserError(
                 f"{target}: this is one of the scans.", "Choose another folder or name as output."
@@ -481,6 +483,7 @@ def _check_ending(ending: str | None, file: Path | None) -> None:
 
 def _require_apart(source: Path, output: Path) -> None:
     """Refuse to write among the scans: the next search would find the labels there."""
+    require_file_place(output / _TABLE)
     if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"{output}: lies in the folder of the scans, {source}, where labels would be taken "

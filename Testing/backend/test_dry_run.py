@@ -147,3 +147,44 @@ def test_times_are_told_in_two_units() -> None:
     assert [told_time(t) for t in times] == [
         *("0 s", "less than 1 s", "1 min", "1 min 1 s", "1 h", "3 h 20 min", "2 d 2 h"),
     ]
+
+
+def test_scans_that_cannot_be_read_are_told_and_counted_and_others_are_tried(
+    tmp_path: Path, temporary: Path, material: Material
+) -> None:
+    folder, index = tmp_path / "scans", tmp_path / "index.csv"
+    folder.mkdir()
+    for number in (1, 2, 3):
+        shutil.copy(material.labelled / f"case_{number}" / "ct.nii.gz", folder / f"{number}.nii.gz")
+    assert backend_here("scan", folder, "--output", index, "--quick", "--workers", 1).code == 0
+    for number in (1, 2):
+        file = folder / f"{number}.nii.gz"
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    words = ("--dry-run", "--data", index, "--cache", tmp_path / "cache", "--max-steps", 2)
+    done = backend_here(*PRETRAIN, *words, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert (found["scans"], found["scans_left_out"]) == (1, 2)
+    assert done.err.count("Left out ") == 2
+    few = ("pretrain", "--method", "simclr", "--preset", "tiny", "--device", "cpu")
+    refused = backend_here(*few, *words, "--set", "preprocess.spacing_mm=[6, 6, 6]")
+    assert refused.code == 2
+    assert "needs 2 to learn from; there is 1" in refused.told
+    assert left(temporary) == []
+
+
+@pytest.mark.usefixtures("temporary")
+def test_what_the_run_would_refuse_is_refused_before_the_steps(material: Material) -> None:
+    file = material.oblique
+    done = backend_here(*dry(material, "--cache", file))
+    assert (done.code, "cannot be written: Not a directory" in done.told) == (4, True)
+    done = backend_here(*dry(material, "--output", material.labelled))
+    assert (done.code, "exists already and is not empty" in done.told) == (2, True)
+
+
+def test_a_temporary_folder_that_cannot_be_used_names_its_variable(
+    tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    done = backend_here(*dry(material, "--cache", tmp_path / "cache"))
+    assert (done.code, "TMPDIR" in done.told) == (4, True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import BackendError, ResourceError, UserError, told_plainly
-from backend.files import remove_parts, write_json, write_text, written_whole
+from backend.files import remove_parts, require_file_place, write_json, write_text, written_whole
 
 
 def _write_half(path: Path, failure: BaseException) -> None:
@@ -115,3 +115,14 @@ def test_parts_of_writers_that_died_go_and_those_of_the_living_stay(tmp_path: Pa
         ".part-x",
         "kept",
     ]
+
+
+def test_a_folder_or_a_circle_of_links_is_no_place_for_a_file(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    for path in (circle, circle / "x.csv"):
+        with pytest.raises(UserError, match=str(circle)):
+            require_file_place(path)
+    with pytest.raises(UserError, match="a folder stands where a file should be"):
+        require_file_place(tmp_path)
+    require_file_place(tmp_path / "new" / "x.csv")

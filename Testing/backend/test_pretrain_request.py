@@ -25,7 +25,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_resumed_with_what_it_was_started_with(run_folder: Path) -> None:
-    request, config = resolve(PretrainRequest(output=run_folder, resume=True))
+    request, config = resolve(PretrainRequest(output=run_folder, data=(), resume=True))
     assert (request.data, request.cache) == ((Path("/data/index.csv"),), None)
     assert request.init == Path("/w.safetensors")
     assert config == load_config(PretrainConfig, method="smit", preset="tiny")
@@ -74,6 +74,6 @@ def test_an_edited_config_is_refused_by_file_and_key(
     change(content)
     file.write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
-        resolve(PretrainRequest(output=run_folder, resume=True))
+        resolve(PretrainRequest(output=run_folder, data=(), resume=True))
     assert caught.value.message.startswith(f"{file}: ")
     assert told in caught.value.message

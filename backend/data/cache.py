@@ -12,6 +12,7 @@ int16 bytes on an abdominal CT; LZ4 with byte shuffle 1.2 ms and 0.68, ZSTD 2.7 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -220,6 +221,19 @@ class Cache:
         """Free space of the disk that the entries lie on, or will."""
         return shutil.disk_usage(_existing(self.root)).free
 
+    def require_folder(self) -> None:
+        """Refuse a place where no folder can be made, before work is done for it.
+
+        Raises:
+            ResourceError: with the reason.
+        """
+        place = _existing(self.root)
+        with _told_as_resource(self.root):
+            if not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place)
+            if not os.access(place, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
+
     def require_disk(self, rows: Sequence[Series]) -> None:
         """Refuse to write new entries of these rows where they may not fit.
 
@@ -234,6 +248,7 @@ class Cache:
         *,
         workers: int | None = None,
         between: Callable[[], None] = lambda: None,
+        allow_none: bool = False,
     ) -> BuildReport:
         """Write what is missing, several scans at a time.
 
@@ -242,6 +257,7 @@ class Cache:
             workers: processes; None takes what processors and memory allow.
             between: called after each scan; what it raises ends the work, and what is written
                 stays.
+            allow_none: report it if no scan can be used.
 
         Returns:
             What was built, reused and refused; refused scans are no error as long as one is left.
@@ -256,7 +272,10 @@ class Cache:
         wanted = {job.id for job in absent}
         self.require_disk([row for row in rows if row.id in wanted])
         workers = workers or _worker_count([sizes[n] for n in wanted])
-        return self._build(jobs, absent, workers, between)
+        report = self._build(jobs, absent, workers, between)
+        if not allow_none:
+            require_any(report)
+        return report
 
     def missing_pairs(self, cases: Sequence[LabelledCase]) -> list[LabelledCase]:
         """As `missing`, for images with their label maps."""
@@ -284,7 +303,9 @@ class Cache:
         grids = [grid for job in absent if (grid := _header_grid(labels[job.id])) is not None]
         self._require_disk(sum(self._entry_bytes(grid.size, grid.spacing_mm) for grid in grids))
         workers = workers or _worker_count([grid.size for grid in grids])
-        return self._build(jobs, absent, workers, between)
+        report = self._build(jobs, absent, workers, between)
+        require_any(report)
+        return report
 
     def open(self, name: str) -> CachedVolume:
         """The entry of a scan that was built before, by the `id` of its row or case.
@@ -401,15 +422,23 @@ class Cache:
                 between()
         ordered = [outcomes[job.id] for job in absent]
         failed = {o.id: o.reason for o in ordered if o.reason}
-        if len(failed) == len(jobs):
-            name, reason = next(iter(failed.items()))
-            raise UserError(f"None of {len(jobs)} scans can be used. {name}: {reason}")
         return BuildReport(
             built=tuple(o.id for o in ordered if o.bytes and not o.reason),
             reused=(*reused, *(o.id for o in ordered if not o.bytes and not o.reason)),
             failed=failed,
             bytes=sum(o.bytes for o in ordered),
         )
+
+
+def require_any(report: BuildReport) -> None:
+    """Refuse to go on without a single scan.
+
+    Raises:
+        UserError: naming the first that failed, and why.
+    """
+    if report.failed and not (report.built or report.reused):
+        name, reason = next(iter(report.failed.items()))
+        raise UserError(f"None of {len(report.failed)} scans can be used. {name}: {reason}")
 
 
 def default_cache_dir(beside: Path | None) -> Path:

@@ -349,7 +349,9 @@ def _decoding(file: Path) -> Iterator[None]:
     # Corrupt bytes make the decoders raise almost anything.
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        detail = dicom.shown(lines[0] if lines else type(error).__name__)
+        # pydicom's first line may only announce what each of its decoders says.
+        telling = next((line for line in lines if not line.endswith(":")), type(error).__name__)
+        detail = dicom.shown(telling)
         raise ScanError(f"unreadable: {file.name}: {detail}") from error
 
 

@@ -41,6 +41,7 @@ _DETACHED_KEYS = {".nhdr": ("data file:", "datafile:"), ".mhd": ("elementdatafil
 _HEADER_LIMIT = 1 << 16
 _DRAIN = 1 << 20
 _GUARDS = {"MetaImage": metaimage_problem, "NRRD": nrrd_problem}
+_GZIP = b"\x1f\x8b"
 _BEST_DEFLATE = 1032
 """No byte of a gzip stream stands for more than this many."""
 
@@ -144,7 +145,15 @@ def _nifti_stored(path: Path) -> Stored:
     return Stored(raw.reshape(raw.shape[:3], order="F").T, scale, shift)
 
 
+def _refuse_hidden_gzip(path: Path) -> None:
+    with path.open("rb") as stream:
+        packed = stream.read(2) == _GZIP
+    if packed and path.suffix.lower() != ".gz":
+        raise ScanError("unreadable: it is compressed; name it .nii.gz")
+
+
 def _nifti_header(path: Path) -> VolumeHeader:
+    _refuse_hidden_gzip(path)
     with _told_as_unreadable(path), _nifti_stream(path) as (kind, stream):
         # Unchecked: the library would quietly write 1 where a spacing is 0 or a slope is NaN.
         raw = kind.header_class.from_fileobj(stream, check=False)
@@ -400,5 +409,7 @@ def _told_as_unreadable(path: Path, detail: str = "") -> Iterator[None]:
     # Corrupt bytes make the libraries raise almost anything.
     except Exception as error:
         lines = [line.strip(" .") for line in str(error).replace(str(path), path.name).splitlines()]
-        said = next((line for line in reversed(lines) if line), type(error).__name__)
+        # nibabel's last line only asks whether the file is damaged, behind a dash.
+        telling = (line for line in reversed(lines) if line and not line.startswith("-"))
+        said = next(telling, type(error).__name__)
         raise ScanError(f"unreadable: {detail or said[:160]}") from error

@@ -473,3 +473,30 @@ def test_too_small_a_number_of_frames_is_refused(tmp_path: Path, *, packed: bool
     ds.PerFrameFunctionalGroupsSequence = ds.PerFrameFunctionalGroupsSequence[:3]
     with pytest.raises(ScanError, match=r"unreadable: .* (NumberOfFrames is 3|3 frames make)"):
         read_volume(save([ds], tmp_path))
+
+
+def test_a_compressed_file_that_is_named_like_a_plain_one_is_told_with_its_name(
+    tmp_path: Path,
+) -> None:
+    packed = write_nifti(tmp_path / "a.nii.gz", hu_values(3))
+    with pytest.raises(ScanError, match=r"it is compressed; name it \.nii\.gz"):
+        read_volume([packed.rename(tmp_path / "a.nii")])
+
+
+def test_voxels_beyond_the_end_of_a_file_are_told_in_words(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", hu_values(3))
+    raw = bytearray(path.read_bytes())
+    raw[108:112] = np.float32(1e9).tobytes()
+    path.write_bytes(bytes(raw))
+    with pytest.raises(ScanError, match=r"unreadable: Expected \d+ bytes"):
+        read_volume([path])
+
+
+def test_what_a_decoder_says_is_told_not_its_announcement(tmp_path: Path) -> None:
+    slices = series_of(hu_values(2))
+    for ds in slices:
+        ds.compress(pydicom.uid.RLELossless)
+        ds.Rows *= 2
+    with pytest.raises(ScanError, match=r"unreadable: \w+\.dcm: .*[^:]\. Copy") as caught:
+        read_volume(save(slices, tmp_path))
+    assert "plugins" not in caught.value.message
