@@ -22,7 +22,7 @@ from SSLSegmentationLib.effect_models import (
     matching,
     structures_of,
 )
-from SSLSegmentationLib.panel import Message, guarded
+from SSLSegmentationLib.panel import Message, deliberate, guarded
 from SSLSegmentationLib.session import Session
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class EffectOptions:
         self._show_models()
         self._keep("Model", model.key)
 
-    @guarded
+    @deliberate
     def on_apply(self) -> None:
         """Begin, or give up what was begun."""
         if self._run is not None:

@@ -26,6 +26,7 @@ class Session:
         environment_changed: when another interpreter is chosen or more is known of it.
         model_changed: without values when another model is to segment.
         started: with the `Job` that was started just now.
+        is_settling: whether something was started or stopped by a click a moment ago.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,7 @@ class Session:
         self.project: Project | None = None
         self.interpreter: Interpreter | None = None
         self.report: Report | None = None
+        self.is_settling = False
 
     # Settings
 

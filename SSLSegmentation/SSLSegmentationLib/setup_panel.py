@@ -20,7 +20,7 @@ from SSLPretrainLogic.run_folder import Tail
 from SSLSegmentationLib import installation
 from SSLSegmentationLib.installation import ExtensionMissing, Plan
 from SSLSegmentationLib.job_monitor import Watched
-from SSLSegmentationLib.panel import Message, Panel, guarded, level_icon
+from SSLSegmentationLib.panel import Message, Panel, deliberate, guarded, level_icon
 
 _TEST = "doctor"
 _ICON_OF = {"ok": "ok", "warning": "warning", "missing": "error"}
@@ -88,7 +88,7 @@ class SetupPanel(Panel):
         """Compute on the device that was chosen in the list."""
         self.session.remember("device", str(self.ui.setupDeviceCombo.currentData))
 
-    @guarded
+    @deliberate
     def on_test(self) -> None:
         """Examine the chosen Python in a process of its own."""
         self.session.remember(_AFTER_RESTART, "")
@@ -110,7 +110,7 @@ class SetupPanel(Panel):
                     installation.command(plan, interpreter, environment=variables)
                 )
 
-    @guarded
+    @deliberate
     def on_cancel(self) -> None:
         """Stop the test or the installation that goes on."""
         busy = self._busy()
