@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +43,8 @@ _START_S = 60.0
 """A Python that has not begun after so long has died."""
 _CLOCK_S = 2.0
 _TAIL_BYTES = 1 << 16
+_LEAST_BYTES = 1 << 16
+"""With less room on the disk a job cannot tell how it ended."""
 _CANCELLED, _INTERRUPTED = 3, 5
 _KILLED = frozenset({-9, 137})
 
@@ -336,8 +340,15 @@ def look(job: Job) -> JobStatus:
         return JobStatus(state="starting", stopping=stopping)
     if stopping:
         return JobStatus(state="cancelled", stopping=True)
-    told = "It was killed or the machine went down" + _last_line(job, before=": ") + "."
-    return JobStatus(state="interrupted", message=told)
+    return JobStatus(state="interrupted", message=_lost(job))
+
+
+def _lost(job: Job) -> str:
+    """Why a job may have ended without a word."""
+    with suppress(OSError):
+        if shutil.disk_usage(job.folder).free < _LEAST_BYTES:
+            return f"{job.folder}: the disk is full. Free some space and start it again."
+    return "It was killed or the machine went down" + _last_line(job, before=": ") + "."
 
 
 def _may_still_start(job: Job) -> bool:

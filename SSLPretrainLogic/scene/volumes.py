@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ ENDING = ".nrrd"
 
 _AIR_HU = -1024
 _INT16 = np.iinfo(np.int16)
+_MRML_FOLDER = "TempWrite"
 _LONGEST_LINE = 1 << 16
 
 
@@ -205,8 +207,21 @@ def write_image(path: Path, voxels: NDArray[Any], grid: Grid, *, compress: bool 
     storage.SetUseCompression(compress)
     with written_whole(path) as part:
         storage.SetFileName(str(part))
-        if not storage.WriteData(node) or not _holds(part, voxels):
-            raise OSError("it is not what was written")
+        try:
+            if not storage.WriteData(node) or not _holds(part, voxels):
+                # VTK does not say why; the system does when it is asked for as much room.
+                part.write_bytes(voxels.tobytes())
+                raise OSError("it is not what was written")
+        finally:
+            _clear_up_after_mrml(part)
+
+
+def _clear_up_after_mrml(path: Path) -> None:
+    """Remove what a storage node that fails leaves behind: it writes to a folder beside first."""
+    left = path.parent / _MRML_FOLDER / path.name
+    with suppress(OSError):
+        left.unlink(missing_ok=True)
+        left.parent.rmdir()
 
 
 def image_grid(image: Any, ijk_to_ras: Array) -> Grid:

@@ -34,7 +34,7 @@ from SSLSegmentationLib import data_sources
 from SSLSegmentationLib.data_sources import DropFilter
 from SSLSegmentationLib.index_table import ALL, REFUSED, USABLE, IndexTable
 from SSLSegmentationLib.job_monitor import Watched
-from SSLSegmentationLib.panel import Panel, guarded
+from SSLSegmentationLib.panel import Panel, deliberate, guarded
 from SSLSegmentationLib.pick_dialog import PickDialog
 from SSLSegmentationLib.stepwise import Stepwise
 
@@ -204,7 +204,7 @@ class DataPanel(Panel):
 
     # Scanning
 
-    @guarded
+    @deliberate
     def on_scan(self) -> None:
         """Start a scan, or cancel what goes on."""
         scanning = self.monitor.active(what=_SCAN)

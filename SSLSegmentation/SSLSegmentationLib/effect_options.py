@@ -18,7 +18,7 @@ from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.models import FoundModels, Model
 from SSLPretrainLogic.worker_client import Reply
 from SSLSegmentationLib import session, worker
-from SSLSegmentationLib.panel import Message, guarded
+from SSLSegmentationLib.panel import Message, deliberate, guarded
 from SSLSegmentationLib.session import Session
 from SSLSegmentationLib.stepwise import Stepwise
 
@@ -291,7 +291,7 @@ class EffectOptions:
         self.session.use_model_file(Path(str(asked)))
         self._keep("Model", self._key(self._models[-1]))
 
-    @guarded
+    @deliberate
     def on_apply(self) -> None:
         """Begin, or give up what was begun."""
         if self._is_running:

@@ -18,7 +18,7 @@ from SSLPretrainLogic.run_folder import Update, find_checkpoints, read_config
 from SSLSegmentationLib.dice_view import MEAN, DiceView
 from SSLSegmentationLib.finetune_choices import FinetuneChoices
 from SSLSegmentationLib.labelled_cases import CaseList
-from SSLSegmentationLib.panel import Panel, guarded
+from SSLSegmentationLib.panel import Panel, deliberate, guarded
 from SSLSegmentationLib.run_view import RunView
 from SSLSegmentationLib.structure_table_view import StructureTableView, by_volume
 
@@ -105,7 +105,7 @@ class FinetunePanel(Panel):
         self.structures.propose_again()
         self._show_ready()
 
-    @guarded
+    @deliberate
     def on_start(self) -> None:
         """Write the labelled set if it comes from the scene, and start."""
         problem = self._why_not()

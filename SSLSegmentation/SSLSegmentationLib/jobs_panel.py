@@ -14,7 +14,7 @@ from SSLPretrainLogic.project import find_runs
 from SSLPretrainLogic.stopping import StopProgress
 from SSLSegmentationLib.job_rows import Copied, Row, argv_of, line_here, line_there, make_rows
 from SSLSegmentationLib.log_view import LogView
-from SSLSegmentationLib.panel import Panel, guarded
+from SSLSegmentationLib.panel import Panel, deliberate, guarded
 from SSLSegmentationLib.run_view import RunView, open_path, switch
 from SSLSegmentationLib.wording import state_icon, state_pixmap, state_words
 
@@ -215,7 +215,7 @@ class JobsPanel(Panel):
         if self.selected is not None:
             open_path(self.selected.key)
 
-    @guarded
+    @deliberate
     def on_stop(self) -> None:
         """Stop the job, and all its processes."""
         if self.selected is not None and self.selected.watched is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,10 @@ _ICONS = {
     "info": qt.QStyle.SP_MessageBoxInformation,
 }
 _ICON_SIZE = 16
+_HABIT_MS = 500
+"""A second click that comes sooner was not meant."""
+_LATE_S = 0.2
+"""A timer that is so late has waited for a window that stood still."""
 
 
 def level_icon(level: str) -> Any:
@@ -48,6 +53,42 @@ def guarded(method: Callable[..., Any]) -> Callable[..., None]:
             self.message.show_error(told_plainly(error, error.filename or ""))
 
     return slot
+
+
+def deliberate(method: Callable[..., Any]) -> Callable[..., None]:
+    """A guarded slot of a button that starts something or stops it.
+
+    Who clicks twice by habit would stop at once what the first click has started, with the button
+    that has turned into Cancel or with one that has moved under the mouse. So after each click no
+    such slot of the session hears anything for half a second.
+    """
+    slot = guarded(method)
+
+    @functools.wraps(method)
+    def heard_once(self: Any, *values: Any) -> None:
+        session = self.session
+        if session.is_settling:
+            return
+        session.is_settling = True
+        try:
+            slot(self, *values)
+        finally:
+            _settle_later(session)
+
+    return heard_once
+
+
+def _settle_later(session: Session) -> None:
+    """Hear clicks again when the window was at rest for a while."""
+    due = time.monotonic() + _HABIT_MS / 1000
+
+    def settle() -> None:
+        # Clicks that were made while the window stood still may come only after this.
+        session.is_settling = time.monotonic() > due + _LATE_S
+        if session.is_settling:
+            _settle_later(session)
+
+    qt.QTimer.singleShot(_HABIT_MS, settle)
 
 
 class Message:

@@ -19,7 +19,7 @@ from SSLPretrainLogic.project import find_runs, new_run_folder
 from SSLPretrainLogic.run_folder import RunStatus, Update
 from SSLSegmentationLib.catalogue import Method
 from SSLSegmentationLib.job_monitor import Following, Watched
-from SSLSegmentationLib.panel import Message, Panel, guarded
+from SSLSegmentationLib.panel import Message, Panel, deliberate, guarded
 from SSLSegmentationLib.pretrain_estimate import LENGTHS, Estimate, Length, duration, parse, rows
 from SSLSegmentationLib.run_view import RunView
 from SSLSegmentationLib.settings_table import SettingsTable
@@ -195,7 +195,7 @@ class PretrainPanel(Panel):
             combo.addItem(path.name, str(path))
         combo.currentIndex = combo.findData(str(path))
 
-    @guarded
+    @deliberate
     def on_estimate(self) -> None:
         """Measure what the run would cost, or cancel that."""
         if self._asked is not None:
@@ -208,7 +208,7 @@ class PretrainPanel(Panel):
             self._asked = (self.session.start(request, title=title), choice)
         self.refresh()
 
-    @guarded
+    @deliberate
     def on_start(self) -> None:
         """Start a run and show it."""
         choice, length = self._choice(), self._length()

@@ -17,7 +17,7 @@ from SSLPretrainLogic.stopping import StopProgress
 from SSLSegmentationLib.curve_plot import CurvePlot
 from SSLSegmentationLib.curves import Book, Group
 from SSLSegmentationLib.job_monitor import Following, JobMonitor, Watched
-from SSLSegmentationLib.panel import Message, guarded
+from SSLSegmentationLib.panel import Message, deliberate, guarded
 from SSLSegmentationLib.plots import FullPlot
 from SSLSegmentationLib.previews import Previews, PreviewVolumes
 from SSLSegmentationLib.session import Session
@@ -142,7 +142,7 @@ class RunView:
         self.widget = slicer.util.loadUI(str(folder / self.UI))
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.message, self._notice = Message(), Message()
-        self._session, self._monitor = session, monitor
+        self.session, self._monitor = session, monitor
         self._following: Following | None = None
         self._update: Update | None = None
         self._was_there = False
@@ -340,7 +340,7 @@ class RunView:
 
     # What a person clicks
 
-    @guarded
+    @deliberate
     def on_stop(self) -> None:
         """Stop the run, and all processes of it."""
         if self.run is not None:
@@ -357,15 +357,15 @@ class RunView:
             self._stop = None
             self.message.show(progress.message, "warning")
 
-    @guarded
+    @deliberate
     def on_resume(self) -> None:
         """Go on with the run."""
         if self._update is None or self.run is None:
             return
         request = resume_request(
-            self.run, kind=self._update.status.kind, device=self._session.device
+            self.run, kind=self._update.status.kind, device=self.session.device
         )
-        self._session.start(request, title=_("Resume {run}").format(run=self.run.name))
+        self.session.start(request, title=_("Resume {run}").format(run=self.run.name))
 
     @guarded
     def on_report(self) -> None:

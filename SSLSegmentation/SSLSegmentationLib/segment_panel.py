@@ -16,7 +16,7 @@ from SSLPretrainLogic.tasks import Bar, Task
 from SSLSegmentationLib.batch import Batch
 from SSLSegmentationLib.check_list import CheckList, Entry
 from SSLSegmentationLib.job_monitor import Watched
-from SSLSegmentationLib.panel import Panel, guarded
+from SSLSegmentationLib.panel import Panel, deliberate, guarded
 from SSLSegmentationLib.result_table import ResultTable
 from SSLSegmentationLib.segmenter import Choice, Outcome, Segmenter
 
@@ -170,7 +170,7 @@ class SegmentPanel(Panel):
 
     # Start and end
 
-    @guarded
+    @deliberate
     def on_apply(self) -> None:
         """Segment the chosen volume, or cancel what goes on."""
         if self.segmenter.is_busy:
@@ -181,7 +181,7 @@ class SegmentPanel(Panel):
         show_3d = bool(self.ui.segmentShow3DBox.checked)
         self.segmenter.segment_volumes(self._choice(), [volume], output=output, show_3d=show_3d)
 
-    @guarded
+    @deliberate
     def on_batch(self) -> None:
         """Segment many scans, or cancel what goes on."""
         if self.segmenter.is_busy:

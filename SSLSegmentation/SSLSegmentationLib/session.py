@@ -31,6 +31,7 @@ class Session:
         environment_changed: when another interpreter or device is chosen or more is known of it.
         model_changed: without values when another model is to segment.
         started: with the `Job` that was started just now.
+        is_settling: whether something was started or stopped by a click a moment ago.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class Session:
         self.project: Project | None = None
         self.interpreter: Interpreter | None = None
         self.report: Report | None = None
+        self.is_settling = False
 
     # Settings
 

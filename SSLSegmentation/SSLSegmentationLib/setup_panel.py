@@ -21,7 +21,7 @@ from SSLPretrainLogic.run_folder import Tail
 from SSLSegmentationLib import installation, worker
 from SSLSegmentationLib.installation import ExtensionMissing, Plan
 from SSLSegmentationLib.job_monitor import Watched
-from SSLSegmentationLib.panel import Message, Panel, guarded, level_icon
+from SSLSegmentationLib.panel import Message, Panel, deliberate, guarded, level_icon
 
 _TEST = "doctor"
 _ICON_OF = {"ok": "ok", "warning": "warning", "missing": "error"}
@@ -96,7 +96,7 @@ class SetupPanel(Panel):
         """Compute on the device that was chosen in the list."""
         self.session.use_device(str(self.ui.setupDeviceCombo.currentData))
 
-    @guarded
+    @deliberate
     def on_test(self) -> None:
         """Examine the chosen Python in a process of its own."""
         self.session.remember(_AFTER_RESTART, "")
@@ -127,7 +127,7 @@ class SetupPanel(Panel):
     def _keep_limit(self, name: str, value: int) -> None:
         self.session.remember(name, str(value))
 
-    @guarded
+    @deliberate
     def on_cancel(self) -> None:
         """Stop the test or the installation that goes on."""
         busy = self._busy()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from recorded_runs import ended, going_on, rewrite_status
 
 TOO_LONG = "/" + "x" * 300
 HOME_OF_NOBODY = "~nobody at all/scans"
+LIMIT_S = 240.0
 HEAD = "id,path,files,patient,modality,format,size,spacing_mm,slices,verdict,reason\n"
 
 
@@ -298,3 +301,172 @@ def zero_matrix() -> Any:
     matrix = vtk.vtkMatrix4x4()
     matrix.Zero()
     return matrix
+
+
+# What is clicked, closed or deleted while something goes on
+
+
+@pytest.fixture
+def segment(host: Any, opened: Any, tmp_path: Path) -> Any:
+    """The panel Segment with a model of which there is only a header, and a volume."""
+    return ready_to_segment(host, opened, tmp_path / "model.safetensors")
+
+
+def ready_to_segment(host: Any, window: Any, file: Path) -> Any:
+    header = {
+        "schema": 1,
+        "kind": "segmentation",
+        "method": "smit",
+        "preprocessing": {"spacing_mm": [5, 2, 1.5], "hu_window": [-175, 250]},
+        "labels": [{"value": 1, "name": "liver", "color": [221, 130, 101], "terminology": ""}],
+        "fingerprint": {"training": 8, "validation": 2},
+    }
+    table = json.dumps({"__metadata__": {"sslsegmentation": json.dumps(header)}}).encode()
+    file.write_bytes(len(table).to_bytes(8, "little") + table)
+    panel = window.panels["Segment"]
+    host.dialogs.answer("getOpenFileName", str(file))
+    host.click(panel.ui.segmentModelButton)
+    noise = np.random.default_rng(1).integers(-1000, 1000, (60, 60, 60)).astype(np.int16)
+    volume = host.python("slicer").util.addVolumeFromArray(noise, name="CT/ä")
+    panel.ui.segmentVolumeSelector.setCurrentNode(volume)
+    return panel
+
+
+def at_rest(host: Any, window: Any) -> None:
+    """Nothing that was clicked goes on, and the next click is heard."""
+    segmenter, session = window.panels["Segment"].segmenter, window.session
+    host.wait_until(lambda: not (segmenter.is_busy or window.monitor.active()), limit_s=LIMIT_S)
+    host.wait_until(lambda: not session.is_settling)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_second_click_by_habit_neither_cancels_nor_starts_anything(
+    host: Any, opened: Any, segment: Any
+) -> None:
+    apply = segment.ui.segmentApplyButton
+    host.click(apply)
+    host.click(apply, by_habit=True)
+    assert (apply.text, segment.segmenter.stopping) == ("Cancel", False)
+    host.click(apply)
+    assert segment.segmenter.stopping
+    at_rest(host, opened)
+    assert segment.message.text.startswith("Cancelled")
+    setup = opened.panels["Setup"]
+    host.click(setup.ui.setupTestButton)
+    host.click(setup.ui.setupCancelButton, by_habit=True)
+    watched = opened.monitor.active(what="doctor")
+    assert not opened.monitor.is_stopping(watched.job.folder)
+    host.wait_until(lambda: not opened.session.is_settling)
+    host.click(setup.ui.setupCancelButton)
+    at_rest(host, opened)
+    assert setup.message.text == "The test was cancelled."
+
+
+def test_what_is_gone_when_its_turn_comes_is_told(host: Any, opened: Any, segment: Any) -> None:
+    slicer, project = host.python("slicer"), opened.session.project
+    segment.on_apply()
+    slicer.mrmlScene.Clear(0)
+    at_rest(host, opened)
+    assert segment.message.text == "A volume is not in the scene any more."
+    model = segment.model.path
+    segment = ready_to_segment(host, opened, model)
+    model.unlink()
+    host.click(segment.ui.segmentApplyButton)
+    at_rest(host, opened)
+    assert str(model) in segment.message.text
+    assert list((project.folder / "segmenting").iterdir()) == []
+    segment = ready_to_segment(host, opened, model)
+    host.click(segment.ui.segmentApplyButton)
+    host.wait_until(lambda: segment.segmenter._job is not None)
+    slicer.mrmlScene.Clear(0)
+    shutil.rmtree(project.folder)
+    at_rest(host, opened)
+    assert "is not there any more" in segment.message.text
+    assert not project.folder.exists()
+
+
+# The disk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for very little."""
+    folder = tmp_path / "Platte ü"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no disk can be mounted here: {error}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def on_disk(host: Any, opened: Any, disk: Path, tmp_path: Path) -> Any:
+    """The module with a project on that disk, a folder to scan, and a volume to segment."""
+    from SSLPretrainLogic.project import create_project
+
+    opened.session.use_project(create_project(disk / "p"))
+    (tmp_path / "ct").mkdir()
+    host.dialogs.answer("getExistingDirectory", str(tmp_path / "ct"))
+    host.click(opened.panels["Data"].ui.dataAddButton)
+    ready_to_segment(host, opened, tmp_path / "model.safetensors")
+    return opened
+
+
+def fill(disk: Path) -> Path:
+    file = disk / "full"
+    with pytest.raises(OSError, match="No space left"):
+        file.write_bytes(bytes(10**6))
+    return file
+
+
+def test_a_disk_that_gets_full_is_told_and_nothing_is_left_half_written(
+    host: Any, on_disk: Any, disk: Path
+) -> None:
+    data, segment = on_disk.panels["Data"], on_disk.panels["Segment"]
+    before = files(disk)
+    for is_full in (False, True):
+        if is_full:
+            before = sorted([*before, fill(disk)])
+        host.click(segment.ui.segmentApplyButton)
+        at_rest(host, on_disk)
+        assert "the disk is full. Free some space" in segment.message.text
+        data._copy([segment.ui.segmentVolumeSelector.currentNode()])
+        host.wait_until(lambda: not data._copying.is_busy)
+        assert "the disk is full. Free some space" in data.message.text
+        assert files(disk) == before
+    for panel, button in (("Data", "dataScanButton"), ("Setup", "setupTestButton")):
+        host.click(getattr(on_disk.panels[panel].ui, button))
+        at_rest(host, on_disk)
+        assert "the disk is full. Free some space" in on_disk.panels[panel].message.text
+    assert files(disk) == before
+
+
+def test_a_disk_that_gets_full_while_a_job_runs_is_told(
+    host: Any, on_disk: Any, disk: Path
+) -> None:
+    data = on_disk.panels["Data"]
+    host.click(data.ui.dataScanButton)
+    fill(disk)
+    at_rest(host, on_disk)
+    assert "the disk is full. Free some space" in data.message.text
+    assert not on_disk.session.project.index.exists()
+
+
+def test_a_project_that_can_only_be_read_is_told(host: Any, on_disk: Any, disk: Path) -> None:
+    before = files(disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    for panel, button in (
+        ("Segment", "segmentApplyButton"),
+        ("Data", "dataScanButton"),
+        ("Setup", "setupTestButton"),
+    ):
+        host.click(getattr(on_disk.panels[panel].ui, button))
+        at_rest(host, on_disk)
+        assert "(Read-only file system). Check its rights" in on_disk.panels[panel].message.text
+    assert files(disk) == before

@@ -294,7 +294,9 @@ class _Statistics:
         """Why these cannot be HU, "" if they can."""
         span = f"{self.low:.6g} to {self.high:.6g}"
         if self.low >= 0 and self.whole and len(self.distinct) <= LABEL_VALUES:
-            return f"label map: {len(self.distinct)} whole values from {span}"
+            # Rounding makes such values also of a CT that was scaled to between 0 and 1.
+            found = f"label map: {len(self.distinct)} whole values from {span}"
+            return f"{found}; if it is a CT it was rescaled, as air is negative in HU"
         if self.low >= 0:
             return f"not HU: no value below 0 ({span}), but air and fat are negative"
         if self.high - self.low < SMALLEST_HU_RANGE:

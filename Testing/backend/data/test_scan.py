@@ -234,7 +234,8 @@ def test_label_maps_are_refused_whatever_type_they_are_stored_in(tmp_path: Path)
         nifti(tmp_path / f"{np.dtype(kind).name}.nii.gz", label.astype(kind))
     rows = {row.path.name: row for row in found(tmp_path).rows}
     assert {row.reason_kind for row in rows.values()} == {"label map"}
-    assert rows["int16.nii.gz"].reason == "label map: 256 whole values from 0 to 255"
+    told = "label map: 256 whole values from 0 to 255; if it is a CT it was rescaled, as air is"
+    assert rows["int16.nii.gz"].reason == f"{told} negative in HU"
     nifti(
         tmp_path / "more" / "ct.nii.gz",
         (2 * label + np.indices(label.shape)[2] % 2).astype(np.int16),

@@ -41,6 +41,9 @@ _BEHAVIOURS = {
     **views.BEHAVIOURS,
 }
 _STEP_S = 0.005
+_STILL_S = 0.1
+_PACE_S = 0.6
+"""So long does a user take between two clicks on a button, if both are meant."""
 
 
 class Host:
@@ -74,6 +77,8 @@ class Host:
         look.apply_theme(self.application, theme)
         self._fill(qt)
         self.dialogs = Dialogs()
+        self._clicked: tuple[int, float] = (0, 0.0)
+        self._stood_still = 0.0
         self._use_python(base_python)
         paths_without_filters()
         if testing:
@@ -155,7 +160,13 @@ class Host:
     def settle(self) -> None:
         """Let all that waits happen."""
         for _ in range(3):
-            self.application.processEvents()
+            self._process_events()
+
+    def _process_events(self) -> None:
+        before = time.monotonic()
+        self.application.processEvents()
+        if time.monotonic() > before + _STILL_S:
+            self._stood_still = time.monotonic()
 
     def wait_until(
         self, there: Callable[[], Any], *, limit_s: float = 20.0, every_s: float = _STEP_S
@@ -174,16 +185,25 @@ class Host:
         while not there():
             if time.monotonic() > deadline:
                 raise AssertionError(f"did not happen within {limit_s:.0f} s")
-            self.application.processEvents()
+            self._process_events()
             time.sleep(every_s)
 
-    def click(self, widget: Any) -> None:
+    def click(self, widget: Any, *, by_habit: bool = False) -> None:
         """Click a widget with the mouse; it must be there to be clicked.
+
+        Args:
+            widget: what is clicked.
+            by_habit: at once after another click on it; else as much later as a user who means it.
 
         Raises:
             AssertionError: if it is hidden or disabled: a user could not click it.
         """
         check_alive(widget)
+        if not by_habit and self._clicked[0] == id(widget):
+            # A user does not click at a window that stands still.
+            self.wait_until(
+                lambda: time.monotonic() > max(self._clicked[1], self._stood_still) + _PACE_S
+            )
         if not (widget.visible and widget.enabled):
             raise AssertionError(
                 f"{widget.objectName or widget} cannot be clicked: hidden or disabled."
@@ -193,6 +213,7 @@ class Host:
             widget, QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier.NoModifier, where
         )
         self.settle()
+        self._clicked = (id(widget), time.monotonic())
 
     def type(self, widget: Any, text: str) -> None:
         """Type into a widget."""
