@@ -368,8 +368,9 @@ def _ended(job: Job, result: Mapping[str, Any], *, stopping: bool) -> JobStatus:
         _CANCELLED: "cancelled",
         _INTERRUPTED: "interrupted",
     }
-    # Killed by a signal before it could say a word of its own.
-    otherwise: JobState = "cancelled" if stopping and (code < 0 or code > 128) else "failed"
+    # Killed by a signal before it could say a word of its own, or while Python was starting.
+    is_mute = code < 0 or code > 128 or _last_line(job, before="") == "KeyboardInterrupt"
+    otherwise: JobState = "cancelled" if stopping and is_mute else "failed"
     state = states.get(code, otherwise)
     message = error_told(job, code) if state == "failed" else ""
     return JobStatus(state=state, code=code, message=message, stopping=stopping)

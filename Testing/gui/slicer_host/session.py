@@ -41,7 +41,7 @@ _BEHAVIOURS = {
     **views.BEHAVIOURS,
 }
 _STEP_S = 0.005
-_STILL_S = 0.1
+_STILL_S = 0.2
 _PACE_S = 0.6
 """So long does a user take between two clicks on a button, if both are meant."""
 
