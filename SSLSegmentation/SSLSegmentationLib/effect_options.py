@@ -126,6 +126,11 @@ class EffectOptions:
         ui.effectApply.connect("clicked()", self.on_apply)
         ui.effectModel.installEventFilter(self._before_popup)
         session.chosen.connect(self.activate)
+        # An editor may be deleted without being told so.
+        self.widget.connect("destroyed()", self._on_destroyed)
+
+    def _on_destroyed(self) -> None:
+        session.chosen.disconnect(self.activate)
 
     # What the editor tells
 

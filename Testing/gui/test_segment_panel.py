@@ -18,6 +18,8 @@ VOXEL_ML = float(np.prod(SPACING_XYZ)) / 1000
 COLORS = {str(label["name"]): label["color"] for label in LABELS}
 VALUES = {str(label["name"]): label["value"] for label in LABELS}
 
+MODULE = Path(__file__).resolve().parents[2] / "SSLSegmentation" / "SSLSegmentation.py"
+
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
@@ -303,8 +305,6 @@ def test_a_folder_is_segmented_while_the_module_is_closed_and_offered_afterwards
     host.click(panel.ui.segmentBatchButton)
     job = panel.segmenter._job
     host.unload(slicer.modules.sslsegmentation)
-    from conftest import MODULE
-
     module = host.load(MODULE)
     host.panel = host.show(module)
     again = opened(host, module.widgetRepresentation().self().window, project)

@@ -23,7 +23,10 @@ def passed(suite: unittest.TestSuite) -> unittest.TestResult:
 
 
 @pytest.mark.usefixtures("window")
-def test_what_ctest_runs_in_slicer_passes_in_the_host() -> None:
+def test_what_ctest_runs_in_slicer_passes_in_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tests of the backend may have run in this process.
+    for name in [name for name in sys.modules if name.split(".")[0] == "backend"]:
+        monkeypatch.delitem(sys.modules, name)
     spec = importlib.util.spec_from_file_location(IN_SLICER.stem, IN_SLICER)
     assert spec is not None
     assert spec.loader is not None

@@ -20,6 +20,8 @@ HOME_OF_NOBODY = "~nobody at all/scans"
 LIMIT_S = 240.0
 HEAD = "id,path,files,patient,modality,format,size,spacing_mm,slices,verdict,reason\n"
 
+MODULE = Path(__file__).resolve().parents[2] / "SSLSegmentation" / "SSLSegmentation.py"
+
 
 @pytest.fixture
 def opened(host: Any, window: Any, tmp_path: Path) -> Any:
@@ -41,8 +43,6 @@ def unfolded(host: Any, window: Any) -> Any:
 
 def started_with(host: Any, **settings: str) -> Any:
     """The module in a Slicer whose settings were like this."""
-    from conftest import MODULE
-
     host.unload(host.python("slicer").modules.sslsegmentation)
     for name, value in settings.items():
         host.application.userSettings().setValue(f"SSLSegmentation/{name}", value)

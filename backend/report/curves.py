@@ -50,6 +50,7 @@ TERMS = {
     "mip": "masked image prediction: the grey values of hidden voxels",
     "mpd": "masked patch token distillation: the teacher's answer for each hidden cell",
     "itd": "image token distillation: the teacher's answer for the whole of another view",
+    "koleo": "the scans of a batch are told apart",
     "consistency": "the same answer for a part as the teacher gives for the whole",
     "local": "features of small regions agree between views of a scan",
     "global": "features of whole views of a scan agree",

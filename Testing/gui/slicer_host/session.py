@@ -77,7 +77,7 @@ class Host:
         look.apply_theme(self.application, theme)
         self._fill(qt)
         self.dialogs = Dialogs()
-        self._clicked: tuple[int, float] = (0, 0.0)
+        self._clicked: dict[int, float] = {}
         self._stood_still = 0.0
         self._use_python(base_python)
         paths_without_filters()
@@ -199,11 +199,10 @@ class Host:
             AssertionError: if it is hidden or disabled: a user could not click it.
         """
         check_alive(widget)
-        if not by_habit and self._clicked[0] == id(widget):
+        if not by_habit and id(widget) in self._clicked:
+            before = self._clicked[id(widget)]
             # A user does not click at a window that stands still.
-            self.wait_until(
-                lambda: time.monotonic() > max(self._clicked[1], self._stood_still) + _PACE_S
-            )
+            self.wait_until(lambda: time.monotonic() > max(before, self._stood_still) + _PACE_S)
         if not (widget.visible and widget.enabled):
             raise AssertionError(
                 f"{widget.objectName or widget} cannot be clicked: hidden or disabled."
@@ -213,7 +212,7 @@ class Host:
             widget, QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier.NoModifier, where
         )
         self.settle()
-        self._clicked = (id(widget), time.monotonic())
+        self._clicked[id(widget)] = time.monotonic()
 
     def type(self, widget: Any, text: str) -> None:
         """Type into a widget."""
