@@ -131,6 +131,7 @@ class EffectOptions:
 
     def _on_destroyed(self) -> None:
         session.chosen.disconnect(self.activate)
+        self._give_up()
 
     # What the editor tells
 
@@ -459,11 +460,14 @@ class EffectOptions:
         return self._run is not None or self._steps.is_busy
 
     def _forget_run(self) -> None:
+        self._give_up()
+        self._tell("")
+
+    def _give_up(self) -> None:
         self._steps.stop()
         if self._run is not None and self._worker is not None:
             self._worker.drop(self._asked)
             self._run = None
-        self._tell("")
 
     # What is shown
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -473,6 +475,17 @@ def test_the_effect_fills_by_its_rules_what_the_backend_finds(
     stage.editor.close()
 
 
+@contextmanager
+def held_worker(options: Any) -> Iterator[None]:
+    """The worker computes nothing meanwhile."""
+    pid = options._worker._client._children[-1]._process.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 @pytest.mark.usefixtures("project")
 def test_a_run_goes_on_without_the_effect_and_is_given_up_where_it_no_longer_fits(
     host: Any, slicer: Any, material: Material
@@ -493,8 +506,11 @@ def test_a_run_goes_on_without_the_effect_and_is_given_up_where_it_no_longer_fit
     assert np.array_equal(spleen, material.labels == 300)
     stage.effect.activate()
 
-    host.click(stage.ui.effectApply)
-    host.click(stage.ui.effectApply)
+    # Held, because it is quicker than a user who means a second click.
+    with held_worker(stage.options):
+        host.click(stage.ui.effectApply)
+        host.wait_until(lambda: not stage.options.session.is_settling)
+        host.click(stage.ui.effectApply)
     assert stage.ui.effectApply.text == "Apply"
     assert "Cancelled" in stage.options.message.text
 

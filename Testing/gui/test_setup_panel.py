@@ -171,6 +171,7 @@ def test_a_python_that_is_gone_is_told_and_the_one_before_stays(
 def test_a_test_can_be_cancelled(host: Any, panel: Any) -> None:
     choose(host, panel, Path(sys.executable))
     host.click(panel.ui.setupTestButton)
+    host.wait_until(lambda: not panel.session.is_settling)
     host.click(panel.ui.setupCancelButton)
     wait(host, panel)
     assert panel.message.text == "The test was cancelled."
