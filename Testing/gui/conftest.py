@@ -45,7 +45,9 @@ def window(host: Any) -> Any:
     module = host.load(MODULE)
     host.startup_completed()
     host.panel = host.show(module)
-    return module.widgetRepresentation().self().window
+    shown = module.widgetRepresentation().self().window
+    host.hears_clicks = lambda: not shown.session.is_settling
+    return shown
 
 
 @pytest.fixture

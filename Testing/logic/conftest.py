@@ -15,6 +15,8 @@ def scene() -> Iterator[Any]:
     """A scene with Slicer's colours, singletons and a subject hierarchy."""
     slicer = pytest.importorskip("slicer", reason=NEEDS_MRML)
     scene = slicer.vtkMRMLScene()
+    # Where tests of the window run in the same process, theirs is needed again.
+    before = getattr(slicer, "mrmlScene", None)
     slicer.mrmlScene = scene
     application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)
@@ -27,6 +29,7 @@ def scene() -> Iterator[Any]:
     segmentations.SetMRMLScene(scene)
     yield scene
     scene.Clear(True)
+    slicer.mrmlScene = before
 
 
 @pytest.fixture

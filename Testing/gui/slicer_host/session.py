@@ -78,6 +78,7 @@ class Host:
         self._fill(qt)
         self.dialogs = Dialogs()
         self._clicked: dict[int, float] = {}
+        self.hears_clicks: Callable[[], bool] = lambda: True
         self._stood_still = 0.0
         self._use_python(base_python)
         paths_without_filters()
@@ -193,12 +194,15 @@ class Host:
 
         Args:
             widget: what is clicked.
-            by_habit: at once after another click on it; else as much later as a user who means it.
+            by_habit: at once after another click on it; else as much later as a user who means
+                it, and not before `hears_clicks`, which a module may set that stops its ears.
 
         Raises:
             AssertionError: if it is hidden or disabled: a user could not click it.
         """
         check_alive(widget)
+        if not by_habit:
+            self.wait_until(self.hears_clicks)
         if not by_habit and id(widget) in self._clicked:
             before = self._clicked[id(widget)]
             # A user does not click at a window that stands still.
@@ -259,6 +263,7 @@ class Host:
 
     def clear(self) -> None:
         """Close all windows and empty the scene and the settings."""
+        self.hears_clicks = lambda: True
         for module in [m for m in vars(slicer.modules).values() if isinstance(m, _scripted())]:
             self.unload(module)
         for widget in QtWidgets.QApplication.topLevelWidgets():
