@@ -45,9 +45,15 @@ def window(host: Any) -> Any:
     module = host.load(MODULE)
     host.startup_completed()
     host.panel = host.show(module)
-    shown = module.widgetRepresentation().self().window
-    host.hears_clicks = lambda: not shown.session.is_settling
-    return shown
+    host.hears_clicks = lambda: _hears_clicks(host)
+    return module.widgetRepresentation().self().window
+
+
+def _hears_clicks(host: Any) -> bool:
+    """Whether the module that is loaded now, perhaps anew, has got over the last click."""
+    module = getattr(host.python("slicer").modules, "sslsegmentation", None)
+    window = module.widgetRepresentation().self().window if module is not None else None
+    return window is None or not window.session.is_settling
 
 
 @pytest.fixture
