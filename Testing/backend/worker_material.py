@@ -14,30 +14,12 @@ import numpy as np
 import SimpleITK
 import torch
 from cli_runner import LIMIT_S, REPOSITORY, environment
+from tiny_network import ARCHITECTURE
 
 from backend.models.segmentation import build_segmentation
 from backend.weights import WeightsHeader, save_weights
 from SSLPretrainLogic.worker_client import Reply, WorkerClient
 
-ARCHITECTURE: dict[str, Any] = {
-    "window": [16, 16, 16],
-    "classes": 3,
-    "width": 4,
-    "norm": "instance",
-    "decoder": "default",
-    "encoder": {
-        "kind": "swin",
-        "embed_dim": 4,
-        "depths": [1, 1],
-        "heads": [1, 1],
-        "window": 4,
-        "patch": 2,
-        "mlp_ratio": 2.0,
-        "qkv_bias": True,
-        "final_merge": True,
-        "patch_norm": True,
-    },
-}
 DIRECTION = (0.96, -0.28, 0.0, 0.28, 0.96, 0.0, 0.0, 0.0, 1.0)
 SPACING_XYZ, ORIGIN = (3.0, 2.0, 4.0), (-40.0, 12.0, 99.5)
 

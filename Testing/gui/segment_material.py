@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# In the child, where torch may be: the package, and what its tests share.
+PYTHONPATH = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "Testing" / "backend")))
 LIMIT_S = 240.0
 ABSENT = "bladder"
 SPACING_XYZ, ORIGIN = (3.0, 2.0, 4.0), (-40.0, 12.0, 99.5)
@@ -23,18 +25,6 @@ LABELS = (
     {"value": 300, "name": "spleen", "color": [157, 108, 162], "terminology": ""},
     {"value": 7, "name": ABSENT, "color": [222, 154, 132], "terminology": ""},
 )
-ENCODER = {
-    "kind": "swin",
-    "embed_dim": 4,
-    "depths": [1, 1],
-    "heads": [1, 1],
-    "window": 4,
-    "patch": 2,
-    "mlp_ratio": 2.0,
-    "qkv_bias": True,
-    "final_merge": True,
-    "patch_norm": True,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +50,7 @@ def make_material(folder: Path) -> Material:
         labels=folder / "labels.nrrd",
     )
     told = json.dumps({name: str(path) for name, path in asdict(material).items()})
-    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, told]
     subprocess.run(command, env=variables, check=True, timeout=LIMIT_S, capture_output=True)
     return material
@@ -70,20 +60,14 @@ def _write(material: Material) -> None:
     import numpy as np
     import SimpleITK
     import torch
+    from tiny_network import ARCHITECTURE
 
     from backend.models.segmentation import build_segmentation
     from backend.segment import run
     from backend.weights import WeightsHeader, save_weights
 
     torch.manual_seed(1)
-    architecture = {
-        "window": [16, 16, 16],
-        "classes": 1 + len(LABELS),
-        "width": 4,
-        "norm": "instance",
-        "decoder": "default",
-        "encoder": ENCODER,
-    }
+    architecture = ARCHITECTURE | {"classes": 1 + len(LABELS)}
     preprocessing = {
         "spacing_mm": [4.0, 3.0, 3.0],
         "orientation": "LPS",

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# In the child, where torch may be: the package, and what its tests share.
+PYTHONPATH = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "Testing" / "backend")))
 LIMIT_S = 240.0
 SPACING_XYZ = (0.7, 1.3, 2.9)
 """Of the network's grid, along left, back and up."""
@@ -31,7 +33,7 @@ def answer(hu: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 def segmented(folder: Path, output: Path) -> None:
     """Let `backend segment` label all scans of a folder with the network."""
-    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(folder), str(output)]
     done = subprocess.run(
         command, env=variables, check=False, timeout=LIMIT_S, capture_output=True, text=True
@@ -41,29 +43,12 @@ def segmented(folder: Path, output: Path) -> None:
 
 def _write(file: Path) -> None:
     import torch
+    from tiny_network import ARCHITECTURE
 
     from backend.models.segmentation import build_segmentation
     from backend.weights import WeightsHeader, save_weights
 
-    architecture = {
-        "window": [16, 16, 16],
-        "classes": 3,
-        "width": 4,
-        "norm": "batch",
-        "decoder": "default",
-        "encoder": {
-            "kind": "swin",
-            "embed_dim": 4,
-            "depths": [1, 1],
-            "heads": [1, 1],
-            "window": 4,
-            "patch": 2,
-            "mlp_ratio": 2.0,
-            "qkv_bias": True,
-            "final_merge": True,
-            "patch_norm": True,
-        },
-    }
+    architecture = ARCHITECTURE | {"norm": "batch"}
     low, high = (hu / (WINDOW_HU[1] - WINDOW_HU[0]) for hu in (LOW_HU, HIGH_HU))
     tensors = build_segmentation(architecture).state_dict()
     for name, value in tensors.items():

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_network import ARCHITECTURE
 from torch import Tensor, nn
-from worker_material import ARCHITECTURE
 
 from backend.errors import ResourceError, UserError
 from backend.geometry import Geometry, Volume, direction9

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from worker_material import ARCHITECTURE
+from tiny_network import ARCHITECTURE
 
 from backend.data.labels import Label
 from backend.errors import ScanError, UserError
