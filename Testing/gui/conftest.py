@@ -40,6 +40,16 @@ def host(running_host: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
+def slicer(host: Any) -> Any:
+    return host.python("slicer")
+
+
+@pytest.fixture
+def qt(host: Any) -> Any:
+    return host.python("qt")
+
+
+@pytest.fixture
 def window(host: Any) -> Any:
     """The module itself, shown: its `Window`, with no project and no Python chosen."""
     module = host.load(MODULE)

@@ -17,11 +17,6 @@ OVER_LEFT = np.s_[2:6, 2:10, 4:8]
 
 
 @pytest.fixture
-def slicer(host: Any) -> Any:
-    return host.python("slicer")
-
-
-@pytest.fixture
 def opened(host: Any, window: Any, tmp_path: Path) -> Any:
     """The panel, with a project and a Python of which nothing more is known."""
     from SSLPretrainLogic import environments

@@ -109,11 +109,6 @@ SHEARED = {f"sheared_{turn}": _ramped(_sheared(turn)) for turn in TURNS}
 CASES = {**NOISY, **RAMPS, **SHEARED}
 
 
-@pytest.fixture
-def slicer(host: Any) -> Any:
-    return host.python("slicer")
-
-
 def volumes() -> Any:
     return import_module("SSLPretrainLogic.scene.volumes")
 

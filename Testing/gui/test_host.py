@@ -27,16 +27,6 @@ def sample(host: Any) -> Any:
 
 
 @pytest.fixture
-def slicer(host: Any) -> Any:
-    return host.python("slicer")
-
-
-@pytest.fixture
-def qt(host: Any) -> Any:
-    return host.python("qt")
-
-
-@pytest.fixture
 def ctk(host: Any) -> Any:
     return host.python("ctk")
 

@@ -27,16 +27,6 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 
 
 @pytest.fixture
-def slicer(host: Any) -> Any:
-    return host.python("slicer")
-
-
-@pytest.fixture
-def qt(host: Any) -> Any:
-    return host.python("qt")
-
-
-@pytest.fixture
 def project(tmp_path: Path) -> Any:
     from SSLPretrainLogic.project import create_project
 

@@ -6,19 +6,13 @@ The first is that of the paper's appendix (arXiv 2011.12640): an atrous spatial 
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backend.models.blocks import ResidualBlock, UpBlock
 from backend.models.resnet import ResnetEncoder, norm_layer
-
-with warnings.catch_warnings():
-    # MONAI's import warns about its own dependencies; nothing a user could act on.
-    warnings.simplefilter("ignore")
-    from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 
 _DILATIONS = (2, 4, 8)
 
@@ -90,15 +84,7 @@ class ResnetUnetSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.image_block = UnetrBasicBlock(
-            spatial_dims=3,
-            in_channels=1,
-            out_channels=width,
-            kernel_size=3,
-            stride=1,
-            norm_name=norm,
-            res_block=True,
-        )
+        self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm_name=norm)
         skips = (*reversed(encoder.widths[:-1]), width)
         widths = (encoder.bottleneck_width, 8 * width, 4 * width, 2 * width, width)
         factors = (2, 2, 2, encoder.strides[0])
@@ -107,14 +93,11 @@ class ResnetUnetSegmenter(nn.Module):
             for skip, outputs in zip(skips[:-1], widths[1:-1], strict=True)
         )
         self.steps = nn.ModuleList(
-            UnetrUpBlock(
-                spatial_dims=3,
+            UpBlock(
                 in_channels=inputs,
                 out_channels=outputs,
-                kernel_size=3,
                 upsample_kernel_size=factor,
                 norm_name=norm,
-                res_block=True,
             )
             for inputs, outputs, factor in zip(widths[:-1], widths[1:], factors, strict=True)
         )

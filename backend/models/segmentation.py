@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, cast
@@ -10,15 +9,10 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from backend.models.blocks import OutBlock, ResidualBlock, UpBlock
 from backend.models.encoder import build_encoder
 from backend.models.swin import SwinEncoder
 from backend.models.unet import EncoderDecoder, UnetSegmenter
-
-with warnings.catch_warnings():
-    # MONAI's import warns about its own dependencies; nothing a user could act on.
-    warnings.simplefilter("ignore")
-    from monai.networks.blocks.dynunet_block import UnetOutBlock
-    from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 
 
 class SwinSegmenter(nn.Module):
@@ -39,28 +33,33 @@ class SwinSegmenter(nn.Module):
         super().__init__()
         self.encoder = encoder
         skips = list(encoder.widths if encoder.final_merge else encoder.widths[:-1])
-        self.image_block = _residual(1, width, norm)
-        self.skip_blocks = nn.ModuleList(_residual(w, w, norm) for w in skips[:-1])
+        self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm_name=norm)
+        self.skip_blocks = nn.ModuleList(
+            ResidualBlock(in_channels=w, out_channels=w, norm_name=norm) for w in skips[:-1]
+        )
         if not encoder.final_merge:
             # There the skip beneath the bottleneck is one of the finer ones.
-            self.skip_blocks.append(_residual(skips[-1], skips[-1], norm))
-        self.bottleneck_block = _residual(encoder.bottleneck_width, encoder.bottleneck_width, norm)
+            self.skip_blocks.append(
+                ResidualBlock(in_channels=skips[-1], out_channels=skips[-1], norm_name=norm)
+            )
+        self.bottleneck_block = ResidualBlock(
+            in_channels=encoder.bottleneck_width,
+            out_channels=encoder.bottleneck_width,
+            norm_name=norm,
+        )
         outputs = [width, *skips]
         inputs = [*skips, encoder.bottleneck_width]
         self.up_blocks = nn.ModuleList(
-            UnetrUpBlock(
-                spatial_dims=3,
+            UpBlock(
                 in_channels=inputs[level],
                 out_channels=outputs[level],
-                kernel_size=3,
                 # The first stage's tokens are `patch` voxels wide.
                 upsample_kernel_size=encoder.patch if level == 0 else 2,
                 norm_name=norm,
-                res_block=True,
             )
             for level in reversed(range(len(inputs)))
         )
-        self.out = UnetOutBlock(spatial_dims=3, in_channels=width, out_channels=classes)
+        self.out = OutBlock(in_channels=width, out_channels=classes)
 
     def forward(self, volume: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "b classes z y x"]:
         """Logits at the input's resolution; edges are multiples of the encoder's stride."""
@@ -124,19 +123,6 @@ def build_segmentation(architecture: Mapping[str, Any]) -> nn.Module:
 def parameter_count(module: nn.Module) -> int:
     """All parameters, frozen ones included."""
     return sum(p.numel() for p in module.parameters())
-
-
-def _residual(inputs: int, outputs: int, norm: str) -> nn.Module:
-    block: nn.Module = UnetrBasicBlock(
-        spatial_dims=3,
-        in_channels=inputs,
-        out_channels=outputs,
-        kernel_size=3,
-        stride=1,
-        norm_name=norm,
-        res_block=True,
-    )
-    return block
 
 
 def freeze(module: nn.Module) -> None:

@@ -6,24 +6,14 @@ fine-tuned with (Zhuang et al., arXiv 2306.08913, sec. 4).
 
 from __future__ import annotations
 
-import warnings
 from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from backend.models.blocks import OutBlock, ResidualBlock, TokenUpBlock, UpBlock
 from backend.models.swin import Grid
 from backend.models.vit import VitEncoder
-
-with warnings.catch_warnings():
-    # MONAI's import warns about its own dependencies; nothing a user could act on.
-    warnings.simplefilter("ignore")
-    from monai.networks.blocks.dynunet_block import UnetOutBlock
-    from monai.networks.blocks.unetr_block import (
-        UnetrBasicBlock,
-        UnetrPrUpBlock,
-        UnetrUpBlock,
-    )
 
 
 class UnetrSegmenter(nn.Module):
@@ -56,44 +46,27 @@ class UnetrSegmenter(nn.Module):
             )
         self.hidden_after = tuple(encoder.depth * step // steps for step in range(1, steps))
         widths = [width * 2**step for step in range(steps)]
-        self.image_block = UnetrBasicBlock(
-            spatial_dims=3,
-            in_channels=1,
-            out_channels=width,
-            kernel_size=3,
-            stride=1,
-            norm_name=norm,
-            res_block=True,
-        )
+        self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm_name=norm)
         # The first up-sampling of a skip block is not counted in num_layer.
         self.skip_blocks = nn.ModuleList(
-            UnetrPrUpBlock(
-                spatial_dims=3,
+            TokenUpBlock(
                 in_channels=encoder.width,
                 out_channels=widths[step],
                 num_layer=steps - 1 - step,
-                kernel_size=3,
-                stride=1,
-                upsample_kernel_size=2,
                 norm_name=norm,
-                conv_block=True,
-                res_block=True,
             )
             for step in range(1, steps)
         )
         self.up_blocks = nn.ModuleList(
-            UnetrUpBlock(
-                spatial_dims=3,
+            UpBlock(
                 in_channels=inputs,
                 out_channels=outputs,
-                kernel_size=3,
                 upsample_kernel_size=2,
                 norm_name=norm,
-                res_block=True,
             )
             for inputs, outputs in pairwise([encoder.width, *reversed(widths)])
         )
-        self.out = UnetOutBlock(spatial_dims=3, in_channels=width, out_channels=classes)
+        self.out = OutBlock(in_channels=width, out_channels=classes)
 
     def forward(self, volume: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "b classes z y x"]:
         """Logits at the input's resolution; edges are multiples of the encoder's patch."""
