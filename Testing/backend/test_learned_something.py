@@ -42,7 +42,7 @@ SOLVED_ON = range(200, 204)
 JUDGED_ON = range(204, 208)
 STEPS = int(os.environ.get("PROBE_STEPS", "300"))
 SEEDS = (0, 1, 2)
-WINDOWS = 6
+WINDOWS = 12
 """Read from each phantom."""
 MUST_BEAT_RANDOM = ("smit", "glmae", "pgl", "mae3d")
 RESULTS = REPOSITORY / "Testing" / "benchmarks" / "probe.json"
@@ -62,24 +62,28 @@ def tiny(method: str) -> PretrainConfig:
 
 
 def labelled(config: PretrainConfig, seeds: Sequence[int]) -> list[LabelledImage]:
-    """Windows of phantoms as the encoder sees them, at random places.
+    """Windows of phantoms as the encoder sees them, around random places, air beyond the scan.
 
-    Windows, because every phantom shows the same part of the body: in a whole one the place of a
-    voxel tells its organ, and a network that is told places needs to know nothing else.
+    Windows, because every phantom shows the same part of the body: in a whole one, and in windows
+    that stay within it, the place of a voxel tells its organ. A transformer is told places, and
+    with random weights would need to know nothing else: its features scored .69 where those of
+    its patches alone, without places, score .30.
     """
     windows = []
     for seed in seeds:
         pair = make_phantom(seed, size=SIZE, spacing_mm=SPACING_MM)
         image, label = preprocess_pair(*pair, recipe_of(config.preprocess))
-        seen = intensity_tensor(image.voxels, preprocessing(config.preprocess)).image[0]
+        seen = intensity_tensor(image.voxels, preprocessing(config.preprocess)).image[0].numpy()
         size = triple(config.views.main.size)
+        beyond = [(n // 2, n // 2) for n in size]
+        voxels = np.pad(seen, beyond, constant_values=seen.min())
+        target = np.pad(np.asarray(label.voxels), beyond)
         rng = np.random.default_rng(seed)
         for _ in range(WINDOWS):
-            starts = [
-                int(rng.integers(0, n - s + 1)) for n, s in zip(seen.shape, size, strict=True)
-            ]
+            # With centres anywhere in the scan a voxel lies anywhere in its windows.
+            starts = [int(rng.integers(0, n + 1)) for n in seen.shape]
             cut = tuple(slice(a, a + s) for a, s in zip(starts, size, strict=True))
-            windows.append(LabelledImage(seen[cut], np.asarray(label.voxels)[cut]))
+            windows.append(LabelledImage(torch.from_numpy(voxels[cut].copy()), target[cut]))
     return windows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backend.models.vit import VitOutput
+from backend.models.vit import VitEncoder, as_map
 
 _CLASSES = {
     "swin": "swin.SwinEncoder",
@@ -30,12 +30,16 @@ def build_encoder(arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def feature_maps(encoder: nn.Module, volume: Float[Tensor, "b 1 z y x"]) -> tuple[Tensor, ...]:
-    """Maps (b, c, z, y, x) that an encoder gives of volumes, from the finest to the coarsest."""
+    """Maps (b, c, z, y, x) that a decoder reads of an encoder, from the first to the deepest.
+
+    Those of encoders with stages grow coarser. A transformer without has its tokens after some
+    blocks, as `VitEncoder.read_after` tells, and the final ones, all of one size.
+    """
+    if isinstance(encoder, VitEncoder):
+        out = encoder(volume, hidden_after=encoder.read_after)
+        every = (*out.hidden, out.tokens)
+        return tuple(as_map(tokens, out.grid) for tokens in every)
     output = encoder(volume)
-    if isinstance(output, VitOutput):
-        # A transformer without stages: its final tokens, as a map.
-        tokens = output.tokens.transpose(1, 2)
-        return (tokens.reshape(len(tokens), -1, *output.grid),)
     finer: tuple[Tensor, ...] = tuple(output.pyramid)
     coarsest: Tensor = output.bottleneck
     return finer if finer[-1] is coarsest else (*finer, coarsest)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backend.models.blocks import OutBlock, ResidualBlock, TokenUpBlock, UpBlock
 from backend.models.swin import Grid
-from backend.models.vit import VitEncoder
+from backend.models.vit import VitEncoder, as_map
 
 
 class UnetrSegmenter(nn.Module):
@@ -44,7 +44,6 @@ class UnetrSegmenter(nn.Module):
             raise ValueError(
                 f"patch {encoder.patch} must be a power of 2 from 2 to {2**encoder.depth}"
             )
-        self.hidden_after = tuple(encoder.depth * step // steps for step in range(1, steps))
         widths = [width * 2**step for step in range(steps)]
         self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm_name=norm)
         # The first up-sampling of a skip block is not counted in num_layer.
@@ -70,7 +69,7 @@ class UnetrSegmenter(nn.Module):
 
     def forward(self, volume: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "b classes z y x"]:
         """Logits at the input's resolution; edges are multiples of the encoder's patch."""
-        features = self.encoder(volume, hidden_after=self.hidden_after)
+        features = self.encoder(volume, hidden_after=self.encoder.read_after)
         skips = [self.image_block(volume)]
         for block, tokens in zip(self.skip_blocks, features.hidden, strict=True):
             skips.append(block(as_map(tokens, features.grid)))
@@ -79,8 +78,3 @@ class UnetrSegmenter(nn.Module):
             x = block(x, skip)
         logits: Tensor = self.out(x)
         return logits
-
-
-def as_map(tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b c gz gy gx"]:
-    """Tokens at their places in the grid."""
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)

@@ -86,6 +86,16 @@ class VitEncoder(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.weight.view(width, -1))
         nn.init.normal_(self.cls_token, std=0.02)
 
+    @property
+    def read_after(self) -> tuple[int, ...]:
+        """Numbers of the blocks whose tokens a decoder reads beside the final ones, rising.
+
+        One for each doubling of the edge between the first and the last: after 3, 6 and 9 of 12
+        blocks with patches of 16 voxels (Hatamizadeh et al., doi:10.1109/WACV51458.2022.00181).
+        """
+        doublings = self.patch.bit_length() - 1
+        return tuple(sorted({self.depth * n // doublings for n in range(1, doublings)} - {0}))
+
     def forward(
         self,
         volume: Float[Tensor, "b 1 z y x"],
@@ -247,6 +257,11 @@ def unpatchify(
     z, y, x = grid
     joined = patches.reshape(-1, z, y, x, patch, patch, patch).permute(0, 1, 4, 2, 5, 3, 6)
     return joined.reshape(-1, 1, z * patch, y * patch, x * patch)
+
+
+def as_map(tokens: Float[Tensor, "b n c"], grid: Grid) -> Float[Tensor, "b c gz gy gx"]:
+    """Tokens at their places in the grid."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
 
 def pick(tokens: Float[Tensor, "b n c"], index: Int64[Tensor, "b k"]) -> Float[Tensor, "b k c"]:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from backend.models.segmentation import freeze, parameter_count
-from backend.models.unetr import UnetrSegmenter, as_map
-from backend.models.vit import VitEncoder
+from backend.models.unetr import UnetrSegmenter
+from backend.models.vit import VitEncoder, as_map
 
 
 def _network(*, patch: int = 4, depth: int = 2, norm: str = "instance") -> UnetrSegmenter:
@@ -38,7 +38,7 @@ def test_skips_come_after_even_shares_of_the_blocks(
     depth: int, patch: int, blocks: tuple[int, ...]
 ) -> None:
     with torch.device("meta"):
-        assert _network(depth=depth, patch=patch).hidden_after == blocks
+        assert _network(depth=depth, patch=patch).encoder.read_after == blocks
 
 
 @torch.no_grad()

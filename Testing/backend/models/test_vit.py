@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.models.encoder import build_encoder
+from backend.models.encoder import build_encoder, feature_maps
 from backend.models.segmentation import parameter_count
 from backend.models.vit import (
     MaeDecoder,
@@ -225,3 +225,15 @@ def test_sizes_that_do_not_fit_are_refused_with_their_value() -> None:
     for numbers in ((0,), (4,), (2, 1)):
         with pytest.raises(ValueError, match="must rise within 1 to 3"):
             _encoder()(_volume(), hidden_after=numbers)
+
+
+@torch.no_grad()
+def test_a_decoder_reads_the_tokens_after_some_blocks_and_the_final_ones_as_maps() -> None:
+    encoder = VitEncoder(width=24, depth=4, heads=2, patch=8).eval()
+    volume = torch.rand(1, 1, 8, 16, 24)
+    first, second, last = feature_maps(encoder, volume)
+    found = encoder(volume, hidden_after=(1, 2))
+    for made, tokens in zip((first, second, last), (*found.hidden, found.tokens), strict=True):
+        assert made.shape == (1, 24, 1, 2, 3)
+        # Token 4 is the patch at (0, 1, 1).
+        assert torch.equal(made[0, :, 0, 1, 1], tokens[0, 4])
