@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from backend.models.blocks import OutBlock, ResidualBlock, TokenUpBlock, UpBlock
-from backend.models.swin import Grid
 from backend.models.vit import VitEncoder, as_map
 
 
