@@ -20,13 +20,16 @@ from torch import Tensor, nn
 
 from backend.models.encoder import feature_maps
 
+NOT_ASKED = -1
+"""The target of voxels that are not read."""
+
 
 class LabelledImage(NamedTuple):
     """A scan as the encoder sees it, with the class of each voxel (0: background).
 
     Attributes:
         image: (z, y, x); edges are multiples of the encoder's stride.
-        target: whole numbers, (z, y, x).
+        target: whole numbers, (z, y, x); `NOT_ASKED` where a voxel is not read.
     """
 
     image: Float[Tensor, "z y x"]
@@ -94,7 +97,7 @@ def _places(
 ) -> NDArray[np.int64]:
     """Voxels (n, 3), as many of each class."""
     chosen = []
-    for value in np.unique(target):
+    for value in np.setdiff1d(target, NOT_ASKED):
         found = np.argwhere(target == value)
         chosen.append(found[rng.permutation(len(found))[:voxels]])
     return np.concatenate(chosen)

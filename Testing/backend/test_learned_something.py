@@ -31,7 +31,7 @@ from backend.inference.predictor import intensity_tensor
 from backend.methods import build_method
 from backend.models.encoder import build_encoder
 from backend.preparation import recipe_of
-from backend.probe import LabelledImage, ProbeSettings, linear_probe
+from backend.probe import NOT_ASKED, LabelledImage, ProbeSettings, linear_probe
 from backend.provenance import preprocessing
 from backend.settings.common import triple
 from backend.weights import load_into, load_weights
@@ -62,28 +62,30 @@ def tiny(method: str) -> PretrainConfig:
 
 
 def labelled(config: PretrainConfig, seeds: Sequence[int]) -> list[LabelledImage]:
-    """Windows of phantoms as the encoder sees them, around random places, air beyond the scan.
+    """Windows of phantoms as the encoder sees them, at random places; their middles are asked for.
 
-    Windows, because every phantom shows the same part of the body: in a whole one, and in windows
-    that stay within it, the place of a voxel tells its organ. A transformer is told places, and
-    with random weights would need to know nothing else: its features scored .69 where those of
-    its patches alone, without places, score .30.
+    Every phantom shows the same part of the body, so in a whole one, and to a lesser degree
+    anywhere in a window, the place of a voxel tells its organ. A transformer is told places, and
+    with random weights would need to know nothing else: asked anywhere in windows its features
+    scored .69, where those of its patches alone, without places, scored .30.
     """
     windows = []
     for seed in seeds:
         pair = make_phantom(seed, size=SIZE, spacing_mm=SPACING_MM)
         image, label = preprocess_pair(*pair, recipe_of(config.preprocess))
-        seen = intensity_tensor(image.voxels, preprocessing(config.preprocess)).image[0].numpy()
+        seen = intensity_tensor(image.voxels, preprocessing(config.preprocess)).image[0]
+        target = np.asarray(label.voxels).astype(np.int16)
         size = triple(config.views.main.size)
-        beyond = [(n // 2, n // 2) for n in size]
-        voxels = np.pad(seen, beyond, constant_values=seen.min())
-        target = np.pad(np.asarray(label.voxels), beyond)
+        middle = tuple(slice(s // 3, s - s // 3) for s in size)
         rng = np.random.default_rng(seed)
         for _ in range(WINDOWS):
-            # With centres anywhere in the scan a voxel lies anywhere in its windows.
-            starts = [int(rng.integers(0, n + 1)) for n in seen.shape]
+            starts = [
+                int(rng.integers(0, n - s + 1)) for n, s in zip(seen.shape, size, strict=True)
+            ]
             cut = tuple(slice(a, a + s) for a, s in zip(starts, size, strict=True))
-            windows.append(LabelledImage(torch.from_numpy(voxels[cut].copy()), target[cut]))
+            asked = np.full(size, NOT_ASKED, np.int16)
+            asked[middle] = target[cut][middle]
+            windows.append(LabelledImage(seen[cut], asked))
     return windows
 
 
