@@ -253,8 +253,7 @@ class Segment:
     input: Path
     """A volume file, a folder with one DICOM series, or a folder of scans."""
     output: Path
-    """Label file (.nii.gz, .nrrd, .seg.nrrd, .mha) for one scan, a folder for many: there, what
-    the same model made of the same scan before is kept, and index.csv tells which scan is which."""
+    """Label file (.nii.gz, .nrrd, .seg.nrrd, .mha), or a folder, which gets an index.csv too."""
     structures: Names = None
     """Names of the structures to write. Left out: all."""
     device: Device = "auto"
@@ -264,7 +263,7 @@ class Segment:
     ] = None
     """Format of the label files when --output is a folder. Left out: .nii.gz."""
     overwrite: Switch = False
-    """Replace output files that exist, also those that would be kept."""
+    """Replace files. Left out: a folder keeps what the same model made of the same scan."""
 
     def run(self) -> None:
         """Segment."""

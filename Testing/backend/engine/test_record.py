@@ -214,8 +214,11 @@ def test_outcome_is_written_and_raised_plainly(
         }
 
 
-def test_every_line_of_a_message_can_be_found_by_its_time_and_level(tmp_path: Path) -> None:
+def test_every_line_of_a_message_can_be_found_by_its_time_and_level(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "run"
+    caplog.set_level(logging.WARNING, logger="backend")
     _finished(path)
     with pytest.raises(BackendError), _run(path, resume=True) as run, run.outcome():
         raise UserError("It is\nso.", "Do this.")
