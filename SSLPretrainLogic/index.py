@@ -282,7 +282,7 @@ def scan_progress(log: Path) -> ScanProgress | None:
             text = stream.read().decode("utf-8", errors="replace")
     except OSError:
         return None
-    # The bar is drawn over itself: the last one counts.
+    # What was told last counts.
     found = list(_BAR.finditer(text))
     if not found:
         return None

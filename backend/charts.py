@@ -185,7 +185,8 @@ def dice_chart(organs: Sequence[Curve], mean: Curve | None) -> str:
                 part.steps, part.middle, color=_INK, linewidth=2.4, label="mean",
                 **_marker(len(part.steps)),
             )  # fmt: skip
-        ax.set_ylim(0, 1)
+        # A little more than there can be: a line on the edge would be half hidden by the axis.
+        ax.set_ylim(-0.02, 1.02)
         ax.set_title("Dice", loc="left", fontsize=9, color=_INK)
         ax.set_xlabel("step")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))

@@ -253,7 +253,7 @@ class Segment:
     input: Path
     """A volume file, a folder with one DICOM series, or a folder of scans."""
     output: Path
-    """Label file (.nii.gz, .nrrd, .seg.nrrd, .mha) for one scan, a folder for many."""
+    """Label file (.nii.gz, .nrrd, .seg.nrrd, .mha), or a folder, which gets an index.csv too."""
     structures: Names = None
     """Names of the structures to write. Left out: all."""
     device: Device = "auto"
@@ -263,7 +263,7 @@ class Segment:
     ] = None
     """Format of the label files when --output is a folder. Left out: .nii.gz."""
     overwrite: Switch = False
-    """Replace output files that exist."""
+    """Replace files. Left out: a folder keeps what the same model made of the same scan."""
 
     def run(self) -> None:
         """Segment."""
@@ -361,11 +361,11 @@ class Methods:
 class Describe:
     """Tell what a method with its settings is: parameters, cost, deviations from the paper."""
 
-    method: Annotated[str | None, arg(metavar="NAME")] = None
+    method: OptionalName = None
     """Pretext method or network, see `backend methods`."""
     preset: OptionalName = None
     """Settings of the method. Left out: its first preset."""
-    diff: Annotated[tuple[str, str] | None, arg(metavar="A B")] = None
+    diff: Annotated[tuple[str, str] | None, arg(metavar="A B", help_behavior_hint="")] = None
     """Tell the settings in which two differ, each METHOD, METHOD/PRESET or a run folder."""
     json: Switch = False
     """Print JSON for programs."""
@@ -628,22 +628,25 @@ def _told_done(run: Path, *, given: str) -> str:
     )
 
 
+_HARDLY_ANYTHING = 0.01
+"""A mean Dice below this is that of a model which has not learnt to find anything."""
+
+
 def _best_of(run: Path) -> str:
     """Which weights `segment` will take, and how good they were in validation."""
     from backend.engine.record import read_status
 
     best = read_status(run).get("best")
-    if best and best["val/dice_mean"] == 0:
-        return (
-            "Best:   no structure was found in the validation scans yet. Train for longer, or look "
-            f"at {run / 'previews'}.\n"
-        )
     if not best:
         return f"Model:  {run / 'checkpoints' / 'model.safetensors'} (not validated)\n"
-    return (
-        f"Model:  {run / 'checkpoints' / 'best.safetensors'}\n"
-        f"Best:   mean Dice {best['val/dice_mean']:.3f} on validation scans, step {best['step']}\n"
-    )
+    dice = best["val/dice_mean"]
+    told = f"mean Dice {dice:.3f} on validation scans, step {best['step']}"
+    if dice < _HARDLY_ANYTHING:
+        told += (
+            ":\n        hardly any structure was found yet. Train for longer, or look at "
+            f"{run / 'previews'}."
+        )
+    return f"Model:  {run / 'checkpoints' / 'best.safetensors'}\nBest:   {told}\n"
 
 
 def _say(text: str) -> None:

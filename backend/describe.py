@@ -117,7 +117,8 @@ def show_difference(first: str, second: str, *, as_json: bool) -> None:
     Raises:
         UserError: if there is no such method, preset or run.
     """
-    ours, theirs = (dict(_flat(_recipe(name))) for name in (first, second))
+    recipes = [_recipe(name) for name in (first, second)]
+    ours, theirs = (dict(_flat(recipe)) for recipe in recipes)
     rows = {
         key: tuple(_told(side[key]) if key in side else "-" for side in (ours, theirs))
         for key in sorted(ours.keys() | theirs.keys())
@@ -129,6 +130,8 @@ def show_difference(first: str, second: str, *, as_json: bool) -> None:
     if not rows:
         _print(f"{first} and {second} are the same.")
         return
+    compared = " and ".join(f"{r['method']['name']} {r['preset']}" for r in recipes)
+    _print(f"Settings in which {compared} differ\n")
     table = [("setting", first, second), *((key, a, b) for key, (a, b) in rows.items())]
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     for row in table:
@@ -158,7 +161,7 @@ def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
     return {
         "scans": f"{cost['scans_per_step']}",
         "arithmetic": f"{cost['gflop_per_step']:,} GFLOP",
-        "memory, fp32": f"{cost['memory_mib_fp32_at_least']:,} MiB at least: "
+        "memory, fp32": f"{cost['memory_mib_fp32_at_least']:,} MB at least: "
         f"{cost['saved_activations_mib_fp32']:,} activations, "
         f"{cost['weights_and_optimizer_mib']:,} weights and optimizer",
         "time on this machine": f"{cost['seconds_per_step_here_at_least']:g} s at least",

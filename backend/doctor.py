@@ -152,7 +152,7 @@ def run(*, as_json: bool) -> None:
         as_json: write one JSON object instead of text: `schema`, `ok`, `version`, `python`,
             `platform`, `packages`, `torch`, `devices`, `processor`, `memory`, `disk`, `dicom`,
             `findings` [{topic, level, what, cure}], `install` (one command for all packages that
-            are absent or too old). Sizes are MiB.
+            are absent or too old). Sizes are MB of 1024 squared.
 
     Raises:
         UserError: if something is missing without which nothing works.
@@ -477,7 +477,7 @@ def _device_finding(device: Device) -> Finding:
             if device.name != "cpu"
             else f"{_pip()} --force-reinstall torch",
         )
-    memory = f", {device.free_mb} of {device.memory_mb} MiB free" if device.memory_mb else ""
+    memory = f", {device.free_mb} of {device.memory_mb} MB free" if device.memory_mb else ""
     precision = "bf16" if device.bf16 else "fp32"
     return Finding(
         topic="devices",
@@ -564,7 +564,7 @@ def look_at_processor(*, threads: int | None) -> tuple[dict[str, Any], list[Find
     }
     what = f"{allowed} of {logical} cores usable"
     what += f" (container limit {limit:g})" if limit is not None else ""
-    what += f", PyTorch takes {threads} threads" if threads else ""
+    what += f", PyTorch takes {threads} thread{'s' * (threads != 1)}" if threads else ""
     if threads and threads > allowed:
         cure = f"Set OMP_NUM_THREADS={allowed}: more threads than cores slow each other down."
         return facts, [Finding(topic="processor", level="warning", what=what, cure=cure)]
@@ -630,7 +630,7 @@ def cgroup_memory(*, root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> i
 
 
 def look_at_memory() -> tuple[dict[str, Any], list[Finding]]:
-    """Memory of the machine and of the container, in MiB."""
+    """Memory of the machine and of the container, in MB of 1024 squared."""
     psutil, error = load("psutil")
     limit = cgroup_memory()
     if psutil is None:

@@ -41,6 +41,7 @@ from backend.pretrain import (
     require_enough,
     resolve,
     split_held_out,
+    too_few_to_hold_out,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Estimate:
         memory_mb: peak of the measured steps, of the GPU where one computes, else of the process.
         memory_free_mb: what there is for it.
         scans: to learn from, without those held out.
+        scans_held_out: to judge by.
+        held_out_note: why none is held out although a share was asked for, else "".
         scans_left_out: of those that were prepared, such as cannot be read.
         steps_measured: after the warm-up.
         seconds_per_step: their median.
@@ -96,6 +99,8 @@ class Estimate:
     memory_mb: int
     memory_free_mb: int
     scans: int
+    scans_held_out: int
+    held_out_note: str
     scans_left_out: int
     steps_measured: int
     seconds_per_step: float
@@ -165,10 +170,10 @@ def estimate(request: PretrainRequest) -> Estimate:
     with _temporary() as place:
         prepared = _prepared(config, rows, cache=cache, place=place)
         ids = sorted(row.id for row in rows if row.id not in prepared.failed)
-        learn, _ = split_held_out(ids, share=config.data.held_out, seed=config.train.seed)
-        require_enough(config, scans=len(learn))
-        measured = _measured(request, config, prepared, place=place, scans=len(learn))
-    return _reckoned(config, prepared, measured, cache=cache, rows=rows, scans=len(learn))
+        split = split_held_out(ids, share=config.data.held_out, seed=config.train.seed)
+        require_enough(config, scans=len(split[0]))
+        measured = _measured(request, config, prepared, place=place, scans=len(split[0]))
+    return _reckoned(config, prepared, measured, cache=cache, rows=rows, split=split)
 
 
 @contextmanager
@@ -195,22 +200,31 @@ def told(found: Estimate) -> str:
     memory = f"{found.memory_mb:,} MB at the peak, {found.memory_free_mb:,} MB free"
     cache = f"{told_bytes(found.cache_bytes)} to write into {found.cache}"
     left_out = f", {found.scans_left_out} left out" if found.scans_left_out else ""
-    scans = f"{found.scans} scans{left_out}"
-    steps = f"{found.total_steps:,} ({found.steps_per_epoch:g} per epoch, {scans})"
+    scans = f"{found.scans} to learn from, {found.scans_held_out} held out{left_out}"
+    note = f"; {found.held_out_note}" if found.held_out_note else ""
     rows = {
         "Device": f"{found.device}, {found.precision}",
         "Network": f"{found.parameters:,} parameters that learn",
         "Memory": memory,
         "Cache": f"{cache}, {told_bytes(found.disk_free_bytes)} free",
-        "Preparation": f"{told_time(found.preparation_s)} at most, "
-        f"for {found.scans_to_prepare} scans that are not in the cache",
+        "Preparation": _told_preparation(found),
         "Step": f"{found.seconds_per_step:.3g} s (median of {found.steps_measured})",
-        "Steps": steps,
+        "Scans": scans + note,
+        "Steps": f"{found.total_steps:,} ({found.steps_per_epoch:g} per epoch)",
         "Training": told_time(found.training_s),
         "Total": told_time(found.total_s),
     }
     lines = [f"{found.method} {found.preset}", *(f"  {k:<12} {v}" for k, v in rows.items())]
     return "\n".join([*lines, found.problem or "It fits into memory and disk."])
+
+
+def _told_preparation(found: Estimate) -> str:
+    if not found.scans_to_prepare:
+        return "none, all scans are in the cache"
+    # "Less than 1 s" is a limit already.
+    limit = "at most " if found.preparation_s >= 1 else ""
+    scans = f"{found.scans_to_prepare} scan{'s' * (found.scans_to_prepare != 1)}"
+    return f"{limit}{told_time(found.preparation_s)}, for {scans} not yet in the cache"
 
 
 def told_time(seconds: float) -> str:
@@ -374,8 +388,9 @@ def _reckoned(
     *,
     cache: Cache,
     rows: Sequence[SeriesRow],
-    scans: int,
+    split: tuple[Sequence[str], Sequence[str]],
 ) -> Estimate:
+    scans, held_out = map(len, split)
     per_step = sorted(measured.seconds)[len(measured.seconds) // 2]
     training = per_step * measured.facts["total_steps"]
     return Estimate(
@@ -385,6 +400,8 @@ def _reckoned(
         memory_mb=round(measured.memory_mb),
         memory_free_mb=round(measured.memory_free_mb),
         scans=scans,
+        scans_held_out=held_out,
+        held_out_note=too_few_to_hold_out(config, scans=scans + held_out),
         scans_left_out=len(prepared.failed),
         steps_measured=len(measured.seconds),
         seconds_per_step=round(per_step, 4),

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("backend")
 
 _HELD_OUT_AT_MOST = 8
-_HELD_OUT_FROM = 10
-"""Fewer scans than this are all trained on: one of them would be worth more there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,11 +235,12 @@ def _train(
     watcher = Watcher(task, Reader(shown, config), folder=folder, measured=bool(held_out))
     folder.update(scans={"training": len(learn), "held_out": len(held_out)})
     log.info(
-        "%s %s: %d scans to learn from, %d held out",
+        "%s %s: %d scans to learn from, %d held out%s",
         config.method.name,
         config.preset,
         len(learn),
         len(held_out),
+        f"; {few}" if (few := too_few_to_hold_out(config, scans=len(volumes))) else "",
     )
     loop = prepared_loop(
         task, train, samples=len(learn), device=device, folder=folder, resume=request.resume
@@ -284,12 +283,23 @@ def _cached(
 def split_held_out(ids: Sequence[str], *, share: float, seed: int) -> tuple[list[str], list[str]]:
     """Scans to learn from and scans to judge by, decided by the seed.
 
-    With fewer than ten scans none is held out, and never more than eight.
+    Of so few that the share is half a scan or less none is held out, and never more than eight.
     """
-    count = min(_HELD_OUT_AT_MOST, round(share * len(ids))) if len(ids) >= _HELD_OUT_FROM else 0
+    count = min(_HELD_OUT_AT_MOST, round(share * len(ids)))
     order = np.random.default_rng([seed, 2]).permutation(len(ids))
     chosen = {ids[i] for i in order[:count]}
     return [i for i in ids if i not in chosen], [i for i in ids if i in chosen]
+
+
+def too_few_to_hold_out(config: PretrainConfig, *, scans: int) -> str:
+    """That a share of the scans rounds to none, and which one would not; "" if it does not."""
+    if config.data.held_out == 0 or round(config.data.held_out * scans) > 0:
+        return ""
+    if scans == 1:
+        return "one scan alone cannot be held out"
+    # The smallest hundredth that makes more than half a scan.
+    share = (50 // scans + 1) / 100
+    return f"too few to hold one out; --set data.held_out={share:g} would"
 
 
 def require_enough(config: PretrainConfig, *, scans: int) -> None:

@@ -86,7 +86,8 @@ def summary(result: ScanResult, *, output: Path, quick: bool) -> str:
         lines.append("Only headers were read: HU ranges, and label maps of 16 bits, are unknown.")
     lines.append(f"Index: {output}")
     if usable:
-        lines.append(f"Next:  backend pretrain --method smit --data {output} --output runs/first")
+        run = output.parent / "runs" / "pretrain"
+        lines.append(f"Next:  backend pretrain --method smit --data {output} --output {run}")
         lines.append("       (without a GPU add --preset tiny)")
     return "\n".join(lines) + "\n"
 
@@ -116,13 +117,19 @@ def _refused_lines(rows: Iterable[SeriesRow]) -> list[str]:
     lines = []
     for kind, members in sorted(groups.items(), key=lambda g: (-len(g[1]), g[0])):
         lines += ["", f"Refused, {kind}: {len(members)}"]
-        lines += [
-            textwrap.shorten(f"{_short(r.path)}: {r.reason}", _WIDTH - 2, placeholder=" …")
-            for r in members[:_EXAMPLES]
-        ]
+        lines += [line for r in members[:_EXAMPLES] for line in _refused_row(r)]
         if len(members) > _EXAMPLES:
             lines.append(f"… and {len(members) - _EXAMPLES} more")
     return [line if line.startswith("Refused") or not line else f"  {line}" for line in lines]
+
+
+def _refused_row(row: SeriesRow) -> list[str]:
+    """Where it lies, what tells it from others of that folder, and the whole reason."""
+    size = f", {'x'.join(map(str, reversed(row.size)))}" if row.size else ""
+    text = f"{_short(row.path)} ({row.id}{size}): {row.reason}"
+    return textwrap.wrap(
+        text, _WIDTH - 2, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _short(path: Path) -> str:
@@ -145,7 +152,9 @@ def _ignored_lines(result: ScanResult) -> list[str]:
     endings = list(result.ignored_endings.items())
     shown = ", ".join(f"{n:,} {ending}" for ending, n in endings[:6])
     more = ", …" if len(endings) > 6 else ""
-    lines = [f"{result.ignored_files:,} files are not images ({shown}{more})"]
+    one = result.ignored_files == 1
+    told = "1 file is no image" if one else f"{result.ignored_files:,} files are no images"
+    lines = [f"{told} ({shown}{more})"]
     if ".zip" in result.ignored_endings:
         lines.append("Archives are not opened: unpack those that hold scans.")
     return lines

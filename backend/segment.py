@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
-from tqdm import tqdm
 
 from backend import __version__
-from backend.data.index import read_index, refusals
+from backend.data.index import read_index, refusals, write_index
 from backend.data.label_files import (
     ENDINGS,
     NAMES_SUFFIX,
@@ -38,12 +37,12 @@ from backend.data.readers import read_volume
 from backend.data.scan import scan as scan_folders
 from backend.data.series import SeriesRow
 from backend.data.volume_file import volume_among
-from backend.errors import BackendError, ResourceError, ScanError, UserError
+from backend.errors import BackendError, ResourceError, ScanError, UserError, told_plainly
 from backend.files import require_file_place, written_whole
 from backend.geometry import Volume
 from backend.inference.structures import header_labels, require_segmentation
 from backend.preparation import check_device
-from backend.progress import progress
+from backend.progress import progress, progress_bar
 from backend.weights import read_header, resolve_weights
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ SCHEMA = 1
 _GENERIC_STEMS = {"ct", "image", "img", "imaging", "scan", "volume"}
 _NNUNET_CHANNEL = "_0000"
 _TABLE = "volumes.csv"
+_INDEX = "index.csv"
 _COLUMNS = ("case", "structure", "value", "voxels", "ml")
 _LISTED = 5
 _LISTED_REFUSALS = 20
@@ -69,10 +69,12 @@ class Scan:
     Attributes:
         name: of its outputs, without ending; unique in a run.
         files: what to read.
+        row: what the search of a folder has found out about it; None if nothing was searched.
     """
 
     name: str
     files: tuple[Path, ...]
+    row: SeriesRow | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +119,9 @@ def run(
 ) -> list[Segmented]:
     """Segment one scan into a file, or all scans of a folder into a folder.
 
-    Beside every label file stands `<name>.json` with the volumes in ml, and for a folder
-    `volumes.csv` with all of them, to which a later run adds its own. In a folder, what the same
+    Beside every label file stands `<name>.json` with the volumes in ml, and in a folder
+    `volumes.csv` with all of them; where a folder was searched, `index.csv` as well, which tells
+    the place of each scan by its id. A later run adds its own to both. In a folder, what the same
     weights made of the same scan before is kept, so that an interrupted run goes on where it
     stopped; anything else that is there already, be it a label file or one of those beside it, is
     refused before the work starts, unless `overwrite`.
@@ -157,7 +160,8 @@ def run(
     digest = _digest(weights)
     records = {scan.name: _record(scan, digest, labels) for scan in scans}
     table = None if single else output / _TABLE
-    results = {} if overwrite else _already_done(scans, targets, records, table=table)
+    index = output / _INDEX if table is not None and input.is_dir() else None
+    results = {} if overwrite else _already_done(scans, targets, records, table=table, index=index)
     failed: dict[str, BackendError] = {}
     waiting = [scan for scan in scans if scan.name not in results]
     if waiting:
@@ -186,9 +190,8 @@ def run(
             # A disk that is full or read-only stops the run: every later scan would meet it too.
             results[scan.name] = _write(found, targets[scan.name], labels, content)
     done = [results[scan.name] for scan in scans if scan.name in results]
-    if table is not None and done:
-        _write_table(table, done)
-    _tell(done)
+    _write_tables(done, scans, table=table, index=index)
+    _tell(done, index=index)
     _raise_failures(failed, total=len(scans))
     return done
 
@@ -221,7 +224,10 @@ def find_scans(path: Path, *, single: bool) -> list[Scan]:
         )
     root = path if path.is_dir() else path.parent
     names = scan_names([(row.id, tuple(row.files)) for row in rows], root=root.resolve())
-    return [Scan(name=name, files=tuple(row.files)) for name, row in zip(names, rows, strict=True)]
+    return [
+        Scan(name=name, files=tuple(row.files), row=row)
+        for name, row in zip(names, rows, strict=True)
+    ]
 
 
 def scan_names(rows: Sequence[tuple[str, tuple[Path, ...]]], *, root: Path) -> list[str]:
@@ -366,6 +372,7 @@ def _already_done(
     records: dict[str, dict[str, Any]],
     *,
     table: Path | None,
+    index: Path | None,
 ) -> dict[str, Segmented]:
     """Finished scans that need no second pass; anything else in the way is refused.
 
@@ -374,9 +381,12 @@ def _already_done(
         targets: the label file of each.
         records: what decides the result of each.
         table: of the output folder; None for a single file, which nothing is kept of.
+        index: of the output folder, if there is to be one.
     """
     done: dict[str, Segmented] = {}
     in_the_way = [table] if table is not None and _table_rows(table) is None else []
+    if table is not None and index is not None and not _is_ours(index, table):
+        in_the_way.append(index)
     for scan in scans:
         target = targets[scan.name]
         content = _read_report(_report_path(target))
@@ -483,7 +493,8 @@ def _check_ending(ending: str | None, file: Path | None) -> None:
 
 def _require_apart(source: Path, output: Path) -> None:
     """Refuse to write among the scans: the next search would find the labels there."""
-    require_file_place(output / _TABLE)
+    for name in (_TABLE, _INDEX):
+        require_file_place(output / name)
     if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"{output}: lies in the folder of the scans, {source}, where labels would be taken "
@@ -518,14 +529,22 @@ def _window_bar(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
     if not shown:
         yield None
         return
-    interval = 0.1 if sys.stderr.isatty() else 5.0
-    with tqdm(desc="Segmenting", unit=" window", mininterval=interval, file=sys.stderr) as bar:
+    with progress_bar(total=None, what="Segmenting", unit="window") as bar:
 
         def tell(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         yield tell
+
+
+def _write_tables(
+    done: Sequence[Segmented], scans: Sequence[Scan], *, table: Path | None, index: Path | None
+) -> None:
+    if table is not None and done:
+        _write_table(table, done)
+    if index is not None and done:
+        _write_index(index, [scan.row for scan in scans if scan.row is not None])
 
 
 def _write_table(path: Path, done: Sequence[Segmented]) -> None:
@@ -560,6 +579,30 @@ def _table_rows(path: Path) -> dict[str, list[list[Any]]] | None:
     return rows
 
 
+def _is_ours(index: Path, table: Path) -> bool:
+    """Whether an index may grow: one without the table beside it is a project's."""
+    return not index.exists() or (table.exists() and _index_rows(index) is not None)
+
+
+def _write_index(path: Path, rows: Sequence[SeriesRow]) -> None:
+    """What was found out about each scan; what stands there of others stays."""
+    known = {row.id: row for row in (*(_index_rows(path) or ()), *rows)}
+    try:
+        write_index(path, tuple(known.values()))
+    except OSError as error:
+        raise told_plainly(error, path) from error
+
+
+def _index_rows(path: Path) -> list[SeriesRow] | None:
+    """The rows of an index; None if it is none."""
+    if not path.exists():
+        return []
+    try:
+        return read_index(path)
+    except UserError:
+        return None
+
+
 def _tell_refused(rows: Sequence[SeriesRow]) -> None:
     for row in rows[:_LISTED_REFUSALS]:
         sys.stdout.write(f"Left out: {row.path}: {row.reason}\n")
@@ -568,15 +611,23 @@ def _tell_refused(rows: Sequence[SeriesRow]) -> None:
         sys.stdout.write(f"Left out: {rest} more; `backend scan` lists them all\n")
 
 
-def _tell(done: Sequence[Segmented]) -> None:
+def _tell(done: Sequence[Segmented], *, index: Path | None) -> None:
+    if not done:
+        return
+    kept = sum(result.reused for result in done)
+    text = f"Kept, already there ({kept} of {len(done)})"
     if len(done) == 1:
-        for entry in done[0].volumes:
-            sys.stdout.write(f"{entry.name:<30} {entry.ml:>12.2f} ml\n")
-        sys.stdout.write(f"Written: {done[0].file}\n")
-    elif done:
-        kept = sum(result.reused for result in done)
-        text = f" ({kept} of them kept from before)" if kept else ""
-        sys.stdout.write(f"{len(done)} scans{text}, volumes in {done[0].file.parent}/{_TABLE}\n")
+        lines = [f"{entry.name:<30} {_told_volume(entry):>15}" for entry in done[0].volumes]
+        lines.append(f"{text if kept else 'Written'}: {done[0].file}")
+    else:
+        lines = [f"{len(done)} scans, volumes in {done[0].file.parent / _TABLE}"]
+        lines += [text] if kept else []
+    lines += [] if index is None else [f"Which scan is which: {index}"]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def _told_volume(entry: StructureVolume) -> str:
+    return f"{entry.ml:.2f} ml" if entry.voxels else "not found"
 
 
 def _raise_failures(failed: dict[str, BackendError], *, total: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_every_deviation_of_every_preset_is_told_with_its_reason(method: str) ->
             assert all(asdict(item).values()), item
             assert item.reason != "Set by you.", f"{preset}: {item.what}"
             assert "None" not in item.here, item
+            assert not re.search(r"(?<!\S)1 epochs", item.here), item
 
 
 def test_a_setting_of_the_users_own_is_told_as_theirs() -> None:

@@ -199,7 +199,8 @@ def test_the_difference_of_two_recipes_is_told_setting_by_setting(tmp_path: Path
         "method.name": dict(zip(names, ("pgl", "byol"), strict=True)),
         "method.features": dict(zip(names, ("map", "pooled"), strict=True)),
     }
-    table = backend_here("describe", "--diff", *names).out.splitlines()
+    headline, empty, *table = backend_here("describe", "--diff", *names).out.splitlines()
+    assert (headline, empty) == ("Settings in which pgl tiny and byol tiny differ", "")
     assert [line.split() for line in table] == [
         ["setting", *names],
         ["method.features", "map", "pooled"],
@@ -213,6 +214,8 @@ def test_the_difference_of_two_recipes_is_told_setting_by_setting(tmp_path: Path
     assert backend_here("describe", "--diff", "pgl", "pgl/paper").out == (
         "pgl and pgl/paper are the same.\n"
     )
+    first = backend_here("describe", "--diff", "smit", "mip").out.splitlines()[0]
+    assert first == "Settings in which smit released and mip paper differ"
     unknown = backend_here("describe", "--diff", "pgl", "nothing")
     assert unknown.code == 2
     assert "'nothing' is neither a method nor a run folder" in unknown.err

@@ -67,6 +67,7 @@ def test_an_estimate_agrees_with_the_run_and_leaves_nothing(
         k: kept[k] for k in ("device", "precision", "total_steps")
     }
     assert (found["scans"], found["steps_per_epoch"], found["steps_measured"]) == (3, 1.5, 5)
+    assert f"0 held out; {found['held_out_note']}" in made.err
     assert found["training_s"] == pytest.approx(3 * found["seconds_per_step"], abs=0.06)
     assert found["total_s"] == pytest.approx(found["training_s"] + found["preparation_s"], abs=0.1)
     assert found["scans_to_prepare"] == 3
@@ -99,14 +100,21 @@ def test_what_does_not_fit_is_told_to_people_in_one_sentence(
     assert rows[0] == "smit tiny"
     assert [row.split()[0] for row in rows[1:]] == [
         *("Device", "Network", "Memory", "Cache", "Preparation"),
-        *("Step", "Steps", "Training", "Total"),
+        *("Step", "Scans", "Steps", "Training", "Total"),
     ]
+    told = {row.split()[0]: " ".join(row.split()[1:]) for row in rows[1:]}
+    few = "too few to hold one out; --set data.held_out=0.17 would"
+    assert told["Scans"] == f"3 to learn from, 0 held out; {few}"
+    # "Less than" and "at most" are one limit too many.
+    assert ("less than" in told["Preparation"]) != ("at most" in told["Preparation"])
+    assert told["Preparation"].endswith(", for 3 scans not yet in the cache")
     assert problem.startswith("It does not fit: The cache needs")
     assert "100 MB free" in problem
     monkeypatch.setattr(
         psutil, "virtual_memory", lambda: SimpleNamespace(total=2**30, available=-(2**34))
     )
-    done = backend_here(*dry(material, "--cache", material.cache))
+    done = backend_here(*dry(material, "--cache", material.cache, "--set", "data.held_out=0.17"))
+    assert " Scans        2 to learn from, 1 held out\n" in done.out
     assert "It does not fit: a step takes" in done.out.splitlines()[-1]
 
 

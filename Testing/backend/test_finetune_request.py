@@ -280,6 +280,8 @@ def test_of_equal_models_the_later_is_kept_and_no_scan_is_segmented_twice_at_a_s
         return real(network, image, *rest, **options)
 
     monkeypatch.setattr(sliding, "stream_logits", counted)
+    # Its random weights find something by chance.
+    monkeypatch.setattr(cli, "_HARDLY_ANYTHING", 0.5)
     run = tmp_path / "run"
     code, told = command(
         *(*FINETUNE, "--data", labelled, "--output", run, "--cache", tmp_path / "cache"),
@@ -289,6 +291,9 @@ def test_of_equal_models_the_later_is_kept_and_no_scan_is_segmented_twice_at_a_s
     assert code == 0, told
     status = json.loads((run / "status.json").read_text())
     assert status["best"]["step"] == 2
+    assert f"Model:  {run / 'checkpoints' / 'best.safetensors'}\n" in told
+    assert f"Best:   mean Dice {status['best']['val/dice_mean']:.3f} on validation scans" in told
+    assert "hardly any structure was found yet. Train for longer" in told
     assert list((run / "previews").glob("step_*.png"))
     assert len(segmented) == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -107,12 +108,18 @@ def test_both_trainings_tell_where_they_are_and_what_comes_next(runs: Runs) -> N
     assert "Checking labels" in runs.finetuned.err
     assert "Fine-tuning" in runs.finetuned.err
     assert "100.0% of the parameters" in runs.finetuned.err
+    # What is no terminal gets plain lines, at the start and the end of what is quick.
+    for done, what in ((runs.pretrained, "Pretraining"), (runs.finetuned, "Fine-tuning")):
+        assert not {"\r", "\x1b"} & set(done.err)
+        lines = [line for line in done.err.splitlines() if line.startswith(f"{what}: ")]
+        assert [re.search(r" (\d+/\d+) \[", line)[1] for line in lines] == ["0/4", "4/4"]  # type: ignore[index]
     for run, weights in ((runs.pretrain, "encoder"), (runs.finetune, "model")):
         state = status(run)
         assert (state["state"], state["step"], state["total_steps"]) == ("done", 4, 4)
         assert [record["step"] for record in records(run)] == [1, 2, 3, 4]
         for name in ("config.json", "report.html", "log.txt", "checkpoints/last.pt"):
             assert (run / name).stat().st_size > 0
+        assert (run / "log.txt").read_text().splitlines()[-1].endswith("INFO Done at step 4 of 4")
         assert (run / "checkpoints" / f"{weights}.safetensors").exists()
         assert list((run / "previews").glob("step_*.png"))
 
@@ -249,7 +256,7 @@ def test_what_was_segmented_is_kept_and_never_overwritten_in_silence(
         *(*words, "--input", material.nnunet / "imagesTr", "--output", segmented["folder"])
     )
     assert again.code == 0
-    assert "3 of them kept" in again.out
+    assert "Kept, already there (3 of 3)" in again.out
     before = segmented["dicom"].read_bytes()
     refused = backend_here(*words, "--input", material.dicom, "--output", segmented["dicom"])
     assert refused.code == 2

@@ -192,6 +192,17 @@ def test_best_validation_dice_is_the_highest_not_the_last(tmp_path: Path) -> Non
     assert (best.value, best.remark) == ("0.700", "mean, at step 20")
 
 
+def test_of_equal_validation_dice_the_last_is_the_best_as_it_is_for_the_run(tmp_path: Path) -> None:
+    records = [
+        {"step": s, "val/dice_mean": d, "val/dice/liver": d}
+        for s, d in ((10, 0.0), (20, 0.7), (30, 0.7), (40, 0.6))
+    ]
+    view = view_run(read_run(write_run(tmp_path / "run", kind="finetune", records=records)))
+    best = next(f for f in view.figures if f.label == "Best validation Dice")
+    assert best.remark == "mean, at step 30"
+    assert view.final_dice == [("liver", 0.6, 0.7, 30)]
+
+
 def test_a_torn_last_line_is_a_write_in_progress_and_others_are_told(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "lr": 1}\n{"step": 2, "l')
@@ -252,6 +263,10 @@ def test_a_finished_pretraining_tells_how_to_fine_tune_from_it(tmp_path: Path) -
     run = write_run(tmp_path / "a run")
     text = Page(write_run_report(run)).text
     assert f"backend finetune --data LABELLED --init '{run}' --output FINETUNED" in text
+    # Without weights that tell it, the network has to be named whole, or it is another one.
+    line = "backend finetune --data LABELLED --method smit --preset tiny --init none --output"
+    assert f"{line} FROM_SCRATCH" in text
+    assert "give both the same --max-steps or --epochs" in text
 
 
 def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
@@ -456,6 +471,35 @@ def test_a_total_of_one_term_is_drawn_once_and_says_which_term() -> None:
         (True, ""), (False, "In which order the shuffled cubes belong."), (False, ""),
     ]  # fmt: skip
     assert drawn() == [(True, "")]
+
+
+def test_a_quick_fall_is_called_healthy_only_where_nothing_else_moves_the_aim() -> None:
+    def told(*keys: str) -> str:
+        return chart_groups({key: curve(np.arange(4.0), key) for key in keys})[0].text
+
+    alone, led = told("loss/total", "loss/mip"), told("loss/total", "loss/mpd", "ema_momentum")
+    assert "a quick fall at first" in alone
+    assert "may rise" not in alone
+    assert "may rise" in led
+    assert led == told("loss/total", "loss/adversarial", "loss/discriminator")
+
+
+def test_the_dice_loss_is_not_named_like_the_dice_of_a_validation() -> None:
+    curves = {f"loss/{name}": curve(np.arange(4.0), name) for name in ("total", "dice", "ce")}
+    (group,) = chart_groups(curves)
+    assert "Dice loss over training steps" in group.charts[1].svg
+
+
+def test_a_dice_of_zero_lies_above_the_edge_of_its_chart() -> None:
+    svg = charts.dice_chart([], curve(np.zeros(20)))
+    frame, line = (
+        max(float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path))
+        for path in (
+            re.search(r'<path d="([^"]+)" [^>]*--faint', svg)[1],  # type: ignore[index]
+            re.search(r'<path d="([^"]+)" [^>]*--ink', svg)[1],  # type: ignore[index]
+        )
+    )
+    assert line < frame - 2
 
 
 def test_one_of_two_terms_is_not_called_the_only_one_for_being_never_finite() -> None:

@@ -46,11 +46,18 @@ def test_the_summary_tells_what_was_found_what_was_refused_and_what_to_do_next(
     told = capsys.readouterr().out
     assert "2 usable CT series of 2 patients, 2 refused" in told
     assert "Refused, label map: 2" in told
-    assert "1/label.nii.gz: label map: 8-bit" in told
+    rows = [row for row in read_index(output) if row.verdict == "refused"]
+    for row in rows:
+        # The id tells those of one folder apart; no reason is cut, however long.
+        line = f"{row.path.parent.name}/label.nii.gz ({row.id}, 4x5x16): {row.reason}"
+        assert line in " ".join(told.split())
+    assert "…" not in told
+    assert all(len(line) <= 100 for line in told.splitlines() if str(output) not in line)
     assert "5 files in" in told
     assert "files/s" in told
-    assert "1 files are not images (1 .json)" in told
-    assert f"backend pretrain --method smit --data {output}" in told
+    assert "1 file is no image (1 .json)" in told
+    run_folder = output.parent / "runs" / "pretrain"
+    assert f"backend pretrain --method smit --data {output} --output {run_folder}\n" in told
     assert [row.verdict for row in read_index(output)].count("usable") == 2
 
 

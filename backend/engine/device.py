@@ -51,7 +51,8 @@ def device_text(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} thread{'s' * (threads != 1)})"
     return str(device)
 
 
@@ -73,7 +74,7 @@ def autocast(device: torch.device, *, bf16: bool) -> contextlib.AbstractContextM
 
 
 def memory_mb(device: torch.device) -> float:
-    """Peak memory so far: the GPU's where there is one, else the process's."""
+    """Peak memory so far: the GPU's where there is one, else the process's; MB of 1024 squared."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device) / 2**20)
     import psutil

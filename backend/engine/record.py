@@ -239,11 +239,7 @@ class RunFolder:
             error = told_plainly(caught)
             if error is not caught and not isinstance(caught, AtOnce):
                 log.error("%s", "".join(traceback.format_exception(caught)))
-            state = _state_after(error)
-            # A stop that was asked for is no mistake.
-            level = logging.ERROR if state == "failed" else logging.INFO
-            log.log(level, "%s", error, extra={TOLD_AT_THE_END: True})
-            self._finish(state, error)
+            self._finish(_state_after(error), error)
             raise error from caught
         self._finish("done", None)
 
@@ -258,6 +254,13 @@ class RunFolder:
         # What it asked for is done.
         with suppress(OSError):
             self.stop_file.unlink(missing_ok=True)
+        # The last line of the log; a stop that was asked for is no mistake.
+        level = logging.ERROR if state == "failed" else logging.INFO
+        ending = f"{state.capitalize()} at step {self._status['step']}"
+        total = self._status["total_steps"]
+        ending += f" of {total}" if total else ""
+        words = ending if error is None else f"{ending}: {error}"
+        log.log(level, "%s", words, extra={TOLD_AT_THE_END: True})
 
     def append(self, record: Mapping[str, float | int | str]) -> None:
         """Add a line to metrics.jsonl; numbers that are not finite become null."""

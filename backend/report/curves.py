@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from backend import charts
-from backend.charts import Curve
+from backend.charts import Curve, Floats
 
 _HINTS = {
     "marginal_entropy": "How varied the teacher's answers to different things are. Healthy: stays "
@@ -32,6 +32,15 @@ _ENTROPY_BELOW = (
     "its {answers:,} possible answers, where it tells nothing apart. Low: it is sure."
 )
 
+_RIVALS = frozenset({"adversarial", "discriminator"})
+"""Terms of two networks that work against each other: one rises where the other falls."""
+
+_FALLS = "Healthy: a quick fall at first, then a slow one."
+_RISES = (
+    "Healthy: what is measured against the scans themselves falls, quickly at first, then slowly. "
+    "What is measured against another network that changes as well may rise, and the total with it."
+)
+
 _HEALTH = "Does the network still tell things apart? A collapse often shows here before the loss."
 
 _NAMES = {
@@ -41,6 +50,8 @@ _NAMES = {
     "ema_momentum": "teacher momentum (EMA)",
     "volumes_per_s": "volumes per second",
     "memory_mb": "memory, MB",
+    # Unlike the Dice of a validation, it falls.
+    "loss/dice": "Dice loss",
 }
 
 TERMS = {
@@ -147,6 +158,7 @@ def _groups_by_prefix(curves: Mapping[str, Curve]) -> list[ChartGroup]:
 
 def _loss_group(curves: Mapping[str, Curve]) -> ChartGroup:
     terms = {k.removeprefix("loss/"): c for k, c in curves.items() if _first(k) == "loss"}
+    moving = "ema_momentum" in curves or not _RIVALS.isdisjoint(terms)
     total = terms.pop("total", None)
     shown = []
     if total is not None and has_points(total):
@@ -157,18 +169,22 @@ def _loss_group(curves: Mapping[str, Curve]) -> ChartGroup:
         terms = {} if only else terms
     for k, (term, curve) in enumerate(terms.items(), start=1):
         if has_points(curve):
-            svg = charts.smoothed_chart(renamed(curve, _readable(term)), color=k)
+            svg = charts.smoothed_chart(renamed(curve, _term_name(term)), color=k)
             shown.append(Chart(Markup(svg), _sentence(TERMS.get(term, ""))))
     text = (
         "Faint: what was recorded, as a range where steps are many. Line: running median. "
-        "Healthy: a quick fall at first, then a slow one."
+        f"{_RISES if moving else _FALLS}"
     )
     return ChartGroup("Loss", text, shown)
 
 
 def _only_term(term: str) -> str:
     meaning = f": {TERMS[term]}" if term in TERMS else ""
-    return f"Its only term is {_readable(term)}{meaning}."
+    return f"Its only term is {_term_name(term)}{meaning}."
+
+
+def _term_name(term: str) -> str:
+    return _NAMES.get(f"loss/{term}") or _readable(term)
 
 
 def _sentence(phrase: str) -> str:
@@ -253,6 +269,11 @@ def has_points(curve: Curve) -> bool:
     return bool(np.isfinite(curve.values).any())
 
 
+def last_best(values: Floats) -> int:
+    """Where the highest value stands: of equal ones the last, which is the one that is kept."""
+    return len(values) - 1 - int(np.nanargmax(values[::-1]))
+
+
 def renamed(curve: Curve, name: str) -> Curve:
     """The same curve under the name the reader shall see."""
     return Curve(name=name, steps=curve.steps, values=curve.values)
@@ -263,7 +284,7 @@ def final_dice(curves: Mapping[str, Curve]) -> list[tuple[str, float, float, int
     rows = []
     for key, curve in curves.items():
         if key.startswith("val/dice/") and has_points(curve):
-            best = int(np.nanargmax(curve.values))
+            best = last_best(curve.values)
             last, top = float(curve.values[-1]), float(curve.values[best])
             rows.append((key.removeprefix("val/dice/"), last, top, int(curve.steps[best])))
     return rows

@@ -14,7 +14,7 @@ import numpy as np
 from backend.cards import card
 from backend.charts import Curve
 from backend.errors import UserError
-from backend.report.curves import ChartGroup, chart_groups, final_dice, has_points
+from backend.report.curves import ChartGroup, chart_groups, final_dice, has_points, last_best
 from backend.report.pictures import Pictures, choose_pictures
 from backend.report.run_files import RunFiles
 from backend.report.scan_table import ScanTable, index_table
@@ -139,7 +139,7 @@ def _figures(run: RunFiles) -> list[Figure]:
     # A curve without any finite value is told among the notes.
     curves = {key: curve for key, curve in run.curves.items() if has_points(curve)}
     if (mean := curves.get("val/dice_mean")) is not None:
-        best = int(np.nanargmax(mean.values))
+        best = last_best(mean.values)
         remark = f"mean, at step {mean.steps[best]:,.0f}"
         figures.append(Figure("Best validation Dice", f"{mean.values[best]:.3f}", remark))
     if (loss := curves.get("loss/total")) is not None:
@@ -222,8 +222,8 @@ def next_commands(run: RunFiles, kind: str) -> list[Command]:
         return [
             Command("Fine-tune on your labelled scans",
                     f"backend finetune --data LABELLED --init {folder} --output FINETUNED"),
-            Command("The same without this pretraining, to see what it brings",
-                    "backend finetune --data LABELLED --init none --output FROM_SCRATCH"),
+            Command("The same network without this pretraining, to see what it brings; give both "
+                    "the same --max-steps or --epochs", _from_scratch(run)),
         ]  # fmt: skip
     return [
         Command("Segment new scans",
@@ -231,6 +231,14 @@ def next_commands(run: RunFiles, kind: str) -> list[Command]:
         Command("Compare with reference segmentations",
                 "backend evaluate --prediction SEGMENTATIONS --reference REFERENCE"),
     ]  # fmt: skip
+
+
+def _from_scratch(run: RunFiles) -> str:
+    """Without weights to tell, method and preset have to be named: else it is another network."""
+    chosen = {"--method": _method_name(run), "--preset": str(run.find("preset") or "")}
+    words = [word for name, value in chosen.items() if value for word in (name, value)]
+    words = ["--data", "LABELLED", *words, "--init", "none", "--output", "FROM_SCRATCH"]
+    return shlex.join(["backend", "finetune", *words])
 
 
 def _method_name(run: RunFiles) -> str:

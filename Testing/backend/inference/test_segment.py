@@ -8,11 +8,12 @@ import SimpleITK
 import torch
 from tiny_network import ARCHITECTURE
 
+from backend.data.index import read_index
 from backend.data.labels import Label
 from backend.errors import ScanError, UserError
 from backend.models.segmentation import build_segmentation
 from backend.segment import chosen_labels, run, scan_names
-from backend.weights import WeightsHeader, save_weights
+from backend.weights import WeightsHeader, load_weights, save_weights
 
 SPACING_XYZ = (3.0, 2.0, 4.0)
 
@@ -122,7 +123,7 @@ def test_a_folder_gives_a_file_per_scan_and_a_table_and_goes_on_after_an_interru
     run(model, scans, output, device="cpu")
     names = sorted(p.name for p in output.iterdir())
     expected = [f"{case}.{end}" for case in "ab" for end in ("json", "labels.json", "nii.gz")]
-    assert names == sorted([*expected, "volumes.csv"])
+    assert names == sorted([*expected, "index.csv", "index.files.jsonl", "volumes.csv"])
     rows = _table(output / "volumes.csv")
     assert [(row["case"], row["structure"]) for row in rows] == [
         (case, name) for case in "ab" for name in ("liver", "spleen")
@@ -305,6 +306,58 @@ def test_the_table_of_a_folder_keeps_the_rows_of_other_scans(tmp_path: Path, mod
         run(model, scan.parent, output, device="cpu")
     rows = _table(output / "volumes.csv")
     assert [row["case"] for row in rows] == ["b", "b", "a", "a"]
+
+
+def test_the_index_of_a_folder_tells_which_scan_is_which_and_grows(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, scans = tmp_path / "out", [tmp_path / name / f"{name}.nii.gz" for name in "ba"]
+    for number, scan in enumerate(scans):
+        _write_scan(scan, seed=number)
+        run(model, scan.parent, output, device="cpu", overwrite=bool(number))
+    rows = read_index(output / "index.csv")
+    assert [row.path for row in rows] == scans
+    assert f"Which scan is which: {output / 'index.csv'}" in capsys.readouterr().out
+    before = (output / "index.csv").read_bytes()
+    run(model, scans[0], output, device="cpu")
+    told = capsys.readouterr().out
+    assert f"Kept, already there (1 of 1): {output / 'b.nii.gz'}" in told
+    assert "Written" not in told
+    run(model, scans[0].parent, output, device="cpu")
+    assert (output / "index.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("table", [True, False], ids=["no index", "of a project"])
+def test_an_index_that_is_not_ours_is_refused_before_the_work(
+    tmp_path: Path, model: Path, *, table: bool
+) -> None:
+    scan, output = _write_scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
+    run(model, scan.parent, output, device="cpu")
+    kept = output / "index.csv"
+    if table:
+        kept.write_text("my,own\n1,2\n")
+    else:
+        (output / "volumes.csv").unlink()
+    before = kept.read_bytes()
+    with pytest.raises(UserError, match=r"There already: .*index\.csv"):
+        run(model, scan.parent, output, device="cpu")
+    assert kept.read_bytes() == before
+
+
+def test_a_structure_that_is_not_there_is_told_as_such(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, header = load_weights(model)
+    (last,) = [
+        name for name, tensor in tensors.items() if name.endswith("bias") and len(tensor) == 3
+    ]
+    tensors[last][2] = -1e9
+    save_weights(tmp_path / "model.safetensors", tensors, header)
+    scan = _write_scan(tmp_path / "a.nii.gz")
+    (result,) = run(tmp_path / "model.safetensors", scan, tmp_path / "b.nii.gz", device="cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["liver", f"{result.volumes[0].ml:.2f}", "ml"]
+    assert lines[1].split() == ["spleen", "not", "found"]
 
 
 def test_a_table_that_is_not_ours_is_refused_before_the_work(tmp_path: Path, model: Path) -> None:
