@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from statistics import mean
 
@@ -27,6 +28,7 @@ from backend.config import PRESETS, PretrainConfig, load_config
 from backend.data.phantom import make_phantom
 from backend.data.phantom.cohort import write_image
 from backend.data.preprocess import preprocess_pair
+from backend.geometry import Volume
 from backend.inference.predictor import intensity_tensor
 from backend.methods import build_method
 from backend.models.encoder import build_encoder
@@ -40,7 +42,6 @@ SIZE, SPACING_MM = (48, 72, 72), (5.0, 5.0, 5.0)
 PRETRAINED_ON = range(100, 112)
 SOLVED_ON = range(200, 204)
 JUDGED_ON = range(204, 208)
-STEPS = int(os.environ.get("PROBE_STEPS", "300"))
 SEEDS = (0, 1, 2)
 WINDOWS = 12
 """Read from each phantom."""
@@ -52,13 +53,18 @@ RESULTS = REPOSITORY / "Testing" / "benchmarks" / "probe.json"
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("probe_cohort")
     for seed in PRETRAINED_ON:
-        scan, _ = make_phantom(seed, size=SIZE, spacing_mm=SPACING_MM)
+        scan, _ = phantom(seed)
         write_image(folder / "scans" / f"phantom_{seed}.nii.gz", scan)
     return folder
 
 
 def tiny(method: str) -> PretrainConfig:
     return load_config(PretrainConfig, method=method, preset="tiny")
+
+
+@cache
+def phantom(seed: int) -> tuple[Volume, Volume]:
+    return make_phantom(seed, size=SIZE, spacing_mm=SPACING_MM)
 
 
 def labelled(config: PretrainConfig, seeds: Sequence[int]) -> list[LabelledImage]:
@@ -71,8 +77,7 @@ def labelled(config: PretrainConfig, seeds: Sequence[int]) -> list[LabelledImage
     """
     windows = []
     for seed in seeds:
-        pair = make_phantom(seed, size=SIZE, spacing_mm=SPACING_MM)
-        image, label = preprocess_pair(*pair, recipe_of(config.preprocess))
+        image, label = preprocess_pair(*phantom(seed), recipe_of(config.preprocess))
         seen = intensity_tensor(image.voxels, preprocessing(config.preprocess)).image[0]
         target = np.asarray(label.voxels).astype(np.int16)
         size = triple(config.views.main.size)
@@ -105,11 +110,15 @@ def random_encoder(config: PretrainConfig, seed: int) -> nn.Module:
     return build_method(config.method, epochs=config.train.epochs).encoder
 
 
-def pretrained(method: str, cohort: Path, *, seed: int, steps: int) -> tuple[Path, nn.Module]:
+def pretrained(
+    method: str, cohort: Path, *, seed: int, steps: int | None = None
+) -> tuple[Path, nn.Module]:
+    """A run of so many steps, or as long as the preset says."""
     run = cohort / "runs" / f"{method}_{seed}"
     ended = backend(
         *("pretrain", "--method", method, "--preset", "tiny", "--data", cohort / "scans"),
-        *("--output", run, "--cache", cohort / "cache", "--max-steps", steps, "--device", "cpu"),
+        *("--output", run, "--cache", cohort / "cache", "--device", "cpu"),
+        *(() if steps is None else ("--max-steps", steps)),
         *("--set", f"train.seed={seed}", "--set", "train.preview_every_steps=1000000"),
         limit_s=3600,
     )
@@ -152,7 +161,7 @@ def test_pretrained_features_know_more_than_random_ones(method: str, cohort: Pat
     seeds = SEEDS if method in MUST_BEAT_RANDOM else SEEDS[: int(os.environ.get("PROBE_SEEDS", 3))]
     rows = []
     for seed in seeds:
-        run, encoder = pretrained(method, cohort, seed=seed, steps=STEPS)
+        run, encoder = pretrained(method, cohort, seed=seed)
         assert_healthy(run)
         last = records(run)[-1]
         rows.append(
@@ -161,6 +170,7 @@ def test_pretrained_features_know_more_than_random_ones(method: str, cohort: Pat
                 "random": accuracies(random_encoder(config, seed), config, seed),
                 "pretrained": accuracies(encoder, config, seed),
                 "monitors": {k: v for k, v in last.items() if k.startswith("monitor/")},
+                "steps": len(records(run)),
                 "seconds": last["time_s"],
             }
         )
@@ -178,7 +188,8 @@ def _remember(method: str, rows: list[dict[str, object]]) -> None:
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     kept["about"] = (
         f"Balanced accuracy of a linear probe on frozen features; {len(PRETRAINED_ON)} phantoms "
-        f"pretrained on for {STEPS} steps, {len(SOLVED_ON)} solved on, {len(JUDGED_ON)} judged on."
+        f"pretrained on for as long as `tiny` says, {len(SOLVED_ON)} solved on, "
+        f"{len(JUDGED_ON)} judged on."
     )
     kept[method] = rows
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
