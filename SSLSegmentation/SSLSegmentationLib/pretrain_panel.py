@@ -19,7 +19,7 @@ from SSLPretrainLogic.project import find_runs, new_run_folder
 from SSLPretrainLogic.run_folder import RunStatus, Update
 from SSLSegmentationLib.catalogue import Method
 from SSLSegmentationLib.job_monitor import Following, Watched
-from SSLSegmentationLib.panel import Message, Panel, deliberate, guarded
+from SSLSegmentationLib.panel import Message, Panel, bring_into_view, deliberate, guarded
 from SSLSegmentationLib.pretrain_estimate import LENGTHS, Estimate, Length, duration, parse, rows
 from SSLSegmentationLib.run_view import RunView
 from SSLSegmentationLib.settings_table import SettingsTable
@@ -229,6 +229,7 @@ class PretrainPanel(Panel):
         self.ui.pretrainName.text = ""
         self.ui.pretrainNewSection.collapsed = True
         self.ui.pretrainRunSection.collapsed = False
+        bring_into_view(self.ui.pretrainRunSection, self.view.ui.runStateLabel)
         self.refresh()
 
     # What is chosen

@@ -153,7 +153,9 @@ def test_dropped_folders_are_scanned_listed_and_opened_in_the_viewers(
     host.wait_until(lambda: not data.monitor.active(what="scan"), limit_s=60)
     assert ui.dataScanButton.text == "Scan"
     assert not ui.dataProgress.visible
-    assert ui.dataFound.text == "3 series: 2 usable, 1 refused (label map: 1)."
+    assert ui.dataFound.text == (
+        "3 series: 2 usable, 1 refused (label map: 1). Go on with 3. Pretrain."
+    )
     assert ui.dataSpacing.text == "15 × 16 × 12 mm"
     assert ui.dataSize.text == "24 × 20 × 18 voxels"
     assert "2 patients" in ui.dataFound.toolTip
