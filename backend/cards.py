@@ -16,6 +16,7 @@ from backend.config import (
     PRESETS,
     FinetuneConfig,
     PretrainConfig,
+    load_config,
     plain_yaml,
     preset_names,
 )
@@ -100,8 +101,12 @@ def card(method: str) -> Card:
 
 
 def card_facts(method: str) -> dict[str, Any]:
-    """Name, sentences, presets and papers of a method, ready for JSON."""
+    """Name, sentences, presets with their lengths, and papers of a method, ready for JSON."""
     told = card(method)
+    kinds: dict[str, type[PretrainConfig | FinetuneConfig]] = {"finetune": FinetuneConfig}
+    if method in PRESETS:
+        kinds["pretrain"] = PretrainConfig
+    presets = list((PRESETS | BASELINES)[method])
     return {
         "name": method,
         "clinician": told.clinician,
@@ -109,9 +114,19 @@ def card_facts(method: str) -> dict[str, Any]:
         "paper": told.paper,
         "backbone": told.backbone,
         "kept": told.kept,
-        "presets": list((PRESETS | BASELINES)[method]),
+        "presets": presets,
+        "lengths": {
+            command: {name: _length(load_config(kind, method=method, preset=name)) for name in presets}
+            for command, kind in kinds.items()
+        },
         "citations": list(told.citations),
     }
+
+
+def _length(config: PretrainConfig | FinetuneConfig) -> dict[str, int]:
+    """How long a preset trains: in steps where it states them, else in epochs."""
+    steps = config.train.max_steps
+    return {"epochs": config.train.epochs} if steps is None else {"steps": steps}
 
 
 def deviations(config: PretrainConfig | FinetuneConfig) -> list[Deviation]:

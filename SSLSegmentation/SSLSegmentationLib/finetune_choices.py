@@ -12,8 +12,8 @@ from SSLPretrainLogic.commands import FinetuneRequest
 from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.files import surely
 from SSLPretrainLogic.project import find_runs
-from SSLPretrainLogic.run_folder import RunStatus
-from SSLSegmentationLib.catalogue import Catalogue
+from SSLPretrainLogic.run_folder import RunStatus, read_config
+from SSLSegmentationLib.catalogue import Catalogue, as_preset_says
 from SSLSegmentationLib.session import Session
 from SSLSegmentationLib.signals import Signal
 
@@ -241,7 +241,22 @@ class FinetuneChoices:
         }
         for widget, visible in shown.items():
             widget.visible = visible
+        name, preset = self._method_and_preset()
+        method = self._catalogue.find(name)
+        length = method.length_told("finetune", preset) if method else ""
+        ui.finetuneLength.setItemText(PRESET, as_preset_says(length))
         self.changed.emit()
+
+    def _method_and_preset(self) -> tuple[str, str]:
+        """What the run takes its settings from; "" where only the weights know it."""
+        if self.start == NOTHING:
+            return _chosen(self._ui.finetuneMethod), _chosen(self._ui.finetunePreset)
+        if self.start in (FILE, ""):
+            return "", ""
+        config = read_config(Path(self.start)).get("config")
+        if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
+            return "", ""
+        return str(config["method"].get("name")), str(config.get("preset"))
 
     def _show_presets(self) -> None:
         method = self._catalogue.find(_chosen(self._ui.finetuneMethod))

@@ -334,6 +334,19 @@ def test_a_damaged_table_is_told_and_a_folder_that_moved_too(
     assert not data.ui.dataResult.visible
 
 
+def test_series_of_one_name_tell_in_what_they_differ(
+    host: Any, data: Any, tmp_path: Path
+) -> None:
+    first, other, alone = index_of(tmp_path, 3)
+    series = [first, replace(other, path=first.path, slices=58), alone]
+    write_index(data.session.project.index, series)
+    data.session.use_project(data.session.project)
+    host.wait_until(lambda: not data._reading.is_busy)
+    folder = tmp_path.name
+    wanted = [f"{folder}/0000, 100 slices", f"{folder}/0000, 58 slices", f"{folder}/0002"]
+    assert [title for title, _ in lines(data)] == wanted
+
+
 def test_a_table_of_two_thousand_lines_never_holds_slicer_up(
     host: Any, data: Any, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from recorded_runs import ended
+from story import enter
 
 SHAPE = (8, 16, 16)
 LEFT, RIGHT = np.s_[2:6, 2:10, 2:6], np.s_[2:6, 2:10, 10:14]
@@ -449,7 +450,8 @@ def test_from_a_pretraining_run_to_a_model_that_segments(
     ui.finetuneLength.currentIndex = 1
     ui.finetuneSteps.value = 2
     ui.finetuneOverrides.plainText = "data.workers=0"
-    host.type(ui.finetuneName, "Leber & Milz")
+    assert ui.finetuneLength.itemText(0) == "As the preset says: 200 epochs"
+    enter(ui.finetuneName, "Leber & Milz")
     host.click(ui.finetuneStartButton)
     assert not panel.message.text
     assert "is running" in ui.finetuneReason.text
