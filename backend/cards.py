@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from backend.config import (
     BASELINES,
     PRESETS,
+    ConfigT,
     FinetuneConfig,
     PretrainConfig,
     load_config,
@@ -103,10 +104,9 @@ def card(method: str) -> Card:
 def card_facts(method: str) -> dict[str, Any]:
     """Name, sentences, presets with their lengths, and papers of a method, ready for JSON."""
     told = card(method)
-    kinds: dict[str, type[PretrainConfig | FinetuneConfig]] = {"finetune": FinetuneConfig}
+    lengths = {"finetune": _lengths(FinetuneConfig, method)}
     if method in PRESETS:
-        kinds["pretrain"] = PretrainConfig
-    presets = list((PRESETS | BASELINES)[method])
+        lengths["pretrain"] = _lengths(PretrainConfig, method)
     return {
         "name": method,
         "clinician": told.clinician,
@@ -114,19 +114,20 @@ def card_facts(method: str) -> dict[str, Any]:
         "paper": told.paper,
         "backbone": told.backbone,
         "kept": told.kept,
-        "presets": presets,
-        "lengths": {
-            command: {name: _length(load_config(kind, method=method, preset=name)) for name in presets}
-            for command, kind in kinds.items()
-        },
+        "presets": list((PRESETS | BASELINES)[method]),
+        "lengths": lengths,
         "citations": list(told.citations),
     }
 
 
-def _length(config: PretrainConfig | FinetuneConfig) -> dict[str, int]:
-    """How long a preset trains: in steps where it states them, else in epochs."""
-    steps = config.train.max_steps
-    return {"epochs": config.train.epochs} if steps is None else {"steps": steps}
+def _lengths(kind: type[ConfigT], method: str) -> dict[str, dict[str, int]]:
+    """How long each preset trains: in steps where it states them, else in epochs."""
+    found = {}
+    for preset in (PRESETS | BASELINES)[method]:
+        train = load_config(kind, method=method, preset=preset).train
+        steps = train.max_steps
+        found[preset] = {"epochs": train.epochs} if steps is None else {"steps": steps}
+    return found
 
 
 def deviations(config: PretrainConfig | FinetuneConfig) -> list[Deviation]:

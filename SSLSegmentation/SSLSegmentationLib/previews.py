@@ -73,7 +73,7 @@ class LargePicture:
 
     def show(self, preview: Preview) -> None:
         """Show another picture, if the window is open."""
-        if self.dialog is None or not self.dialog.isVisible():
+        if self.dialog is None or not self.dialog.visible:
             return
         pixmap = qt.QPixmap(str(preview.picture))
         self._label.setPixmap(pixmap)

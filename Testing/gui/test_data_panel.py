@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -334,9 +335,7 @@ def test_a_damaged_table_is_told_and_a_folder_that_moved_too(
     assert not data.ui.dataResult.visible
 
 
-def test_series_of_one_name_tell_in_what_they_differ(
-    host: Any, data: Any, tmp_path: Path
-) -> None:
+def test_series_of_one_name_tell_in_what_they_differ(host: Any, data: Any, tmp_path: Path) -> None:
     first, other, alone = index_of(tmp_path, 3)
     series = [first, replace(other, path=first.path, slices=58), alone]
     write_index(data.session.project.index, series)

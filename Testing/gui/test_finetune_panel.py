@@ -446,11 +446,8 @@ def test_from_a_pretraining_run_to_a_model_that_segments(
     assert ui.finetuneStart.itemText(0) == "smit (done)"
     assert panel.choices.start == str(run)
 
-    ui.finetuneFreeze.checked = True
-    ui.finetuneLength.currentIndex = 1
-    ui.finetuneSteps.value = 2
-    ui.finetuneOverrides.plainText = "data.workers=0"
     assert ui.finetuneLength.itemText(0) == "As the preset says: 200 epochs"
+    choose_two_steps(ui)
     enter(ui.finetuneName, "Leber & Milz")
     host.click(ui.finetuneStartButton)
     assert not panel.message.text
@@ -484,6 +481,13 @@ def test_from_a_pretraining_run_to_a_model_that_segments(
     panel.session.use_project(panel.session.project)
     assert panel.model == model
     assert shown(ui.finetuneDice) == dice
+
+
+def choose_two_steps(ui: Any) -> None:
+    ui.finetuneFreeze.checked = True
+    ui.finetuneLength.currentIndex = 1
+    ui.finetuneSteps.value = 2
+    ui.finetuneOverrides.plainText = "data.workers=0"
 
 
 def is_in_sight(widget: Any) -> bool:

@@ -317,7 +317,8 @@ def test_a_folder_is_segmented_while_the_module_is_closed_and_offered_afterwards
     assert not again.ui.segmentWaitingGroup.visible
 
 
-def test_what_was_not_found_in_a_folder_is_one_sentence(panel: Any) -> None:
+@pytest.mark.usefixtures("panel")
+def test_what_was_not_found_in_a_folder_is_one_sentence() -> None:
     from SSLPretrainLogic.tasks import Row
     from SSLSegmentationLib.segmenter import missing_in_folder
 
