@@ -259,8 +259,9 @@ def caption(preview: Preview) -> str:
     if "reconstruction" in preview.volumes:
         return str(
             _(
-                "From left: the scan, what the network saw of it, what it made of that. It begins "
-                "with noise; after some hundred steps shapes appear. Click to see it large."
+                "From left: the scan, what the network saw of it, what it made of that and, where "
+                "parts were hidden, both together. It begins with noise; after some hundred steps "
+                "shapes appear. Click to see it large."
             )
         )
     if "features" in preview.volumes:
