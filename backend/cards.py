@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from backend.config import (
     BASELINES,
     PRESETS,
+    ConfigT,
     FinetuneConfig,
     PretrainConfig,
+    load_config,
     plain_yaml,
     preset_names,
 )
@@ -100,8 +102,11 @@ def card(method: str) -> Card:
 
 
 def card_facts(method: str) -> dict[str, Any]:
-    """Name, sentences, presets and papers of a method, ready for JSON."""
+    """Name, sentences, presets with their lengths, and papers of a method, ready for JSON."""
     told = card(method)
+    lengths = {"finetune": _lengths(FinetuneConfig, method)}
+    if method in PRESETS:
+        lengths["pretrain"] = _lengths(PretrainConfig, method)
     return {
         "name": method,
         "clinician": told.clinician,
@@ -110,8 +115,19 @@ def card_facts(method: str) -> dict[str, Any]:
         "backbone": told.backbone,
         "kept": told.kept,
         "presets": list((PRESETS | BASELINES)[method]),
+        "lengths": lengths,
         "citations": list(told.citations),
     }
+
+
+def _lengths(kind: type[ConfigT], method: str) -> dict[str, dict[str, int]]:
+    """How long each preset trains: in steps where it states them, else in epochs."""
+    found = {}
+    for preset in (PRESETS | BASELINES)[method]:
+        train = load_config(kind, method=method, preset=preset).train
+        steps = train.max_steps
+        found[preset] = {"epochs": train.epochs} if steps is None else {"steps": steps}
+    return found
 
 
 def deviations(config: PretrainConfig | FinetuneConfig) -> list[Deviation]:

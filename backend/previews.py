@@ -342,6 +342,16 @@ _STROKE = (withStroke(linewidth=1.6, foreground="#000000"),)
 _HALO = (withStroke(linewidth=2.7, foreground="#000000b0"),)
 """Dark rims: every colour shows on bright bone as well as on dark fat."""
 
+_APART = 130.0
+"""Colours that are nearer to each other than this are taken for one another in thin lines."""
+
+_CLEAR: tuple[tuple[int, int, int], ...] = (
+    (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180),
+    (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (154, 99, 36),
+    (128, 128, 0), (170, 255, 195), (65, 90, 255), (220, 190, 255),
+)  # fmt: skip
+"""To take from where colours are too much alike; no greys, of which the scan is made."""
+
 _INCHES = 10.5
 
 
@@ -381,7 +391,8 @@ def contours_png(  # noqa: PLR0913 - image, two label maps and how to show them
 
     Three axial slices are chosen so that together they show as many structures as possible, one
     coronal and one sagittal slice likewise. All panels have one physical scale. The reference is
-    dashed and bright, the prediction solid.
+    dashed and bright, the prediction solid. Structures whose colours are too much alike are drawn
+    in others.
 
     Args:
         path: the PNG to write.
@@ -401,6 +412,7 @@ def contours_png(  # noqa: PLR0913 - image, two label maps and how to show them
         raise ValueError(f"image {image.shape} and label maps {[m.shape for m in maps]} differ")
     # Chosen by the reference alone, so that the pictures of two models show the same slices.
     guide = [reference] if reference is not None and reference.any() else maps
+    labels = clearly_coloured(labels)
     views = _choose_views(image, _presence(guide, labels, image.shape), spacing_mm)
     values = {int(value) for label_map in maps for value in np.unique(label_map)}
     present = [label for label in labels if label.value in values]
@@ -415,6 +427,42 @@ def contours_png(  # noqa: PLR0913 - image, two label maps and how to show them
     figure.text(0.012, 0.99, title, color="white", fontsize=13, va="top", ha="left")
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", facecolor=figure.get_facecolor())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """A structure as it is drawn."""
+
+    value: int
+    name: str
+    color: tuple[int, int, int]
+
+
+def clearly_coloured(labels: Sequence[LabelLike]) -> list[LabelLike]:
+    """Structures with colours that can be told apart; the first of those alike keeps its own.
+
+    Anatomical colours are made to look natural together: both kidneys have the same one, and
+    stomach and liver nearly so.
+    """
+    drawn: list[LabelLike] = []
+    for label in labels:
+        taken = [other.color for other in drawn]
+        color = label.color
+        if _nearest(color, taken) < _APART:
+            color = max((*_CLEAR, color), key=lambda one: _nearest(one, taken))
+        drawn.append(_Drawn(value=label.value, name=label.name, color=color))
+    return drawn
+
+
+def _nearest(color: tuple[int, int, int], others: Sequence[tuple[int, int, int]]) -> float:
+    """How far the nearest of other colours is, roughly as eyes see it (0 to 765)."""
+    distances = []
+    for other in others:
+        red = (color[0] + other[0]) / 2
+        weights = (2 + red / 256, 4.0, 3 - red / 256)
+        parts = (w * (a - b) ** 2 for w, a, b in zip(weights, color, other, strict=True))
+        distances.append(math.sqrt(sum(parts)))
+    return min(distances, default=math.inf)
 
 
 def _presence(

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from slicer.i18n import tr as _
+
 from SSLPretrainLogic import jobs
 from SSLPretrainLogic.commands import MethodsRequest
 from SSLPretrainLogic.errors import LogicError
@@ -27,6 +29,7 @@ class Method:
         paper: short, e.g. "SMIT, MICCAI 2022".
         backbone: the network that it trains.
         presets: the names that `--preset` takes, the default first.
+        lengths: how long a preset trains, by command and preset: "epochs" or "steps" and how many.
         citations: to cite.
     """
 
@@ -37,6 +40,13 @@ class Method:
     backbone: str
     presets: tuple[str, ...]
     citations: tuple[str, ...]
+    lengths: Mapping[str, Mapping[str, Mapping[str, int]]]
+
+    def length_told(self, command: str, preset: str) -> str:
+        """How long a preset trains, as "100 epochs"; "" if that is not known."""
+        told = self.lengths.get(command, {}).get(preset, {})
+        texts = {"epochs": _("{n} epochs"), "steps": _("{n} steps")}
+        return "".join(texts[unit].format(n=f"{count:,}") for unit, count in told.items())
 
 
 class Catalogue:
@@ -100,4 +110,11 @@ class Catalogue:
 def _method(told: Mapping[str, Any]) -> Method:
     texts = {key: str(told[key]) for key in ("name", "clinician", "engineer", "paper", "backbone")}
     lists = {key: tuple(map(str, told[key])) for key in ("presets", "citations")}
-    return Method(**texts, **lists)
+    # Backends before this one do not tell it.
+    return Method(**texts, **lists, lengths=told.get("lengths", {}))
+
+
+def as_preset_says(length: str) -> str:
+    """The choice of a preset's own length, with what that is where it is known."""
+    told = _("As the preset says")
+    return f"{told}: {length}" if length else str(told)

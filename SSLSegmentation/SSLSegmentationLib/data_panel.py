@@ -392,7 +392,8 @@ class DataPanel(Panel):
             total=f"{total:,}", usable=f"{summary.usable:,}", refused=f"{summary.refused:,}"
         )
         on = f"{moment.astimezone():%Y-%m-%d, %H:%M}" if moment else ""
-        ui.dataFound.text = found + _refusals(self._table.series)
+        further = _(" Go on with 3. Pretrain.") if summary.usable else ""
+        ui.dataFound.text = found + _refusals(self._table.series) + further
         ui.dataFound.toolTip = _("The usable series are of {patients} patients").format(
             patients=f"{summary.patients:,}"
         )

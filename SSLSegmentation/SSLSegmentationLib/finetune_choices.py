@@ -12,8 +12,8 @@ from SSLPretrainLogic.commands import FinetuneRequest
 from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.files import surely
 from SSLPretrainLogic.project import find_runs
-from SSLPretrainLogic.run_folder import RunStatus
-from SSLSegmentationLib.catalogue import Catalogue
+from SSLPretrainLogic.run_folder import RunStatus, read_config
+from SSLSegmentationLib.catalogue import Catalogue, as_preset_says
 from SSLSegmentationLib.session import Session
 from SSLSegmentationLib.signals import Signal
 
@@ -46,6 +46,7 @@ class FinetuneChoices:
         self._ui = ui
         self._session = session
         self._catalogue = catalogue
+        self._is_start_chosen = False
         self._connect()
         self.refresh_methods()
         self.refresh_devices()
@@ -64,6 +65,9 @@ class FinetuneChoices:
             combo.connect("currentIndexChanged(int)", self._on_changed)
         for spin in (ui.finetuneShare, ui.finetuneFolds):
             spin.connect("valueChanged(int)", self._on_changed)
+        # The second also where what is proposed is chosen, and so is to stay.
+        for signal in ("currentIndexChanged(int)", "activated(int)"):
+            ui.finetuneStart.connect(signal, self._on_start_chosen)
         ui.finetuneMethod.connect("currentIndexChanged(int)", self._show_presets)
         ui.finetuneWeights.connect("currentPathChanged(QString)", self._on_changed)
         ui.finetuneOverrides.connect("textChanged()", self._on_changed)
@@ -71,16 +75,20 @@ class FinetuneChoices:
     # What there is to choose
 
     def refresh_runs(self) -> None:
-        """List the pretraining runs that one can start from, the newest first."""
+        """List the pretraining runs that one can start from, the newest first.
+
+        Until the user chooses, the newest one that is done is proposed.
+        """
         project = self._session.project
         runs = [run for run in find_runs(project) if _can_start(run)] if project else []
-        combo = self._ui.finetuneStart
-        had_runs = combo.count > 2
         texts = [f"{run.folder.name} ({_STATES[run.state]})" for run in runs]
-        values = [str(run.folder) for run in runs]
         texts += [_("A weights file"), _("Nothing: random weights")]
-        kept = self.start if had_runs or self.start == FILE else ""
-        _fill(combo, texts, [*values, FILE, NOTHING], kept=kept or (values or [NOTHING])[0])
+        values = [*(str(run.folder) for run in runs), FILE, NOTHING]
+        self._is_start_chosen = self._is_start_chosen and self.start in values
+        best = next((run for run in runs if run.state == "done"), runs[0] if runs else None)
+        proposed = str(best.folder) if best else NOTHING
+        kept = self.start if self._is_start_chosen else proposed
+        _fill(self._ui.finetuneStart, texts, values, kept=kept)
         self._on_changed()
 
     def refresh_methods(self) -> None:
@@ -205,6 +213,9 @@ class FinetuneChoices:
         lines = str(self._ui.finetuneOverrides.plainText).splitlines()
         return [line.strip() for line in lines if line.strip()]
 
+    def _on_start_chosen(self) -> None:
+        self._is_start_chosen = True
+
     # What is shown
 
     def _on_changed(self) -> None:
@@ -230,7 +241,22 @@ class FinetuneChoices:
         }
         for widget, visible in shown.items():
             widget.visible = visible
+        name, preset = self._method_and_preset()
+        method = self._catalogue.find(name)
+        length = method.length_told("finetune", preset) if method else ""
+        ui.finetuneLength.setItemText(PRESET, as_preset_says(length))
         self.changed.emit()
+
+    def _method_and_preset(self) -> tuple[str, str]:
+        """What the run takes its settings from; "" where only the weights know it."""
+        if self.start == NOTHING:
+            return _chosen(self._ui.finetuneMethod), _chosen(self._ui.finetunePreset)
+        if self.start in (FILE, ""):
+            return "", ""
+        config = read_config(Path(self.start)).get("config")
+        if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
+            return "", ""
+        return str(config["method"].get("name")), str(config.get("preset"))
 
     def _show_presets(self) -> None:
         method = self._catalogue.find(_chosen(self._ui.finetuneMethod))

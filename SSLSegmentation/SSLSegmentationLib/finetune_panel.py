@@ -18,7 +18,7 @@ from SSLPretrainLogic.run_folder import Update, find_checkpoints, read_config
 from SSLSegmentationLib.dice_view import MEAN, DiceView
 from SSLSegmentationLib.finetune_choices import FinetuneChoices
 from SSLSegmentationLib.labelled_cases import CaseList
-from SSLSegmentationLib.panel import Panel, deliberate, guarded
+from SSLSegmentationLib.panel import Message, Panel, bring_into_view, deliberate, guarded
 from SSLSegmentationLib.run_view import RunView
 from SSLSegmentationLib.structure_table_view import StructureTableView, by_volume
 
@@ -49,9 +49,11 @@ class FinetunePanel(Panel):
         self.dice = DiceView(ui.finetuneDice)
         self.run_view = RunView(self.folder, session=self.session, monitor=self.monitor)
         ui.finetuneRunLayout.insertWidget(0, self.run_view.widget)
+        self.used = Message()
+        ui.finetuneRunLayout.addWidget(self.used.widget)
         # Below the run a sentence on the start would not be seen.
         self.widget.layout().removeWidget(self.message.widget)
-        place = self.widget.layout().indexOf(ui.finetuneReason)
+        place = self.widget.layout().indexOf(ui.finetuneNewSection)
         self.widget.layout().insertWidget(place + 1, self.message.widget)
         ui.finetuneFolder.currentPath = self.session.setting(_FOLDER)
         self._connect()
@@ -124,6 +126,9 @@ class FinetunePanel(Panel):
         self.session.start(request, title=_("Fine-tune {name}").format(name=run.name))
         if warnings:
             self.message.show("\n".join(warnings), "warning")
+        self.ui.finetuneNewSection.collapsed = True
+        self.ui.finetuneRunSection.collapsed = False
+        bring_into_view(self.ui.finetuneRunSection, self.run_view.ui.runStateLabel)
 
     @guarded
     def on_use_model(self) -> None:
@@ -132,7 +137,9 @@ class FinetunePanel(Panel):
         if model is None:
             raise LogicError(_("The model is gone."), _("Choose another run under Jobs."))
         self.session.use_model(model)
-        self.message.show(_("Segment now uses this model."))
+        self.used.show(_("Chosen. Go on with 5. Segment, which uses this model now."), "ok")
+        self.session.go_on.emit("Segment")
+        bring_into_view(self.ui.finetuneUseModel, self.used.widget)
 
     @property
     def model(self) -> Path | None:
@@ -264,6 +271,7 @@ class FinetunePanel(Panel):
     # The run
 
     def _on_project(self) -> None:
+        self.ui.finetuneNewSection.collapsed = self.monitor.active(what="finetune") is not None
         self.choices.refresh_runs()
         self._show_newest()
         self._show_ready()
@@ -279,6 +287,7 @@ class FinetunePanel(Panel):
         run = watched.job.run
         if watched.job.what == "finetune" and run == self._run and not (run and run.exists()):
             # What did not even begin is told beside the button that was to start it.
+            self.ui.finetuneNewSection.collapsed = False
             self.message.show(watched.status.message, "error")
 
     def _show_newest(self) -> None:
@@ -301,6 +310,9 @@ class FinetunePanel(Panel):
             self._following.close()
             self._following = None
         self._run = run
+        self.used.clear()
+        title = _("Newest run: {name}").format(name=run.name) if run else _("Newest run")
+        self.ui.finetuneRunSection.text = title.replace("&", "&&")
         part = None if run is None else part_of(run)
         self.run_view.show_run(part)
         self.dice.begin({} if part is None else colors_of(part))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import qt
@@ -16,7 +17,8 @@ ALL, USABLE, REFUSED = range(3)
 """What is shown, in the order of the filter."""
 
 _TITLE, _RESULT, _SLICES, _SIZE, _SPACING, _MODALITY, _PATIENT = range(7)
-_WIDTHS = {_TITLE: 150, _RESULT: 100, _SLICES: 48, _SIZE: 104, _SPACING: 110, _MODALITY: 68}
+_WIDTHS = {_TITLE: 176, _RESULT: 124, _SLICES: 44, _SIZE: 92, _SPACING: 96, _MODALITY: 60}
+"""The first two fill the narrowest panel, so that no reason is cut off."""
 
 
 class IndexTable:
@@ -46,6 +48,7 @@ class IndexTable:
         for one in series:
             self._add(one)
             yield False
+        self._tell_apart()
         self._tree.setSortingEnabled(True)
 
     def clear(self) -> None:
@@ -86,5 +89,24 @@ class IndexTable:
         if not self._fits(series):
             item.setHidden(True)
 
+    def _tell_apart(self) -> None:
+        """Add to equal titles, as of series in one folder, in what they differ."""
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, one in enumerate(self.series):
+            rows[one.title].append(row)
+        for title, same in rows.items():
+            if len(same) > 1:
+                texts = differences([self.series[row] for row in same])
+                for row, text in zip(same, texts, strict=True):
+                    self._items[row].setText(_TITLE, f"{title}, {text}")
+
     def _fits(self, series: Series) -> bool:
         return self._shown == ALL or series.usable == (self._shown == USABLE)
+
+
+def differences(series: Sequence[Series]) -> list[str]:
+    """In what series of one title differ: their slices, else their patients, else their ids."""
+    slices = [str(_("{n} slices").format(n=one.slices)) for one in series]
+    patients = [one.patient for one in series]
+    found = (texts for texts in (slices, patients) if len(set(texts)) == len(series))
+    return next(found, [one.id for one in series])

@@ -91,6 +91,23 @@ def _settle_later(session: Session) -> None:
     qt.QTimer.singleShot(_HABIT_MS, settle)
 
 
+def bring_into_view(*widgets: Any) -> None:
+    """Scroll what holds widgets, once they have their places, so that they are seen.
+
+    Args:
+        widgets: of one panel; where there is no room for all, the last is seen from its top.
+    """
+
+    def scroll() -> None:
+        area = widgets[0]
+        while area is not None and not isinstance(area, qt.QScrollArea):
+            area = area.parentWidget()
+        for widget in widgets if area is not None else ():
+            area.ensureWidgetVisible(widget)
+
+    qt.QTimer.singleShot(0, scroll)
+
+
 class Message:
     """One or two sentences at the end of a panel, with a picture of how grave they are."""
 

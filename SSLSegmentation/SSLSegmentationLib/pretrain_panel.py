@@ -17,9 +17,9 @@ from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.jobs import Job
 from SSLPretrainLogic.project import find_runs, new_run_folder
 from SSLPretrainLogic.run_folder import RunStatus, Update
-from SSLSegmentationLib.catalogue import Method
+from SSLSegmentationLib.catalogue import Method, as_preset_says
 from SSLSegmentationLib.job_monitor import Following, Watched
-from SSLSegmentationLib.panel import Message, Panel, deliberate, guarded
+from SSLSegmentationLib.panel import Message, Panel, bring_into_view, deliberate, guarded
 from SSLSegmentationLib.pretrain_estimate import LENGTHS, Estimate, Length, duration, parse, rows
 from SSLSegmentationLib.run_view import RunView
 from SSLSegmentationLib.settings_table import SettingsTable
@@ -229,6 +229,7 @@ class PretrainPanel(Panel):
         self.ui.pretrainName.text = ""
         self.ui.pretrainNewSection.collapsed = True
         self.ui.pretrainRunSection.collapsed = False
+        bring_into_view(self.ui.pretrainRunSection, self.view.ui.runStateLabel)
         self.refresh()
 
     # What is chosen
@@ -391,6 +392,8 @@ class PretrainPanel(Panel):
         ui.pretrainDevice.text = _("{device} (chosen under 1. Setup)").format(
             device=_device_words(session)
         )
+        length = method.length_told("pretrain", preset) if method else ""
+        ui.pretrainLength.setItemText(0, as_preset_says(length))
         ui.pretrainLengthValue.visible = self._length().kind != "preset"
         proposal = self._proposal()
         if str(ui.pretrainName.text) in ("", self._proposed):
@@ -434,6 +437,9 @@ class PretrainPanel(Panel):
             if estimate is None:
                 return str(_("Estimate tells how many steps that is."))
             text = _("About {steps:,} steps.").format(steps=max(estimate.steps(length), 0))
+            return str(text)
+        if length.kind == "preset" and estimate is not None:
+            text = _("{steps:,} steps with these scans.").format(steps=estimate.total_steps)
             return str(text)
         return ""
 

@@ -14,6 +14,8 @@ from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.run_folder import Preview
 
 _FOREGROUNDS = ("reconstruction", "features", "masked")
+_LARGE = (1200, 960)
+"""Points, for the window of a large picture."""
 
 
 class Picture(qt.QWidget):
@@ -54,22 +56,67 @@ class Picture(qt.QWidget):
             self.setFixedHeight(height)
 
 
+class LargePicture:
+    """A window that shows a picture in its own size, and follows the panel while it is open."""
+
+    def __init__(self) -> None:
+        self.dialog: Any = None
+        self._label: Any = None
+
+    def open(self, preview: Preview) -> None:
+        """Show a picture, and the window if it is not there."""
+        if self.dialog is None:
+            self._make()
+        self.dialog.show()
+        self.dialog.raise_()
+        self.show(preview)
+
+    def show(self, preview: Preview) -> None:
+        """Show another picture, if the window is open."""
+        if self.dialog is None or not self.dialog.visible:
+            return
+        pixmap = qt.QPixmap(str(preview.picture))
+        self._label.setPixmap(pixmap)
+        self._label.resize(pixmap.width(), pixmap.height())
+        run = preview.picture.parent.parent.name
+        self.dialog.windowTitle = _("{run}, step {step}").format(run=run, step=preview.step)
+
+    def close(self) -> None:
+        """Close the window."""
+        if self.dialog is not None:
+            self.dialog.hide()
+            self.dialog.deleteLater()
+        self.dialog = None
+
+    def _make(self) -> None:
+        self.dialog = qt.QDialog(slicer.util.mainWindow())
+        self.dialog.objectName = "runLargePicture"
+        area = qt.QScrollArea()
+        self._label = qt.QLabel()
+        area.setWidget(self._label)
+        layout = qt.QVBoxLayout(self.dialog)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(area)
+        self.dialog.resize(*_LARGE)
+
+
 class Previews:
     """The row below the picture, which goes through the steps.
 
     Args:
-        ui: with `runPreviewBox`, `runPreviewPlace`, `runPreviewSlider`, `runPreviewBack`,
-            `runPreviewForward`, `runPreviewStep` and `runPreviewOpen`.
-        clicked: called when the picture or the button is clicked.
+        ui: with `runPreviewBox`, `runPreviewPlace`, `runPreviewCaption`, `runPreviewSlider`,
+            `runPreviewBack`, `runPreviewForward`, `runPreviewStep` and `runPreviewOpen`.
+        clicked: called when the button is clicked that loads the volumes.
     """
 
     def __init__(self, ui: Any, clicked: Callable[[], None]) -> None:
         self._ui = ui
         self._shown: Preview | None = None
         self._all: tuple[Preview, ...] = ()
-        self._picture = Picture(clicked)
+        self._large = LargePicture()
+        self._picture = Picture(self._enlarge)
         self._picture.objectName = "runPicture"
-        self._picture.toolTip = _("Click to load this step into the slice views.")
+        self._picture.toolTip = _("Click to see it large.")
         self._picture.setCursor(qt.QCursor(qt.Qt.PointingHandCursor))
         ui.runPreviewPlace.layout().addWidget(self._picture)
         ui.runPreviewSlider.connect("valueChanged(int)", self._on_slider)
@@ -98,6 +145,14 @@ class Previews:
         self._ui.runPreviewBox.visible = bool(previews)
         self._show_current()
 
+    def close(self) -> None:
+        """Close the window of the large picture."""
+        self._large.close()
+
+    def _enlarge(self) -> None:
+        if self._shown is not None:
+            self._large.open(self._shown)
+
     def _move(self, by: int) -> None:
         self._ui.runPreviewSlider.value = self._ui.runPreviewSlider.value + by
 
@@ -113,6 +168,7 @@ class Previews:
         ui.runPreviewForward.enabled = number < count - 1
         if chosen is not None:
             ui.runPreviewStep.text = _("Step {step}").format(step=f"{chosen.step:,}")
+            ui.runPreviewCaption.text = caption(chosen)
             ui.runPreviewOpen.enabled = bool(chosen.volumes)
             ui.runPreviewOpen.toolTip = (
                 _("Load this step into the slice views: input behind, result in front.")
@@ -121,6 +177,7 @@ class Previews:
             )
             if self._shown is None or chosen.picture != self._shown.picture:
                 self._picture.show_file(chosen.picture)
+                self._large.show(chosen)
         self._shown = chosen
 
 
@@ -195,3 +252,25 @@ def _read(path: Path, title: str) -> Any:
         return slicer.util.loadVolume(str(path), {"name": title, "show": False, "singleFile": True})
     except RuntimeError:
         return None
+
+
+def caption(preview: Preview) -> str:
+    """What the picture shows, from left to right, in words that can be read at any size."""
+    if "reconstruction" in preview.volumes:
+        return str(
+            _(
+                "From left: the scan, what the network saw of it, what it made of that and, where "
+                "parts were hidden, both together. It begins with noise; after some hundred steps "
+                "shapes appear. Click to see it large."
+            )
+        )
+    if "features" in preview.volumes:
+        return str(
+            _(
+                "Last column: what the network tells apart in the scan on the left. It begins with "
+                "noise; after some hundred steps shapes appear. Click to see it large."
+            )
+        )
+    return str(
+        _("Solid lines: what the model finds. Dashed lines: your labels. Click to see it large.")
+    )

@@ -116,6 +116,17 @@ def warning_words(status: RunStatus, *, still_s: float) -> str:
     return ""
 
 
+def kept_words(status: RunStatus) -> str:
+    """What is left of a run that was stopped, and how it can go on; "" if nothing is."""
+    kept = status.folder / "checkpoints"
+    if not (status.can_resume and (kept / "last.pt").is_file()):
+        return ""
+    text = _("Kept as it was at step {step:,}. Resume goes on from there.")
+    if (kept / "encoder.safetensors").is_file():
+        text += _(" 4. Fine-tune can start from it as it is.")
+    return str(text.format(step=status.step))
+
+
 def error_words(status: RunStatus) -> str:
     """Why a run failed, with the cure; "" if it did not."""
     if status.error is None:
@@ -204,6 +215,7 @@ class RunView:
         self._groups = ()
         self._full_plot.remove()
         self._previews.show(())
+        self._previews.close()
         self.message.clear()
         self._notice.clear()
 
@@ -272,8 +284,8 @@ class RunView:
 
     def _message_words(self, now: Standing) -> str:
         if self._stop is not None:
-            left = _("{n} processes left").format(n=self._stop.left)
-            return f"{self._stop.message} ({left})" if self._stop.left else self._stop.message
+            left = _("waits for {n} of its programs to end").format(n=self._stop.left)
+            return f"{self._stop.message}; {left}" if self._stop.left else self._stop.message
         # Else the notice tells it, or the state has said it already.
         return now.message if now.is_active else ""
 
@@ -306,8 +318,9 @@ class RunView:
         elif warning:
             self._notice.show(warning, "warning")
         else:
-            self._notice.clear()
-        self.ui.runNoticePlace.visible = bool(error or warning)
+            kept = kept_words(status) if now.state == "cancelled" else ""
+            self._notice.show(kept) if kept else self._notice.clear()
+        self.ui.runNoticePlace.visible = bool(self._notice.text)
 
     def _enable(self, status: RunStatus, now: Standing) -> None:
         run, is_there = status.folder, status.state != "absent"

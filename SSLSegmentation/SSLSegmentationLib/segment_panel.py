@@ -58,6 +58,7 @@ class SegmentPanel(Panel):
         self.ui.segmentModelCombo.connect("currentIndexChanged(int)", self.on_model)
         self.ui.segmentStructuresList.connect("itemChanged(QListWidgetItem*)", self._update)
         self.ui.segmentDeviceCombo.connect("activated(int)", self.on_device)
+        self.ui.segmentBatchSection.connect("contentsCollapsed(bool)", self._update)
         self.session.project_changed.connect(self.refresh_models)
         self.session.model_changed.connect(self.refresh_models)
         self.session.environment_changed.connect(self._show_devices)
@@ -294,19 +295,25 @@ class SegmentPanel(Panel):
         several = _("Segment {n} volumes").format(n=self._batch.count)
         start = several if self._batch.is_of_scene else _("Segment the folder")
         one = _("Choose a volume first.") if no_volume else ""
-        for button, text, lacks in (
-            (apply, _("Apply"), missing or one),
-            (batch, start, missing or self._batch.missing()),
+        waits = _("A segmentation goes on: wait for it, or cancel it.") if busy else ""
+        # One button cancels: that of the batch, unless it is folded away.
+        by_batch = self.segmenter.is_batch and not self.ui.segmentBatchSection.collapsed
+        for button, text, lacks, is_busy in (
+            (apply, _("Apply"), missing or one, busy and not by_batch),
+            (batch, start, missing or self._batch.missing(), by_batch),
         ):
-            button.text = _("Cancel") if busy else text
-            button.enabled = not stopping if busy else not lacks
-            button.toolTip = _("Stop it; nothing is loaded") if busy else lacks or _("Start")
+            button.text = _("Cancel") if is_busy else text
+            button.enabled = not stopping if is_busy else not (waits or lacks)
+            stop = _("Stop it; nothing is loaded")
+            button.toolTip = stop if is_busy else waits or lacks or _("Start")
 
     def _show_progress(self) -> None:
         segmenter = self.segmenter
         self.ui.segmentProgressGroup.visible = segmenter.is_busy
         if not segmenter.is_busy:
             return
+        # The table of what was segmented before would be taken for this one's.
+        self.ui.segmentResultGroup.visible = False
         bar = segmenter.bar
         progress = self.ui.segmentProgressBar
         # A bar without an end moves by itself.

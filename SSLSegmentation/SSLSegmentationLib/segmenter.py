@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -115,6 +116,14 @@ class Segmenter:
     def is_busy(self) -> bool:
         """Whether a task goes on."""
         return self._task is not None
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether what goes on is a folder or several volumes."""
+        task, plan = self._task, self._plan
+        if task is None:
+            return False
+        return not task.is_of_scene or max(len(task.cases), plan.total if plan else 0) > 1
 
     @property
     def bar(self) -> Bar | None:
@@ -256,7 +265,7 @@ class Segmenter:
             overwrite=overwrite,
         )
         try:
-            job = self._session.start(request, title=f"Segment with {choice.model.name}")
+            job = self._session.start(request, title=_title(task, plan, choice.model))
             self._task, self._job = replace(task, job=job.folder.name), job
             tasks.keep(self._session.needs_project(), self._task)
         except LogicError as error:
@@ -332,6 +341,7 @@ class Segmenter:
                 rows, left = self._load_cases(task, plan, with_volumes=with_volumes)
         else:
             rows = tasks.folder_rows(task)
+            plan.notes += missing_in_folder(rows)
             plan.notes.append(_("Written to {folder}.").format(folder=task.output))
         if left:
             tasks.keep(self._session.needs_project(), replace(task, cases=left))
@@ -402,6 +412,15 @@ class Segmenter:
             self.finished.emit(Outcome(notes=(str(error),), level="warning"))
 
 
+def _title(task: Task, plan: _Plan, model: Model) -> str:
+    """What a job is called: without names of volumes, which may be those of patients."""
+    title = _("Segment a folder with {model}")
+    if task.is_of_scene:
+        one, several = _("Segment one volume with {model}"), _("Segment {n} volumes with {model}")
+        title = one if plan.total == 1 else several
+    return str(title.format(model=model.name, n=plan.total))
+
+
 def _kept(name: str, path: Path) -> str:
     told = _(
         "{name} was changed or removed meanwhile, so its segmentation was not loaded. It is kept: "
@@ -413,3 +432,12 @@ def _kept(name: str, path: Path) -> str:
 def _empty(rows: Sequence[Row], *, name: str) -> list[str]:
     missing = ", ".join(row.structure for row in rows if row.voxels == 0)
     return [_("Not found in {name}: {missing}.").format(name=name, missing=missing)] * bool(missing)
+
+
+def missing_in_folder(rows: Sequence[Row]) -> list[str]:
+    """Which structures were not found in how many scans, in one sentence, if there are any."""
+    scans = len({row.case for row in rows})
+    told = _("{structure} in {n} of {all} scans")
+    missing = Counter(row.structure for row in rows if row.voxels == 0)
+    texts = [told.format(structure=name, n=n, all=scans) for name, n in missing.items()]
+    return [_("Not found: {missing}.").format(missing=", ".join(texts))] if texts else []

@@ -31,6 +31,7 @@ class Session:
         environment_changed: when another interpreter or device is chosen or more is known of it.
         model_changed: without values when another model is to segment.
         started: with the `Job` that was started just now.
+        go_on: with the name of the panel that comes next.
         is_settling: whether something was started or stopped by a click a moment ago.
     """
 
@@ -39,6 +40,7 @@ class Session:
         self.environment_changed = Signal()
         self.model_changed = Signal()
         self.started = Signal()
+        self.go_on = Signal()
         self.project: Project | None = None
         self.interpreter: Interpreter | None = None
         self.report: Report | None = None

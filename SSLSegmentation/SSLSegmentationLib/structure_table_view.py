@@ -181,12 +181,13 @@ class StructureTableView:
             return
         old = self.table.structures[row].name
         if name != old:
-            self._change(lambda table: table.renamed(old, name))
+            self._change(lambda table: table.renamed(old, name), selected=row)
 
     def merge_selected(self) -> None:
         """Make the selected structures one, with name, value and colour of the first."""
         names = self.selected
-        self._change(lambda table: table.merged(names, into=names[0]))
+        first = min(index.row() for index in self._widget.selectedIndexes())
+        self._change(lambda table: table.merged(names, into=names[0]), selected=first)
 
     def leave_out_selected(self) -> None:
         """Let the selected structures become background."""
@@ -199,9 +200,10 @@ class StructureTableView:
         self.show_rows(tuple(Row(structure=structure) for structure in structures))
 
     def show_rows(self, rows: Sequence[Row]) -> None:
-        """Fill the table."""
+        """Fill the table; nothing is selected, since other rows stand where rows were."""
         widget = self._widget
         widget.blockSignals(True)
+        widget.clearSelection()
         widget.setRowCount(len(rows))
         for number, row in enumerate(rows):
             for column, item in enumerate(self._items(row)):
@@ -212,7 +214,7 @@ class StructureTableView:
         widget.visible = bool(rows)
         fit_height(widget, rows=_ROWS_AT_MOST)
 
-    def _change(self, edit: Edit) -> None:
+    def _change(self, edit: Edit, *, selected: int | None = None) -> None:
         if self.table is None:
             return
         try:
@@ -221,6 +223,8 @@ class StructureTableView:
         finally:
             # Also what was typed in vain gives way to the name as it is.
             self._show()
+            if selected is not None:
+                self._widget.selectRow(selected)
 
     def _show(self) -> None:
         if self.table is not None:
@@ -229,6 +233,7 @@ class StructureTableView:
     def _items(self, row: Row) -> list[Any]:
         structure = row.structure
         value = qt.QTableWidgetItem(str(structure.value))
+        value.setToolTip(_("The voxel value in label files; it stays when others are merged"))
         if structure.color is not None:
             value.setIcon(swatch(structure.color))
         name = qt.QTableWidgetItem(structure.name)

@@ -75,6 +75,7 @@ class Window(Panel):
         self._recent.connect("triggered(QAction*)", self.on_recent)
         self.ui.recentProjectsButton.setMenu(self._recent)
         self.session.project_changed.connect(self._show_project)
+        self.session.go_on.connect(self._unfold)
         self.monitor.changed.connect(self._show_lost)
         self._show_project()
         self._use_parameters(self._parameters())
@@ -178,4 +179,7 @@ class Window(Panel):
     def _open_section(self) -> None:
         """Unfold what is to be done next."""
         ready = self.session.project is not None and self.session.interpreter is not None
-        (self.ui.sectionData if ready else self.ui.sectionSetup).collapsed = False
+        self._unfold("Data" if ready else "Setup")
+
+    def _unfold(self, name: str) -> None:
+        getattr(self.ui, f"section{name}").collapsed = False

@@ -51,6 +51,9 @@ def test_a_card_says_everything_and_names_what_there_is(method: str) -> None:
     told = card(method)
     facts = card_facts(method)
     assert facts["presets"] == list(KNOWN[method])
+    for lengths in facts["lengths"].values():
+        assert list(lengths) == facts["presets"]
+        assert all(value >= 1 for length in lengths.values() for value in length.values())
     for name in ("clinician", "engineer", "paper", "backbone", "kept", "citations"):
         assert facts[name], name
     for name in ("clinician", "engineer"):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from backend.geometry import Geometry
 from backend.previews import (
+    clearly_coloured,
     columns_png,
     contours_png,
     covering_slices,
@@ -244,6 +245,19 @@ def test_prediction_is_solid_and_reference_dashed(
     assert legend_only < 0.3 * saturated(solid)
 
 
+def test_structures_of_like_colours_are_drawn_in_colours_that_can_be_told_apart() -> None:
+    kidney, tissue = (185, 102, 83), (221, 130, 101)
+    own = [tissue, kidney, kidney, (128, 174, 128), *[tissue] * 6]
+    labels = [Structure(k, f"organ {k}", color) for k, color in enumerate(own, start=1)]
+    drawn = clearly_coloured(labels)
+    assert [(one.value, one.name) for one in drawn] == [label[:2] for label in labels]
+    assert drawn[0].color == tissue
+    assert drawn[3].color == own[3]
+    colors = np.array([one.color for one in drawn], dtype=float)
+    apart = np.linalg.norm(colors[:, None] - colors, axis=-1)
+    assert apart[~np.eye(len(own), dtype=bool)].min() > 60
+
+
 def test_the_legend_has_room_for_every_structure(tmp_path: Path) -> None:
     label = np.zeros((30, 20, 60), dtype=np.uint8)
     for value in range(1, 15):
@@ -255,7 +269,8 @@ def test_the_legend_has_room_for_every_structure(tmp_path: Path) -> None:
     )  # fmt: skip
     # The axial slices lie above, the others to the left.
     legend = pixels(tmp_path / "l.png")[125:, 465:]
-    rows = np.flatnonzero((legend[..., 0] > 230) & (legend[..., 1] < 25)) // legend.shape[1]
+    # The text is grey, and so are the slices.
+    rows = np.flatnonzero(np.ptp(legend, axis=-1) > 50) // legend.shape[1]
     swatches = np.split(np.unique(rows), np.flatnonzero(np.diff(np.unique(rows)) > 1) + 1)
     assert len(swatches) == 14
     assert {len(swatch) for swatch in swatches} <= set(range(4, 9))

@@ -41,6 +41,8 @@ def main() -> int:
         module = host.load(options.module)
         host.startup_completed()
         panel = host.show(module, size=(options.width, options.height))
+        if options.phantoms is not None:
+            _load(options.phantoms / "test" / "images")
         if options.picture:
             host.picture(panel, options.picture, scale=options.scale)
         else:
@@ -48,6 +50,15 @@ def main() -> int:
             host.application.exec_()
         host.stop()
     return 1 if FAULTS.take() else 0
+
+
+def _load(folder: Path) -> None:
+    """Bring the first scan of a folder into the scene; the window has no dialog to load one."""
+    import slicer
+
+    scan = next(iter(sorted(folder.glob("*.nii.gz"))), None)
+    if scan is not None:
+        slicer.util.loadVolume(str(scan), {"name": scan.name.removesuffix(".nii.gz")})
 
 
 def tell(error: BaseException) -> None:
@@ -77,7 +88,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=400)
     parser.add_argument("--height", type=int, default=760)
     parser.add_argument(
-        "--phantoms", type=Path, help="folder for invented patients; made if it is not there"
+        "--phantoms",
+        type=Path,
+        help="folder for invented patients; made if it is not there, and one of them is loaded",
     )
     parser.add_argument("--settings", type=Path, help="folder that keeps the settings")
     parser.add_argument(

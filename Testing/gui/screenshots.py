@@ -109,7 +109,7 @@ def _tell(story: Any, album: Album) -> None:
     story.choose_finetuning()
     album.draw(story.panel, "4_finetune")
     story.finetune()
-    album.draw(story.ui("Finetune").finetuneRunBox, "4_finetune_run")
+    album.draw(story.ui("Finetune").finetuneRunSection, "4_finetune_run")
     volume = story.load_new_patient()
     story.unfold("Segment")
     story.segment()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,9 @@ def test_dropped_folders_are_scanned_listed_and_opened_in_the_viewers(
     host.wait_until(lambda: not data.monitor.active(what="scan"), limit_s=60)
     assert ui.dataScanButton.text == "Scan"
     assert not ui.dataProgress.visible
-    assert ui.dataFound.text == "3 series: 2 usable, 1 refused (label map: 1)."
+    assert ui.dataFound.text == (
+        "3 series: 2 usable, 1 refused (label map: 1). Go on with 3. Pretrain."
+    )
     assert ui.dataSpacing.text == "15 × 16 × 12 mm"
     assert ui.dataSize.text == "24 × 20 × 18 voxels"
     assert "2 patients" in ui.dataFound.toolTip
@@ -330,6 +333,17 @@ def test_a_damaged_table_is_told_and_a_folder_that_moved_too(
     data.session.use_project(project)
     assert "is no index" in data.message.text
     assert not data.ui.dataResult.visible
+
+
+def test_series_of_one_name_tell_in_what_they_differ(host: Any, data: Any, tmp_path: Path) -> None:
+    first, other, alone = index_of(tmp_path, 3)
+    series = [first, replace(other, path=first.path, slices=58), alone]
+    write_index(data.session.project.index, series)
+    data.session.use_project(data.session.project)
+    host.wait_until(lambda: not data._reading.is_busy)
+    folder = tmp_path.name
+    wanted = [f"{folder}/0000, 100 slices", f"{folder}/0000, 58 slices", f"{folder}/0002"]
+    assert [title for title, _ in lines(data)] == wanted
 
 
 def test_a_table_of_two_thousand_lines_never_holds_slicer_up(

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recorded_runs import ended
+from story import enter
+
 SHAPE = (8, 16, 16)
 LEFT, RIGHT = np.s_[2:6, 2:10, 2:6], np.s_[2:6, 2:10, 10:14]
 OVER_LEFT = np.s_[2:6, 2:10, 4:8]
@@ -94,6 +97,19 @@ def select(panel: Any, *rows: int) -> None:
         table.selectionModel().select(index, flags)
 
 
+def click_rows(host: Any, panel: Any, *rows: int) -> None:
+    """Select rows of the structures with the mouse, all but the first with Ctrl held down."""
+    from PySide6 import QtCore, QtTest
+
+    table = panel.ui.finetuneStructures
+    keys = QtCore.Qt.KeyboardModifier.NoModifier
+    for row in rows:
+        where = table.visualItemRect(table.item(row, 1)).center()
+        QtTest.QTest.mouseClick(table.viewport(), QtCore.Qt.MouseButton.LeftButton, keys, where)
+        keys = QtCore.Qt.KeyboardModifier.ControlModifier
+    host.settle()
+
+
 # Labels of the scene
 
 
@@ -144,6 +160,24 @@ def test_structures_are_merged_renamed_left_out_and_proposed_again(
     host.click(ui.finetuneProposeAgain)
     assert shown(ui.finetuneStructures) == proposal
     assert not ui.finetuneProposeAgain.enabled
+
+
+def test_after_a_change_no_row_is_selected_that_only_moved_there(
+    host: Any, opened: Any, add: Callable[..., Any]
+) -> None:
+    names = ("aorta", "kidney left", "kidney right", "liver", "spleen")
+    add("CT 1", dict.fromkeys(names, LEFT))
+    ui = opened.ui
+    click_rows(host, opened, 1, 2)
+    host.click(ui.finetuneMerge)
+    assert opened.structures.selected == ("kidney left",)
+    assert not ui.finetuneMerge.enabled
+    click_rows(host, opened, 0, 2)
+    host.click(ui.finetuneLeaveOut)
+    assert opened.structures.selected == ()
+    assert not ui.finetuneMerge.enabled
+    assert not ui.finetuneLeaveOut.enabled
+    assert [row[1] for row in shown(ui.finetuneStructures)] == ["kidney left", "spleen"]
 
 
 def test_a_name_that_is_taken_or_blank_is_refused_in_a_sentence(
@@ -345,6 +379,27 @@ def test_choices_become_exactly_the_options_of_the_command(weighted: Any, tmp_pa
     assert not any(setting.startswith("validation_fraction") for setting in request.overrides)
 
 
+def test_the_newest_finished_pretraining_is_proposed_until_one_is_chosen(opened: Any) -> None:
+    runs = opened.session.project.runs
+    for name, state in (("first", "done"), ("second", "done"), ("stopped", "cancelled")):
+        pretraining(runs / name, state=state)
+        opened.choices.refresh_runs()
+    assert opened.choices.start == str(runs / "second")
+    combo = opened.ui.finetuneStart
+    assert combo.itemText(0) == "stopped (stopped)"
+    combo.currentIndex = combo.findData(str(runs / "first"))
+    pretraining(runs / "third")
+    opened.choices.refresh_runs()
+    assert opened.choices.start == str(runs / "first")
+
+
+def pretraining(run: Path, *, state: str = "done") -> None:
+    """A run that one can start from, as far as the list looks at it."""
+    weights = ended(run, state=state) / "checkpoints" / "encoder.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(b"")
+
+
 def test_a_setting_that_is_none_and_weights_that_are_gone_are_named(
     weighted: Any, tmp_path: Path, add: Callable[..., Any]
 ) -> None:
@@ -391,14 +446,15 @@ def test_from_a_pretraining_run_to_a_model_that_segments(
     assert ui.finetuneStart.itemText(0) == "smit (done)"
     assert panel.choices.start == str(run)
 
-    ui.finetuneFreeze.checked = True
-    ui.finetuneLength.currentIndex = 1
-    ui.finetuneSteps.value = 2
-    ui.finetuneOverrides.plainText = "data.workers=0"
-    host.type(ui.finetuneName, "Leber & Milz")
+    assert ui.finetuneLength.itemText(0) == "As the preset says: 200 epochs"
+    choose_two_steps(ui)
+    enter(ui.finetuneName, "Leber & Milz")
     host.click(ui.finetuneStartButton)
     assert not panel.message.text
     assert "is running" in ui.finetuneReason.text
+    assert ui.finetuneNewSection.collapsed
+    assert ui.finetuneRunSection.text == "Newest run: Leber-Milz"
+    assert is_in_sight(panel.run_view.ui.runStopButton)
     host.wait_until(lambda: not panel.monitor.active(), limit_s=180)
     assert panel.monitor.jobs[0].status.state == "done", panel.monitor.jobs[0].job.log.read_text()
     host.wait_until(lambda: panel.dice.is_empty is False)
@@ -412,6 +468,9 @@ def test_from_a_pretraining_run_to_a_model_that_segments(
     host.click(ui.finetuneUseModel)
     model = panel.session.project.runs / "Leber-Milz" / "checkpoints" / "best.safetensors"
     assert told == [str(model)]
+    assert "Go on with 5. Segment" in panel.used.text
+    assert is_in_sight(panel.used.widget)
+    assert not ready.ui.sectionSegment.collapsed
     assert ui.finetuneModel.text.startswith("Best model: mean Dice")
     config = json.loads((model.parents[1] / "config.json").read_text())
     assert config["config"]["freeze_encoder"] is True
@@ -422,6 +481,18 @@ def test_from_a_pretraining_run_to_a_model_that_segments(
     panel.session.use_project(panel.session.project)
     assert panel.model == model
     assert shown(ui.finetuneDice) == dice
+
+
+def choose_two_steps(ui: Any) -> None:
+    ui.finetuneFreeze.checked = True
+    ui.finetuneLength.currentIndex = 1
+    ui.finetuneSteps.value = 2
+    ui.finetuneOverrides.plainText = "data.workers=0"
+
+
+def is_in_sight(widget: Any) -> bool:
+    """Whether a widget is seen as a whole, without scrolling."""
+    return bool(widget.visibleRegion().boundingRect() == widget.rect)
 
 
 def pretrained(host: Any, panel: Any, scans: Path) -> Path:

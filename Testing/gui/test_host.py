@@ -159,6 +159,29 @@ def test_pictures_are_made_in_two_themes_and_two_densities(host: Any, tmp_path: 
         assert all(np.asarray(p.convert("L")).std() > 5 for p in (small, large))
 
 
+def test_an_unfolded_section_shows_what_is_to_be_seen_and_nothing_else(
+    host: Any, qt: Any, ctk: Any
+) -> None:
+    window = qt.QWidget()
+    section = ctk.ctkCollapsibleButton("Section")
+    qt.QVBoxLayout(window).addWidget(section)
+    layout = qt.QVBoxLayout(section)
+    plain, hidden, hidden_later, shown_later = (qt.QLabel(text) for text in "abcd")
+    hidden.visible = False
+    for label in (plain, hidden, hidden_later, shown_later):
+        layout.addWidget(label)
+    shown_later.visible = False
+    window.show()
+    host.settle()
+    labels = (plain, hidden, hidden_later, shown_later)
+    assert [label.visible for label in labels] == [True, False, True, False]
+    host.click(section)
+    hidden_later.visible, shown_later.visible = False, True
+    assert not any(label.visible for label in labels)
+    host.click(section)
+    assert [label.visible for label in labels] == [True, False, False, True]
+
+
 # PythonQt's manners
 
 

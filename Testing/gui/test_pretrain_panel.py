@@ -145,6 +145,8 @@ def test_a_method_tells_what_it_does_and_a_small_preset_comes_first_without_a_gp
         assert ui.pretrainPreset.currentText == "tiny"
         assert "two CPU cores" in ui.pretrainPresetText.text
         assert ui.pretrainDevice.text.startswith("auto: cpu")
+    choose(ui.pretrainPreset, "tiny")
+    assert ui.pretrainLength.currentText == "As the preset says: 100 epochs"
     choose(ui.pretrainPreset, "iso")
     assert "GPU" in ui.pretrainPresetText.text
     assert ui.pretrainName.text == "pgl iso"

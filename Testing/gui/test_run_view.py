@@ -147,6 +147,12 @@ def test_a_stopped_run_with_a_checkpoint_can_be_resumed(
     (run / "config.json").write_text("{}", "utf-8")
     view.show_run(run)
     assert view.ui.runStateLabel.text == "Pretrain: Stopped"
+    assert notice(view) == ""
+    for name in ("last.pt", "encoder.safetensors"):
+        (run / "checkpoints" / name).write_bytes(b"")
+    opened.monitor.tick()
+    assert notice(view).startswith("Kept as it was at step 40. Resume goes on from there.")
+    assert "Fine-tune can start from it" in notice(view)
     host.click(view.ui.runResumeButton)
     assert view.message.text == "No Python is chosen. Choose one under Setup."
     assert opened.monitor.jobs == ()
@@ -332,7 +338,27 @@ def test_the_newest_picture_is_shown_and_the_older_by_arrows(
         assert view.ui.runPreviewStep.text == "Step 20"
 
 
-def test_a_click_on_the_picture_loads_that_step_into_the_slices(
+def test_a_click_on_the_picture_opens_it_large_and_it_follows_the_steps(
+    view: Any, runs: Path, host: Any
+) -> None:
+    with going_on(runs / "smit") as run:
+        draw(run, 20)
+        draw(run, 40)
+        view.show_run(runs / "smit")
+        host.settle()
+        assert "begins with noise" in view.ui.runPreviewCaption.text
+        host.click(view._previews._picture)
+        large = view._previews._large
+        assert large.dialog.visible
+        assert large.dialog.windowTitle == "smit, step 40"
+        host.click(view.ui.runPreviewBack)
+        assert large.dialog.windowTitle == "smit, step 20"
+        assert large.dialog.findChild(host.python("qt").QLabel).pixmap.width() == 120
+    view.show_run(None)
+    assert large.dialog is None
+
+
+def test_a_button_loads_the_step_that_is_shown_into_the_slices(
     view: Any, runs: Path, host: Any
 ) -> None:
     slicer = host.python("slicer")
@@ -341,7 +367,7 @@ def test_a_click_on_the_picture_loads_that_step_into_the_slices(
         draw(run, 40)
         view.show_run(runs / "smit")
         host.settle()
-        host.click(view._previews._picture)
+        host.click(view.ui.runPreviewOpen)
         host.click(view.ui.runPreviewBack)
         host.click(view.ui.runPreviewOpen)
     volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")

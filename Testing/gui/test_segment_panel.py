@@ -249,6 +249,7 @@ def test_volumes_of_the_scene_are_segmented_but_for_a_bad_one_and_one_that_moved
     assert panel.ui.segmentBatchButton.text == "Segment 3 volumes"
     host.click(panel.ui.segmentBatchButton)
     host.wait_until(lambda: panel.segmenter._job is not None)
+    assert panel.segmenter._job.title == "Segment 3 volumes with abdomen"
     second.SetOrigin(0.0, 0.0, 0.0)
     done(host, panel)
     expected = masks(slicer, material)["liver"]
@@ -294,6 +295,10 @@ def test_a_folder_is_segmented_while_the_module_is_closed_and_offered_afterwards
     panel.ui.segmentBatchOutputEdit.currentPath = str(output)
     host.click(panel.ui.segmentBatchButton)
     job = panel.segmenter._job
+    assert job.title == "Segment a folder with abdomen"
+    assert panel.ui.segmentBatchButton.text == "Cancel"
+    assert not panel.ui.segmentApplyButton.enabled
+    assert "cancel it" in panel.ui.segmentApplyButton.toolTip
     host.unload(slicer.modules.sslsegmentation)
     module = host.load(MODULE)
     host.panel = host.show(module)
@@ -310,6 +315,21 @@ def test_a_folder_is_segmented_while_the_module_is_closed_and_offered_afterwards
     assert (output / "one.seg.nrrd").is_file()
     assert (output / "volumes.csv").is_file()
     assert not again.ui.segmentWaitingGroup.visible
+
+
+@pytest.mark.usefixtures("panel")
+def test_what_was_not_found_in_a_folder_is_one_sentence() -> None:
+    from SSLPretrainLogic.tasks import Row
+    from SSLSegmentationLib.segmenter import missing_in_folder
+
+    voxels = {"one": {"liver": 7, "aorta": 0}, "two": {"liver": 0, "aorta": 0}}
+    rows = [
+        Row(case=case, structure=name, ml=0.0, voxels=count, mean_hu=None, color=None)
+        for case, counts in voxels.items()
+        for name, count in counts.items()
+    ]
+    assert missing_in_folder(rows) == ["Not found: aorta in 2 of 2 scans, liver in 1 of 2 scans."]
+    assert missing_in_folder(rows[:1]) == []
 
 
 def test_a_result_that_waits_can_be_discarded(

@@ -12,6 +12,8 @@ from slicer_host.standins import Behaviour, emit, listen, strict
 _HEADER = 22
 """Height in pixels of the button that folds a section."""
 _UNBOUNDED = 16777215
+_WANTED = "visibilityToParent"
+"""The property in which CTK remembers whether a child is to be seen."""
 _TICKS = 1000
 """Positions of a slider between its ends."""
 
@@ -28,13 +30,65 @@ def _parent(arguments: tuple[Any, ...]) -> Any:
     return next((a for a in arguments if isinstance(a, QtWidgets.QWidget)), None)
 
 
-def _show_children(widget: Any, shown: bool) -> None:
-    direct = QtCore.Qt.FindChildOption.FindDirectChildrenOnly
-    for child in QtCore.QObject.findChildren(widget, QtWidgets.QWidget, options=direct):
-        child.setVisible(shown)
+class Folding(Behaviour):
+    """Hides its children while it is folded; each comes back as it was shown or hidden.
+
+    What is shown or hidden explicitly while it is folded is so when it is unfolded. As in CTK, a
+    property of the child remembers it, and nothing is done before the window is made.
+    """
+
+    _host_forces = False
+    _host_is_made = False
+
+    def _host_show_children(self) -> None:
+        direct = QtCore.Qt.FindChildOption.FindDirectChildrenOnly
+        for child in QtCore.QObject.findChildren(self, QtWidgets.QWidget, options=direct):
+            self._host_show_child(child)
+
+    def _host_show_child(self, child: QtWidgets.QWidget) -> None:
+        kind = QtCore.Qt.WidgetAttribute
+        if not QtWidgets.QWidget.testAttribute(self, kind.WA_WState_Created):
+            return
+        wanted = QtCore.QObject.property(child, _WANTED) is not False
+        shown = wanted and self.checked
+        self._host_forces = True
+        # A child that is just being made must not be shown yet.
+        if not shown or QtWidgets.QWidget.testAttribute(child, kind.WA_WState_Created):
+            QtWidgets.QWidget.setVisible(child, shown)
+        if wanted:
+            QtWidgets.QWidget.setAttribute(child, kind.WA_WState_ExplicitShowHide, False)
+        self._host_forces = False
+
+    def childEvent(self, event: QtCore.QChildEvent) -> None:
+        child = event.child()
+        if event.added() and isinstance(child, QtWidgets.QWidget):
+            kind, asked = QtCore.Qt.WidgetAttribute, QtWidgets.QWidget.testAttribute
+            hidden = asked(child, kind.WA_WState_Hidden)
+            if hidden and asked(child, kind.WA_WState_ExplicitShowHide):
+                QtCore.QObject.setProperty(child, _WANTED, False)
+            child.installEventFilter(self)
+            self._host_show_child(child)
+
+    def setVisible(self, shown: bool) -> None:
+        self._host_forces = True
+        QtWidgets.QWidget.setVisible(self, shown)
+        self._host_forces = False
+        created = QtCore.Qt.WidgetAttribute.WA_WState_Created
+        if not self._host_is_made and QtWidgets.QWidget.testAttribute(self, created):
+            self._host_is_made = True
+            self._host_show_children()
+
+    def eventFilter(self, child: QtCore.QObject, event: QtCore.QEvent) -> bool:
+        kinds = QtCore.QEvent.Type
+        if not self._host_forces and event.type() in (kinds.ShowToParent, kinds.HideToParent):
+            shown = event.type() == kinds.ShowToParent
+            QtCore.QObject.setProperty(child, _WANTED, shown)
+            if shown:
+                self._host_show_child(child)
+        return False
 
 
-class CollapsibleButton(Behaviour):
+class CollapsibleButton(Folding):
     """A section with a head that folds it."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -48,7 +102,7 @@ class CollapsibleButton(Behaviour):
         self.toggled.connect(self._host_toggled)
 
     def _host_toggled(self, opened: bool) -> None:
-        _show_children(self, opened)
+        self._host_show_children()
         self.setMaximumHeight(_UNBOUNDED if opened else _HEADER)
         self.updateGeometry()
         self.contentsCollapsed.emit(not opened)
@@ -58,11 +112,6 @@ class CollapsibleButton(Behaviour):
 
     def _host_write_collapsed(self, collapsed: bool) -> None:
         self.checked = not collapsed
-
-    def childEvent(self, event: QtCore.QChildEvent) -> None:
-        child = event.child()
-        if event.added() and isinstance(child, QtWidgets.QWidget) and not self.checked:
-            child.setVisible(False)
 
     def sizeHint(self) -> QtCore.QSize:
         inner = self.layout().totalSizeHint() if self.layout() and self.checked else QtCore.QSize()
@@ -102,7 +151,7 @@ class CollapsibleButton(Behaviour):
         )
 
 
-class CollapsibleGroupBox(Behaviour):
+class CollapsibleGroupBox(Folding):
     """A group box that its check mark folds."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -112,7 +161,7 @@ class CollapsibleGroupBox(Behaviour):
         self.toggled.connect(self._host_toggled)
 
     def _host_toggled(self, opened: bool) -> None:
-        _show_children(self, opened)
+        self._host_show_children()
         self.setMaximumHeight(_UNBOUNDED if opened else _HEADER)
 
     def _host_read_collapsed(self) -> bool:
