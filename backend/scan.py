@@ -55,15 +55,14 @@ def run(
     except (Cancelled, Interrupted) as error:
         hint = "No index was written; scan again."
         raise type(error)(error.message, hint) from error
-    # Index and file lists belong together: whoever asks to stop waits until both are written.
-    with StopRequest().listening() as stop:
+    # Index and file lists belong together, so a stop comes too late now: the scan is done.
+    with StopRequest().listening():
         try:
             write_index(output, result.rows)
             save_memory(output, result.memory)
         except OSError as error:
             raise told_plainly(error, output) from error
-        stop.check()
-    sys.stdout.write(summary(result, output=output, quick=quick))
+        sys.stdout.write(summary(result, output=output, quick=quick))
     if not result.usable:
         where = ", ".join(str(p) for p in paths)
         raise UserError(f"{where}: no usable CT series.", f"{refusals(result.rows)} See {output}.")

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import torch
 
@@ -18,6 +21,8 @@ from backend.methods import build_method
 from backend.models.segmentation import parameter_count
 
 ROOT = Path(__file__).parents[2]
+PROBE = json.loads((ROOT / "Testing" / "benchmarks" / "probe.json").read_text("utf-8"))
+"""What test_learned_something.py has measured."""
 
 
 def encoder_size(method: str) -> int:
@@ -81,7 +86,58 @@ def page_rows(name: str) -> list[str]:
     rows += ["", f"## Where `{presets[0]}` leaves the paper, or the paper is silent", ""]
     for item in deviations(first):
         rows.append(f"- **{item.what}**: {item.here} (paper: {item.paper}). {item.reason}")
-    return [*rows, "", "## Papers", "", *(f"- {text}" for text in card(name).citations)]
+    return [
+        *rows,
+        *measured_rows(name),
+        "",
+        "## Papers",
+        "",
+        *(f"- {text}" for text in card(name).citations),
+    ]
+
+
+def probed(runs: list[dict[str, Any]], weights: str, features: str) -> float:
+    """Mean of the seeds."""
+    return mean(run[weights][features] for run in runs)
+
+
+def measured_rows(name: str) -> list[str]:
+    """What the preset `tiny` learnt from phantoms, said of each method alike."""
+    if name not in PROBE:
+        return []
+    runs = PROBE[name]
+    random, learnt = (probed(runs, weights, "all_maps") for weights in ("random", "pretrained"))
+    seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else "one seed"
+    verdict = "" if learnt > random else " Here it did not learn more than random weights know."
+    return [
+        "",
+        "## What was measured",
+        "",
+        f"A linear probe on frozen features, preset `tiny`, phantoms, {seeds}: balanced accuracy "
+        f"{learnt:.3f} after {runs[0]['steps']:,} steps of pretraining, {random:.3f} with random "
+        f"weights ([how](evidence.md#does-pretraining-make-features-know-more)).{verdict}",
+    ]
+
+
+def probe_rows() -> list[str]:
+    rows = [
+        "| method | seeds | steps | random weights | pretrained | deepest: random | pretrained |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in PRESETS:
+        runs = PROBE.get(name)
+        if runs is None:
+            rows.append(f"| [`{name}`]({name}.md) | not probed | | | | | |")
+            continue
+        cells = (
+            f"{probed(runs, weights, features):.3f}"
+            for features in ("all_maps", "deepest_map")
+            for weights in ("random", "pretrained")
+        )
+        rows.append(
+            f"| [`{name}`]({name}.md) | {len(runs)} | {runs[0]['steps']:,} | {' | '.join(cells)} |"
+        )
+    return rows
 
 
 Rows = Callable[[], list[str]]
@@ -89,6 +145,7 @@ BLOCKS: list[tuple[str, str, Rows]] = [
     ("README.md", "methods", readme_rows),
     ("docs/methods.md", "methods", docs_rows),
     ("docs/methods.md", "baselines", baseline_rows),
+    ("docs/evidence.md", "probe", probe_rows),
     *((f"docs/{name}.md", "facts", lambda name=name: page_rows(name)) for name in PRESETS),
 ]
 """File, name of the block's marks, and what stands between them."""

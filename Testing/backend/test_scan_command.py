@@ -120,3 +120,30 @@ def test_a_signal_ends_the_scan_and_its_processes_and_writes_no_index(
     assert errors.decode().rstrip().endswith("No index was written; scan again.")
     assert psutil.wait_procs(children, timeout=5)[1] == []
     assert list(tmp_path.iterdir()) == [data]
+
+
+INTERRUPTED = """
+import runpy, signal, sys
+def hook(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith("i.csv"):
+        signal.raise_signal(signal.SIGINT)
+sys.addaudithook(hook)
+runpy.run_module("backend", run_name="__main__")
+"""
+"""The command, with a Ctrl-C at the moment in which the index gets its name."""
+
+
+def test_a_stop_that_comes_while_the_index_is_written_comes_too_late(tmp_path: Path) -> None:
+    volume(tmp_path / "data" / "a.nii", ct(0))
+    index = tmp_path / "i.csv"
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "scan", tmp_path / "data", "--output", index],
+        env=environment(PYTHONPATH=str(REPOSITORY)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"Index: {index}" in done.stdout
+    assert len(read_index(index)) == 1

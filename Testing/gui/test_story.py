@@ -36,7 +36,9 @@ def test_from_a_folder_of_dicom_to_a_segmentation_of_a_new_patient(
     assert story.ui("Setup").setupTestButton.enabled
     story.unfold("Data")
     story.scan()
-    assert story.ui("Data").dataFound.text == f"{len(TRAINING)} series: 3 usable, 0 refused."
+    assert story.ui("Data").dataFound.text == (
+        f"{len(TRAINING)} series: 3 usable, 0 refused. Go on with 3. Pretrain."
+    )
     story.load_and_draw()
     _pretrain_across_a_restart(story)
     _finetune(story)
