@@ -438,7 +438,7 @@ def next_step(report: Report | None, *, plan: Plan | None, has_project: bool) ->
         return "warning", _(
             "{summary} The GPU is not used: press Install to download {size} for it."
         ).format(summary=report.summary, size=plan.size)
-    return "ok", _("{summary} Go on with Data.").format(summary=report.summary)
+    return "ok", _("{summary} Go on with 2. Data.").format(summary=report.summary)
 
 
 def python_label(path: Path) -> str:
