@@ -671,7 +671,9 @@ def test_replies_that_come_at_once_are_all_told_and_reading_the_module_anew_ends
     try:
         widget.onReload()
         assert not held.running
-        assert "SSLSegmentationLib.worker" not in sys.modules
+        assert sys.modules["SSLSegmentationLib.worker"] is not worker
+        assert slicer.modules.SSLSegmentationWidget is not widget
+        assert slicer.modules.SSLSegmentationWidget.window is not None
     finally:
         # Other tests go on with what they have imported.
         sys.modules.update(before)

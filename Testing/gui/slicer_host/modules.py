@@ -77,6 +77,7 @@ class ScriptedWidget(SlicerWidget):
     def _host_show(self, kind: type, name: str) -> None:
         self.__dict__.setdefault("_host_values", {})["moduleName"] = name
         self._host_self = kind(self)
+        setattr(slicer.modules, f"{name}Widget", self._host_self)
         self._host_self.setup()
 
     def self(self) -> Any:
@@ -94,7 +95,9 @@ class ScriptedWidget(SlicerWidget):
         getattr(self._host_self, "exit", lambda: None)()
 
     def reload(self) -> None:
-        self._host_self.onReload()
+        """Make the widget of the class that was read anew (`slicer.util.reloadScriptedModule`)."""
+        name = self._host_values["moduleName"]
+        self._host_show(getattr(sys.modules[name], f"{name}Widget"), name)
 
 
 def make_panel(module: Any) -> Any:

@@ -70,7 +70,7 @@ class ScriptedLoadableModuleWidget:
         """Nothing, unless a module does something here."""
 
     def onReload(self) -> None:
-        """Nothing: a test reads a module anew with `Host.load`."""
+        slicer.util.reloadScriptedModule(self.moduleName)
 
     def _onModuleAboutToBeUnloaded(self, name: str) -> None:
         if name == self.moduleName:

@@ -152,7 +152,9 @@ class Host:
     def unload(self, module: Any) -> None:
         """Leave a module, let it clean up and forget it."""
         module._host_unload()
-        delattr(slicer.modules, module.name.lower())
+        for name in (module.name.lower(), f"{module.name}Widget"):
+            if hasattr(slicer.modules, name):
+                delattr(slicer.modules, name)
         sys.modules.pop(module.name, None)
         self.settle()
 
