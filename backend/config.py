@@ -36,7 +36,6 @@ from backend.settings.common import (
     NotNegative,
     OpenFraction,
     Positive,
-    Real,
     Spacing,
     Whole,
     triple,
@@ -63,6 +62,10 @@ SCHEMA: Literal[1] = 1
 _ORIENTATION = "^([LR]([AP][IS]|[IS][AP])|[AP]([LR][IS]|[IS][LR])|[IS]([LR][AP]|[AP][LR]))$"
 
 
+# No scanner tells more; a window beyond holds nothing.
+_Hu = Annotated[float, Field(ge=-100_000, le=100_000), NUMBER]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PreprocessConfig:
     """How a scan becomes the volume that the network sees."""
@@ -71,7 +74,7 @@ class PreprocessConfig:
     """Voxel size after resampling, (z, y, x); null leaves each scan's own (pretraining only)."""
     orientation: Annotated[str, Field(pattern=_ORIENTATION)] = "LPS"
     """Patient sides towards which x, y, z grow; the scan's own axes are kept, only ordered."""
-    hu_window: tuple[Real, Real] = (-175.0, 250.0)
+    hu_window: tuple[_Hu, _Hu] = (-175.0, 250.0)
     """Hounsfield units that become 0 and 1; values beyond are clipped."""
     intensity: Literal["window", "zscore"] = "window"
     """window: 0 to 1 over hu_window. zscore: clipped to it, then mean 0, deviation 1 per scan."""
@@ -82,8 +85,14 @@ class PreprocessConfig:
 
     @model_validator(mode="after")
     def _check_window(self) -> PreprocessConfig:
-        if self.hu_window[0] >= self.hu_window[1]:
+        low, high = self.hu_window
+        if low >= high:
             raise ValueError(f"hu_window must rise, not {list(self.hu_window)}")
+        if high - low < 1 or low > 3000 or high <= -1000:
+            raise ValueError(
+                f"hu_window {list(self.hu_window)}: no tissue of a CT lies in it, or all in one "
+                "value; soft tissue is in [-175, 250]"
+            )
         return self
 
 
@@ -414,6 +423,7 @@ def _over(
 _OPTIONS = {
     **{name: f"--{name}" for name in ("method", "preset", "data", "output", "init", "device")},
     **{name: f"--{name}" for name in ("cases", "fraction", "folds", "resume", "cache", "config")},
+    "method.name": "--method",
     "max_steps": "--max-steps N, or set train.max_steps",
     "epochs": "--epochs N, or set train.epochs",
 }
@@ -422,6 +432,10 @@ _OPTIONS = {
 
 def _refuse_options(layer: Mapping[str, Any], below: Mapping[str, Any], *, source: str) -> None:
     """Refuse an option among the settings; what only says what is chosen already does no harm."""
+    chosen = layer.get("method")
+    if isinstance(chosen, Mapping) and "name" in chosen:
+        layer = {**layer, "method.name": chosen["name"]}
+        below = {**below, "method.name": below.get("method", {}).get("name")}
     for name, value in layer.items():
         section = isinstance(value, Mapping)
         if name in _OPTIONS and not section and (name not in below or below[name] != value):
@@ -532,15 +546,24 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
-        if key.value in seen and isinstance(key, yaml.ScalarNode):
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConstructorError(None, None, "a list or mapping is no key", key.start_mark)
+        if key.value in seen:
             raise _RepeatedKeyError(None, None, f"{key.value!r} stands twice", key.start_mark)
-        seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        seen.add(key.value)
     loader.flatten_mapping(node)
     mapping: dict[Any, Any] = loader.construct_mapping(node, deep=True)
     return mapping
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+# Of YAML 1.1's whole numbers those that people mean: 010 is not 8, and 1:30 is not 90.
+_INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != _INT]
+    for first, known in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
 
 
 def plain_yaml(text: str) -> Any:
@@ -593,7 +616,8 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
     first = error.errors()[0]
-    parts = [str(part) for part in first["loc"]]
+    # Pydantic names, in brackets, which kind of number or list it tried.
+    parts = [str(part) for part in first["loc"] if "[" not in str(part)]
     # Where settings differ by method, the error names the method behind "method".
     location = [p for i, p in enumerate(parts) if not (i == 1 and parts[0] == "method")]
     path = ".".join(location)
@@ -613,6 +637,7 @@ def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
 def _message(fault: Mapping[str, Any]) -> str:
     """What is wrong, without what only a programmer knows."""
     text = fault["msg"].removeprefix("Value error, ")
+    text = text.replace("a valid tuple", "a list, such as [1, 2]")
     return re.sub(r" or (?:an )?instance of \w+", "", text)
 
 

@@ -400,6 +400,8 @@ def _asked(request: FinetuneRequest) -> FinetuneConfig:
     header = None if request.init is None else encoder_header(request.init)
     method = request.method or (header.method if header else "smit")
     preset = request.preset or (header.preset if header and header.preset else None)
+    if header is not None and method != header.method:
+        _require_kin(request, header, method)
     inherited = () if header is None else _inherited(header, preset_chosen=bool(request.preset))
     config = load_config(
         FinetuneConfig,
@@ -420,6 +422,18 @@ def _asked(request: FinetuneRequest) -> FinetuneConfig:
     if config.freeze_encoder and request.init is None:
         raise UserError("freeze_encoder needs a pretrained encoder.", "Give one with --init RUN.")
     return config
+
+
+def _require_kin(request: FinetuneRequest, header: WeightsHeader, method: str) -> None:
+    """Refuse a method whose network is of another kind than the encoder in the weights."""
+    theirs = header.architecture["encoder"]["kind"]
+    own = load_config(FinetuneConfig, method=method, preset=request.preset).method.encoder.kind
+    if own != theirs:
+        raise UserError(
+            f"{request.init}: holds an encoder of {header.method} ({theirs}), but --method "
+            f"{method} has another ({own}).",
+            "Leave out --method, or start from weights of its own.",
+        )
 
 
 def _inherited(header: WeightsHeader, *, preset_chosen: bool) -> tuple[str, ...]:

@@ -184,6 +184,15 @@ def test_an_unknown_key_of_any_method_is_told_with_the_nearest_of_its_own(
         ("train.learning_rate=101", "train.learning_rate", "101"),
         ("train.weight_decay_end=101", "train.weight_decay_end", "101"),
         ("views.main.scale=[0.001, 1]", "views.main.scale.0", "0.001"),
+        ("views.main.scale=[2, 1]", "views.main.scale", "[2, 1]"),
+        ("views.main.count=1000", "views.main.count", "1000"),
+        ("views.main.size=[48, 48]", "views.main.size =", "[48, 48]"),
+        ("views.main.size=2048", "views.main.size =", "2048"),
+        ("views.main.blur_sigma=[1e-300, 1]", "views.main.blur_sigma.0", "1e-300"),
+        ("method.weight_mip=1e30", "method.weight_mip", "1e30"),
+        ("preprocess.hu_window=[5000, 6000]", "hu_window", "[5000.0, 6000.0]"),
+        ("preprocess.hu_window=[0, 1e-300]", "hu_window", "1e-300"),
+        ("preprocess.hu_window=[-1e308, 1e308]", "preprocess.hu_window.0", "1e308"),
         (f"preprocess.body_threshold_hu={10**20}", "preprocess.body_threshold_hu", "1000"),
     ],
 )
@@ -301,6 +310,7 @@ def test_settings_are_read_without_torch_and_monai() -> None:
         ('{"train": {"epochs": 3,\n"epochs": 3}}', ["'epochs' stands twice", "line 2"]),
         ("train: {epochs: [1, {a: 1, a: 2}]}\n", ["'a' stands twice", "line 1"]),
         ("train: {batch_size: 4\n", ["line 2"]),
+        ("train:\n  ? [1, 2]\n  : 3\n", ["a list or mapping is no key", "line 2"]),
     ],
 )
 def test_a_key_that_stands_twice_is_told_with_its_line(
@@ -384,6 +394,29 @@ def test_a_switch_is_no_number(path: str, value: str) -> None:
         ("pgl", "encoder.depths", "[1, 1, 1, 257]"),
         ("spark", "encoder", "{widths: [], blocks: []}"),
         ("spark", "encoder", "{widths: [4], blocks: [1]}"),
+        ("pcrlv2", "encoder.widths", "[8]"),
+        *((name, "temperature", "1e-300") for name in ("pcrl", "simclr", "mocov3")),
+        *((name, "student_temperature", "1e-5") for name in ("smit", "glmae")),
+        ("smit", "encoder.mlp_ratio", "0.001"),
+        ("smit", "encoder.window", "1024"),
+        ("dino", "head.prototypes", "1"),
+        *((name, "projector.output", "1") for name in ("byol", "glmae")),
+        ("byol", "projector.layers", "256"),
+        ("mip", "masked_views", "1e-9"),
+        ("cpc3d", "dot_divisor", "1e300"),
+        ("cpc3d", "negatives", "1000000"),
+        *((name, "mask_ratio", "1e-12") for name in ("smit", "glmae", "spark", "pgl_mip")),
+        *((name, "mask_ratio", "0.9999") for name in ("smit", "glmae", "spark", "pgl_mip")),
+        *((name, "weight_koleo", "1") for name in ("mip", "mae3d")),
+        *((name, "ema_momentum", "[0.9, 0.5]") for name in ("smit", "glmae", "pgl")),
+        ("glmae", "ema_momentum", "[1, 1]"),
+        ("pcrl", "ema_momentum", "1"),
+        *((name, "blur_sigma", "[2, 1]") for name in ("pcrl", "pcrlv2")),
+        ("pcrl", "blur_sigma", "[1, 50]"),
+        ("pcrlv2", "noise_variance", "[0, 1e300]"),
+        *((name, "shuffle_blocks", "1000000") for name in ("pcrl",)),
+        ("rubik", "rotate", "0"),
+        ("rubik", "mask", "0"),
     ],
 )
 def test_a_setting_of_a_method_out_of_range_is_told_with_its_path(
@@ -395,6 +428,43 @@ def test_a_setting_of_a_method_out_of_range_is_told_with_its_path(
         )
     assert path in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("method", ["pcrl", "pcrlv2", "rubik", "swinunetr_trio"])
+def test_without_any_weight_there_is_nothing_to_learn(method: str) -> None:
+    weights = [k for k in read_preset_of(method) if k.startswith("weight_")]
+    with pytest.raises(UserError, match="nothing to learn") as caught:
+        load_config(PretrainConfig, method=method, overrides=[f"method.{w}=0" for w in weights])
+    assert all(weight in caught.value.message for weight in weights)
+
+
+def read_preset_of(method: str) -> dict[str, object]:
+    values = to_plain(load_config(PretrainConfig, method=method))["method"]
+    assert isinstance(values, dict)
+    return values
+
+
+@pytest.mark.parametrize("method", ["models_genesis", "spark", "rubik", "rubik_pp", "pgl"])
+def test_local_views_are_refused_where_nothing_looks_at_them(method: str) -> None:
+    with pytest.raises(UserError, match="no use for local views"):
+        load_config(
+            PretrainConfig,
+            method=method,
+            preset="tiny",
+            overrides=["views.local={count: 1, size: 32, scale: [0.2, 0.3]}"],
+        )
+
+
+def test_a_method_is_no_setting_of_another() -> None:
+    error = _told("method.name=glmae")
+    assert "--set method.name=glmae" in error.message
+    assert "--method" in error.hint
+
+
+def test_whole_numbers_are_those_that_people_mean(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("seed: 010\nepochs: 1_000\nratio: 1:30\nleast: -7\n")
+    assert read_mapping(file) == {"seed": "010", "epochs": 1000, "ratio": "1:30", "least": -7}
 
 
 def test_every_number_of_the_settings_refuses_a_switch() -> None:

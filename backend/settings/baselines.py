@@ -7,7 +7,13 @@ from typing import Literal
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Edge, Grid, Width
+from backend.settings.common import (
+    STRICT,
+    Count,
+    Edge,
+    Grid,
+    Width,
+)
 
 BaselineName = Literal["segresnet", "unetr", "swinunetr", "dynunet"]
 

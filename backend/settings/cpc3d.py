@@ -10,11 +10,10 @@ from pydantic.dataclasses import dataclass
 from backend.settings.common import (
     NUMBER,
     STRICT,
-    Count,
+    Chance,
     CountFromZero,
     Edge,
     Fraction,
-    Positive,
     Width,
     triple,
 )
@@ -42,13 +41,13 @@ class Cpc3dConfig(AnyViews):
     """Length of a patch's code."""
     context: Width = 256
     """Width of the recurrent network over the patches of the context."""
-    negatives: Count = 1
+    negatives: Annotated[int, Field(ge=1, le=10_000), NUMBER] = 1
     """Wrong continuations that each context is told apart from."""
     flip_probability: Fraction = 0.5
     """Chance that a patch is mirrored along z, each for itself."""
-    patch_kept: Annotated[Fraction, Field(gt=0)] = 0.875
+    patch_kept: Chance = 0.875
     """Share of a patch's edge that is seen, at a random place; the rest is set to 0."""
-    dot_divisor: Positive | None = None
+    dot_divisor: Annotated[float, Field(ge=1e-2, le=1e5), NUMBER] | None = None
     """Divisor of the dot products; null: the length of the code, as the released code's mean."""
 
     @property

@@ -34,11 +34,11 @@ class SwinConfig:
     """Blocks per stage."""
     heads: Widths = (4, 4, 4, 4)
     """Attention heads per stage."""
-    window: Edge = 4
+    window: Annotated[int, Field(ge=1, le=32), NUMBER] = 4
     """Edge of an attention window in tokens."""
     patch: Edge = 2
     """Edge of a token in voxels."""
-    mlp_ratio: Annotated[float, Field(gt=0, le=64), NUMBER] = 4.0
+    mlp_ratio: Annotated[float, Field(ge=0.25, le=64), NUMBER] = 4.0
     """Hidden width of a block's MLP over its width."""
     qkv_bias: bool = False
     """Bias in the projection to queries, keys and values."""
@@ -110,7 +110,7 @@ class VitConfig:
     """Attention heads."""
     patch: Edge = 16
     """Edge of a token in voxels, a power of 2."""
-    mlp_ratio: Annotated[float, Field(gt=0, le=64), NUMBER] = 4.0
+    mlp_ratio: Annotated[float, Field(ge=0.25, le=64), NUMBER] = 4.0
     """Hidden width of a block's MLP over its width."""
     qkv_bias: bool = True
     """Bias in the projection to queries, keys and values."""

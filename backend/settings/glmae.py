@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from pydantic import model_validator
@@ -10,12 +9,13 @@ from pydantic.dataclasses import dataclass
 
 from backend.settings.common import (
     STRICT,
+    Answers,
     Depth,
-    Fraction,
     HalfOpenFraction,
     NotNegative,
     OpenFraction,
-    Positive,
+    TeacherMomentum,
+    Temperature,
     Width,
     triple,
 )
@@ -47,7 +47,7 @@ class ProjectorConfig:
 
     hidden: Width = 2048
     """Width of the two hidden layers."""
-    output: Width = 512
+    output: Answers = 512
     """Features that are compared, the K of the softmax."""
 
 
@@ -67,29 +67,31 @@ class GlmaeConfig(AnyViews):
     """Weight of the global-guided consistency (beta); 0 leaves out teacher and projectors."""
     weight_koleo: NotNegative = 0.0
     """Weight of keeping the scans of a batch apart (KoLeo); it needs weight_consistency."""
-    student_temperature: Positive = 0.1
-    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    student_temperature: Temperature = 0.1
+    teacher_temperature: tuple[Temperature, Temperature] = (0.04, 0.07)
     """Teacher temperature at the start and after its warm-up."""
     teacher_temperature_warmup_epochs: NotNegative = 30
     """Epochs over which the teacher temperature rises linearly."""
     centre_momentum: HalfOpenFraction = 0.9
     """Share of the old centre kept at each step."""
-    ema_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
+    ema_momentum: TeacherMomentum = (0.996, 1.0)
     """Teacher momentum at the first and the last step; cosine between."""
 
+    @model_validator(mode="after")
+    def _check(self) -> GlmaeConfig:
+        if self.weight_koleo and not self.weight_consistency:
+            raise ValueError(
+                f"weight_koleo {self.weight_koleo:g} needs weight_consistency, which is 0"
+            )
+        return self
+
     @property
-    def hiding(self) -> Hiding | None:
+    def hiding(self) -> Hiding:
         """What the student does not see of a view."""
         return Hiding(self.mask_ratio, self.mask_ratio, triple(self.encoder.patch))
 
     def check_views(self, views: ViewsConfig) -> None:
-        """Some patches of each view must stay visible."""
-        for name, view in (("main", views.main), ("local", views.local)):
-            if view is None:
-                continue
-            patches = math.prod(n // self.encoder.patch for n in triple(view.size))
-            if patches * (1 - self.mask_ratio) < 1:
-                raise ValueError(
-                    f"method.mask_ratio {self.mask_ratio:g} hides all {patches} patches of "
-                    f"views.{name}.size {view.size}"
-                )
+        """Some patches of each view must be hidden, and some visible."""
+        self.hiding.check(views.main, name="views.main")
+        if views.local is not None:
+            self.hiding.check(views.local, name="views.local")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Fraction, triple
+from backend.settings.common import (
+    NUMBER,
+    STRICT,
+    Fraction,
+    triple,
+)
 from backend.settings.encoders import UnetConfig
-from backend.settings.views import ViewsConfig, WindowedViews
+from backend.settings.views import ViewsConfig, WindowedViews, refuse_local
 
 _SMALLEST_EDGE = 14
 
@@ -22,7 +27,7 @@ class ModelsGenesisConfig(WindowedViews):
     encoder: UnetConfig = UnetConfig()
     shuffle: Fraction = 0.5
     """Chance that voxels are shuffled inside small blocks."""
-    blocks: Count = 10_000
+    blocks: Annotated[int, Field(ge=1, le=100_000), NUMBER] = 10_000
     """Blocks that are shuffled, each up to a tenth of the view's edges."""
     bend: Fraction = 0.9
     """Chance that values go through a random Bezier curve."""
@@ -41,6 +46,7 @@ class ModelsGenesisConfig(WindowedViews):
 
     def check_views(self, views: ViewsConfig) -> None:
         """Painted boxes need room."""
+        refuse_local(self.name, views)
         if min(triple(views.main.size)) < _SMALLEST_EDGE:
             raise ValueError(
                 f"views.main.size {views.main.size} has an edge below {_SMALLEST_EDGE} voxels: "

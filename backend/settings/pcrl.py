@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import asdict
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Count, Fraction, NotNegative, Positive, Width, triple
+from backend.settings.common import (
+    NUMBER,
+    STRICT,
+    BlurSigma,
+    Count,
+    Fraction,
+    HalfOpenFraction,
+    NotNegative,
+    Temperature,
+    Width,
+    triple,
+)
 from backend.settings.encoders import UnetConfig
 from backend.settings.views import ViewsConfig, WindowedViews
 
@@ -27,17 +39,17 @@ class PcrlConfig(WindowedViews):
     """Hidden width of what turns a transformation into weights of channels."""
     queue: Count = 16_384
     """Vectors of earlier scans that a scan is told apart from."""
-    temperature: Positive = 0.2
-    ema_momentum: Fraction = 0.999
+    temperature: Temperature = 0.2
+    ema_momentum: HalfOpenFraction = 0.999
     """Share of the teacher that stays at each step."""
     restore: Literal["clean", "seen"] = "clean"
     """What is reconstructed: the view before it was spoilt, or after (released code)."""
     blur_probability: Fraction = 1.0
-    blur_sigma: tuple[Positive, Positive] = (0.01, 2.0)
+    blur_sigma: BlurSigma = (0.01, 2.0)
     """Standard deviation in voxels of the blur that spoils a view, drawn for each one."""
     shuffle_probability: Fraction = 0.5
     """Chance that voxels are shuffled within small blocks of a view."""
-    shuffle_blocks: Count = 10_000
+    shuffle_blocks: Annotated[int, Field(ge=1, le=100_000), NUMBER] = 10_000
     paint_probability: Fraction = 0.9
     """Chance that boxes of a view, or all but boxes, are painted over with noise."""
     inpaint_share: Fraction = 0.2
@@ -56,7 +68,15 @@ class PcrlConfig(WindowedViews):
     def _check(self) -> PcrlConfig:
         if not self.encoder.decoder:
             raise ValueError("encoder.decoder must be true: the decoder reconstructs")
+        weights = [name for name in asdict(self) if name.startswith("weight_")]
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"{', '.join(weights)} are all 0: nothing to learn")
         return self
+
+    @property
+    def least_batch(self) -> int:
+        """With one scan an image would be mixed with itself."""
+        return 2
 
     def check_views(self, views: ViewsConfig) -> None:
         """Refuse views that the method cannot learn from.

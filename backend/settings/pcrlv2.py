@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Literal
 
 from pydantic import model_validator
@@ -9,9 +10,12 @@ from pydantic.dataclasses import dataclass
 
 from backend.settings.common import (
     STRICT,
+    BlurSigma,
     CountFromZero,
     Edges,
+    Factors,
     Fraction,
+    NoiseVariance,
     NotNegative,
     Positive,
     triple,
@@ -31,12 +35,12 @@ class Pcrlv2Config(WindowedViews):
     intermediate_epochs: Positive = 240
     """Epochs over which the weight of the intermediate reconstruction falls from 1 to 0."""
     blur_probability: Fraction = 1.0
-    blur_sigma: tuple[Positive, Positive] = (0.01, 2.0)
+    blur_sigma: BlurSigma = (0.01, 2.0)
     """Standard deviation in voxels of the blur that spoils a view."""
     noise_probability: Fraction = 1.0
-    noise_variance: tuple[NotNegative, NotNegative] = (0.0, 0.0625)
+    noise_variance: NoiseVariance = (0.0, 0.0625)
     gamma_probability: Fraction = 1.0
-    gamma: tuple[Positive, Positive] = (0.74, 1.35)
+    gamma: Factors = (0.74, 1.35)
     """Exponent on the values of a view, scaled to 0..1 and back."""
     swaps: CountFromZero = 100
     """Pairs of cells that change places in a main view."""
@@ -54,6 +58,13 @@ class Pcrlv2Config(WindowedViews):
     def _check(self) -> Pcrlv2Config:
         if not self.encoder.decoder:
             raise ValueError("encoder.decoder must be true: scales of the decoder are compared")
+        if len(self.encoder.widths) < 2:
+            raise ValueError(
+                f"encoder.widths {list(self.encoder.widths)} must name two levels or more"
+            )
+        weights = [name for name in asdict(self) if name.startswith("weight_")]
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"{', '.join(weights)} are all 0: nothing to learn")
         return self
 
     def check_views(self, views: ViewsConfig) -> None:

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from backend.settings.common import (
+    NUMBER,
     STRICT,
-    Depth,
+    Answers,
     Edges,
-    Fraction,
     NotNegative,
     OpenFraction,
     Positive,
+    TeacherMomentum,
+    Temperature,
     Width,
     triple,
 )
 from backend.settings.encoders import ResnetConfig
-from backend.settings.views import AnyViews, Hiding, ViewsConfig
+from backend.settings.views import AnyViews, Hiding, ViewsConfig, refuse_local
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProjectorConfig:
     """Convolutions of 1³ with batch norm and ReLU between, on the encoder's map (PGL, sec. 3.3)."""
 
-    layers: Depth = 2
+    layers: Annotated[int, Field(ge=1, le=16), NUMBER] = 2
     """Convolutions."""
     hidden: Width = 4096
     """Channels of all but the last."""
-    output: Width = 256
+    output: Answers = 256
     """Channels that are compared."""
     last_norm: bool = False
     """A batch norm without scale and shift after the last one (MoCo v3, SimSiam, SimCLR)."""
@@ -68,14 +70,14 @@ class PglConfig(AnyViews):
     target: Literal["ema", "online"] = "ema"
     """Whose features are predicted: those of a moving average, or the online network's own without
     gradient (SimSiam)."""
-    ema_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
+    ema_momentum: TeacherMomentum = (0.996, 1.0)
     """Momentum of the moving average at the first and the last step; cosine between."""
     target_statistics: Literal["running", "batch"] = "running"
     """What the moving average normalises with: the average of the running statistics, or those of
     the batch that it sees (BYOL's code)."""
     loss: Literal["cosine", "info_nce"] = "cosine"
     """Squared distance of vectors of length 1, or telling the own target from others' (MoCo v3)."""
-    temperature: Positive = 0.2
+    temperature: Temperature = 0.2
     """Of info_nce."""
     weight_consistency: Positive = 1.0
     """Weight of the comparison, both directions summed."""
@@ -114,6 +116,8 @@ class PglConfig(AnyViews):
             raise ValueError(
                 f"method.mask_cell {list(cell)} does not divide views.main.size {list(size)}"
             )
+        if self.hiding is not None:
+            self.hiding.check(views.main, name="views.main")
 
 
 def check_pair(name: str, views: ViewsConfig) -> None:
@@ -124,5 +128,4 @@ def check_pair(name: str, views: ViewsConfig) -> None:
     """
     if views.main.count != 2:
         raise ValueError(f"views.main.count {views.main.count}: {name} compares 2 views")
-    if views.local is not None:
-        raise ValueError(f"{name} has no use for local views: leave views.local out")
+    refuse_local(name, views)

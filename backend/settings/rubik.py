@@ -17,7 +17,7 @@ from backend.settings.common import (
     triple,
 )
 from backend.settings.encoders import UnetConfig
-from backend.settings.views import AnyViews, ViewsConfig
+from backend.settings.views import AnyViews, ViewsConfig, refuse_local
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -52,10 +52,16 @@ class RubikConfig(AnyViews):
             raise ValueError(
                 "weight_order, weight_rotation and weight_mask are all 0: nothing to learn"
             )
+        for chance, weight in (("rotate", "weight_rotation"), ("mask", "weight_mask")):
+            if getattr(self, weight) and not getattr(self, chance):
+                raise ValueError(
+                    f"{chance}=0 leaves nothing to tell for {weight}: set {weight}=0 as well"
+                )
         return self
 
     def check_views(self, views: ViewsConfig) -> None:
         """A view must give eight cubes that the encoder takes."""
+        refuse_local(self.name, views)
         for n, stride in zip(triple(views.main.size), self.encoder.stride, strict=True):
             edge = n // 2 - self.gap
             # Norms over a single cell of the bottleneck would leave nothing of it.

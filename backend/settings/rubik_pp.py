@@ -7,9 +7,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import NUMBER, STRICT, Fraction, NotNegative, Width, triple
+from backend.settings.common import (
+    NUMBER,
+    STRICT,
+    Chance,
+    NotNegative,
+    Width,
+    triple,
+)
 from backend.settings.encoders import UnetConfig
-from backend.settings.views import AnyViews, ViewsConfig
+from backend.settings.views import AnyViews, ViewsConfig, refuse_local
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -20,7 +27,7 @@ class RubikPpConfig(AnyViews):
     encoder: UnetConfig = UnetConfig()
     layers: Annotated[int, Field(ge=2, le=1024), NUMBER] = 4
     """Layers along each axis; each turns as a whole, as those of the toy."""
-    turn: Annotated[Fraction, Field(gt=0)] = 0.5
+    turn: Chance = 0.5
     """Chance of each layer to turn, by 90, 180 or 270 degrees."""
     weight_adversarial: NotNegative = 0.1
     """Weight of deceiving a discriminator that tells restored from original views; 0 leaves the
@@ -36,6 +43,7 @@ class RubikPpConfig(AnyViews):
 
     def check_views(self, views: ViewsConfig) -> None:
         """Layers turn by quarters, so that a view must be a cube of whole layers."""
+        refuse_local(self.name, views)
         size = triple(views.main.size)
         if len(set(size)) > 1 or size[0] % self.layers:
             raise ValueError(

@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Positive
+from backend.settings.common import (
+    STRICT,
+    Temperature,
+)
 from backend.settings.encoders import ResnetConfig
 from backend.settings.pgl import ProjectorConfig, check_pair
 from backend.settings.views import AnyViews, ViewsConfig
@@ -19,7 +22,7 @@ class SimclrConfig(AnyViews):
     name: Literal["simclr"] = "simclr"
     encoder: ResnetConfig = ResnetConfig()
     projector: ProjectorConfig = ProjectorConfig(hidden=2048, output=128, last_norm=True)
-    temperature: Positive = 0.1
+    temperature: Temperature = 0.1
     """Sharpness of telling views apart (tau)."""
 
     @property

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from backend.settings.common import (
     STRICT,
+    Answers,
+    Chance,
     Count,
-    Fraction,
     HalfOpenFraction,
     NotNegative,
-    Positive,
+    TeacherMomentum,
+    Temperature,
     triple,
 )
 from backend.settings.encoders import SwinConfig
@@ -28,7 +30,7 @@ class HeadConfig:
     """Width of the two hidden layers."""
     bottleneck: Count = 256
     """Width that is normalised to length 1 before the prototypes."""
-    prototypes: Count = 8192
+    prototypes: Answers = 8192
     """Number of prototypes, the K of the softmax."""
     shared: bool = False
     """One head for patch and class tokens instead of two."""
@@ -56,7 +58,7 @@ class SmitConfig(AnyViews):
     """Share of cells hidden from the student; 0: none."""
     mask_ratio_spread: HalfOpenFraction = 0.0
     """The share is drawn for each view from mask_ratio +- this."""
-    masked_views: Annotated[Fraction, Field(gt=0)] = 1.0
+    masked_views: Chance = 1.0
     """Chance that cells of a view are hidden at all."""
     mask_cell: Count = 16
     """Edge of a masked cell in voxels."""
@@ -72,8 +74,8 @@ class SmitConfig(AnyViews):
     """Weight of image token distillation (lambda_ITD)."""
     weight_koleo: NotNegative = 0.0
     """Weight of keeping the image tokens of a batch apart (KoLeo); it needs weight_itd."""
-    student_temperature: Positive = 0.1
-    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    student_temperature: Temperature = 0.1
+    teacher_temperature: tuple[Temperature, Temperature] = (0.04, 0.07)
     """Teacher temperature at the start and after its warm-up."""
     teacher_temperature_warmup_epochs: NotNegative = 30
     """Epochs over which the teacher temperature rises linearly."""
@@ -81,7 +83,7 @@ class SmitConfig(AnyViews):
     """Epochs by which the patch tokens' warm-up starts later (released code: 30)."""
     centre_momentum: HalfOpenFraction = 0.9
     """Share of the old centre kept at each step."""
-    ema_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
+    ema_momentum: TeacherMomentum = (0.996, 1.0)
     """Teacher momentum at the first and the last step; cosine between."""
     freeze_prototypes_epochs: NotNegative = 1
     """Epochs during which the prototypes do not learn."""
@@ -90,6 +92,8 @@ class SmitConfig(AnyViews):
     def _check(self) -> SmitConfig:
         if not (self.weight_mip or self.distils):
             raise ValueError("weight_mip, weight_mpd and weight_itd are all 0: nothing to learn")
+        if self.weight_koleo and not self.weight_itd:
+            raise ValueError(f"weight_koleo {self.weight_koleo:g} needs weight_itd, which is 0")
         if not self.weight_mip and self.tokens == "before_last_stage":
             raise ValueError(
                 "without masked image prediction (weight_mip=0) the last stage learns nothing; "
@@ -167,3 +171,5 @@ class SmitConfig(AnyViews):
             raise ValueError(
                 f"views.main.size {views.main.size} is no multiple of method.mask_cell {cell}"
             )
+        if self.hiding is not None:
+            self.hiding.check(views.main, name="views.main")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Edge, OpenFraction, triple
+from backend.settings.common import (
+    STRICT,
+    Edge,
+    OpenFraction,
+    triple,
+)
 from backend.settings.encoders import ResencConfig
-from backend.settings.views import AnyViews, Hiding, ViewsConfig
+from backend.settings.views import AnyViews, Hiding, ViewsConfig, refuse_local
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -36,12 +40,13 @@ class SparkConfig(AnyViews):
         return self
 
     @property
-    def hiding(self) -> Hiding | None:
+    def hiding(self) -> Hiding:
         """What the student does not see of a view."""
         return Hiding(self.mask_ratio, self.mask_ratio, triple(self.mask_cell))
 
     def check_views(self, views: ViewsConfig) -> None:
         """Cells must fill a view, fit the network's levels, and not all be hidden."""
+        refuse_local(self.name, views)
         size = triple(views.main.size)
         if any(n % self.mask_cell for n in size):
             raise ValueError(
@@ -55,9 +60,4 @@ class SparkConfig(AnyViews):
                     f"method.mask_cell {self.mask_cell} and the encoder's stride {stride} do not "
                     f"divide each other in a view of {n} voxels"
                 )
-        cells = math.prod(n // self.mask_cell for n in size)
-        if cells * (1 - self.mask_ratio) < 1:
-            raise ValueError(
-                f"method.mask_ratio {self.mask_ratio:g} hides all {cells} cells of "
-                f"views.main.size {views.main.size}"
-            )
+        self.hiding.check(views.main, name="views.main")

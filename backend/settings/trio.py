@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from backend.settings.common import STRICT, Fraction, NotNegative, Positive, Width, triple
+from backend.settings.common import (
+    STRICT,
+    Chance,
+    Fraction,
+    NotNegative,
+    Temperature,
+    Width,
+    triple,
+)
 from backend.settings.encoders import SwinConfig
 from backend.settings.views import AnyViews, ViewsConfig
 
@@ -34,8 +42,8 @@ class TrioConfig(AnyViews):
     """Convolutions with interpolation, transposed convolutions, or one linear layer."""
     contrast_width: Width = 512
     """Length of the vectors that are contrasted."""
-    contrast_temperature: Positive = 0.5
-    cut_out: Annotated[Fraction, Field(gt=0)] = 0.3
+    contrast_temperature: Temperature = 0.5
+    cut_out: Chance = 0.3
     """Largest share of a view behind boxes of noise, and once more of another sample's content."""
     cut_out_edges: tuple[Fraction, Fraction] = (0.05, 0.25)
     """Edges of a box as shares of the view's."""

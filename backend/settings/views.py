@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
@@ -9,14 +10,15 @@ from pydantic.dataclasses import dataclass
 
 from backend.settings.common import (
     NUMBER,
+    RISING,
     STRICT,
-    Count,
+    BlurSigma,
     Edges,
+    Factors,
     Fraction,
     Grid,
     HalfOpenFraction,
-    NotNegative,
-    Positive,
+    NoiseVariance,
     triple,
 )
 
@@ -28,11 +30,11 @@ _Share = Annotated[float, Field(ge=0.01, le=100), NUMBER]
 class ViewConfig:
     """How views of one kind are cut from a scan and changed."""
 
-    count: Count = 2
+    count: Annotated[int, Field(ge=1, le=64), NUMBER] = 2
     """Views of each scan."""
     size: Edges = 96
     """Edges of a view, as the network sees it."""
-    scale: tuple[_Share, _Share] = (1.0, 1.0)
+    scale: Annotated[tuple[_Share, _Share], RISING] = (1.0, 1.0)
     """What is cut before it is resized to `size`, drawn for each view: where views.region is set
     this many times `size`, else this share of the scan's extent along each axis."""
     flip_probability: Fraction = 0.0
@@ -42,25 +44,17 @@ class ViewConfig:
     intensity_shift: HalfOpenFraction = 0.0
     """A number in +- this is added to a view's values (after windowing to 0..1)."""
     noise_probability: Fraction = 0.0
-    noise_variance: tuple[NotNegative, NotNegative] = (0.0, 0.1)
+    noise_variance: NoiseVariance = (0.0, 0.1)
     """Variance of Gaussian noise that is added."""
     blur_probability: Fraction = 0.0
-    blur_sigma: tuple[Positive, Annotated[float, Field(gt=0, le=2), NUMBER]] = (0.5, 1.0)
+    blur_sigma: BlurSigma = (0.5, 1.0)
     """Standard deviation of a Gaussian blur, in voxels of the view."""
     brightness_probability: Fraction = 0.0
-    brightness: tuple[Positive, Positive] = (0.75, 1.25)
+    brightness: Factors = (0.75, 1.25)
     """Factor on the values, which stay within the range they had."""
     gamma_probability: Fraction = 0.0
-    gamma: tuple[Positive, Positive] = (0.7, 1.5)
+    gamma: Factors = (0.7, 1.5)
     """Exponent on the values, scaled to 0..1 and back."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ViewConfig:
-        for name in ("scale", "noise_variance", "blur_sigma", "brightness", "gamma"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} must not fall, as [{low:g}, {high:g}] does")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -112,6 +106,35 @@ class Hiding(NamedTuple):
     low: float
     high: float
     cell: Grid
+
+    def check(self, view: ViewConfig, *, name: str) -> None:
+        """Refuse to hide nothing, or all, of a view.
+
+        Raises:
+            ValueError: with the ratio and the cells there are.
+        """
+        cells = math.prod(n // c for n, c in zip(triple(view.size), self.cell, strict=True))
+        hidden = hidden_count(cells, self.high)
+        if not 0 < hidden < cells:
+            what = "hides all" if hidden else "hides none of"
+            raise ValueError(
+                f"method.mask_ratio {self.high:g} {what} {cells} cells of {name}.size {view.size}"
+            )
+
+
+def hidden_count(cells: int, ratio: float) -> int:
+    """How many of `cells` a mask ratio hides: rounded up, e.g. 152 of 216 at 0.7."""
+    return math.ceil(round(ratio * cells, 9))
+
+
+def refuse_local(name: str, views: ViewsConfig) -> None:
+    """Refuse local views where a method would not look at them.
+
+    Raises:
+        ValueError: if there are some.
+    """
+    if views.local is not None:
+        raise ValueError(f"{name} has no use for local views: leave views.local out")
 
 
 class AnyViews:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from backend.settings.views import hidden_count
 from backend.views.randomness import uniform
 
 _STREAM = 101
@@ -30,11 +31,6 @@ class CellMask(NamedTuple):
     grid: Bool[Tensor, "b gz gy gx"]
     hidden: Int64[Tensor, "b k"]
     visible: Int64[Tensor, "b v"]
-
-
-def hidden_count(cells: int, ratio: float) -> int:
-    """How many of `cells` a mask ratio hides: rounded up, e.g. 152 of 216 at 0.7."""
-    return math.ceil(round(ratio * cells, 9))
 
 
 def random_cells(keys: Int64[Tensor, " b"], grid: tuple[int, int, int], ratio: float) -> CellMask:

@@ -362,7 +362,7 @@ def _refused(*overrides: str) -> str:
 
 
 def test_settings_that_cannot_work_are_refused_with_their_value() -> None:
-    assert "0.9 hides all 8 patches of views.local.size 16" in _refused(
+    assert "0.9 hides all 8 cells of views.local.size 16" in _refused(
         "method.mask_ratio=0.9", "views.local.size=16"
     )
     assert "width 100 is no multiple of 6" in _refused("method.encoder.width=100")

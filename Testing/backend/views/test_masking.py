@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from backend.models.swin import upsample_cells
-from backend.views.masking import hidden_count, random_cells
+from backend.settings.views import hidden_count
+from backend.views.masking import random_cells
 from backend.views.randomness import derive_keys
 
 
