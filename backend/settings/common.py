@@ -39,7 +39,6 @@ def _not_falling(value: tuple[float, float]) -> tuple[float, float]:
 NUMBER = BeforeValidator(_no_switch)
 RISING = AfterValidator(_not_falling)
 """Of two numbers: the second is no less than the first."""
-Real = Annotated[float, NUMBER]
 Fraction = Annotated[float, Field(ge=0, le=1), NUMBER]
 HalfOpenFraction = Annotated[float, Field(ge=0, lt=1), NUMBER]
 OpenFraction = Annotated[float, Field(gt=0, lt=1), NUMBER]
