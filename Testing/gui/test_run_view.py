@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -261,7 +260,8 @@ def test_terms_of_different_size_get_a_logarithmic_axis(view: Any, runs: Path) -
     assert terms.is_logarithmic
 
 
-def test_a_hundred_thousand_values_are_drawn_quickly(view: Any, host: Any, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("view")
+def test_a_hundred_thousand_values_are_thinned_before_they_are_drawn() -> None:
     from SSLSegmentationLib.curves import Book
 
     book = Book()
@@ -270,12 +270,6 @@ def test_a_hundred_thousand_values_are_drawn_quickly(view: Any, host: Any, tmp_p
     assert 4000 <= len(curve.values) < 8000
     assert curve.values == pytest.approx([s / 1000 for s in curve.steps], abs=0.02)
     assert curve.steps[-1] > 99_900
-    view.show_run(tmp_path)
-    view._plot.show_group(book.groups()[0], empty="")
-    host.settle()
-    began = time.process_time()
-    image_of(host, view._plot, tmp_path)
-    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.usefixtures("view")

@@ -72,24 +72,23 @@ def test_replies_come_in_order_under_the_id_of_their_request() -> None:
     assert heard_until(client, said("ended"))[-1]["code"] == 0
 
 
-def test_full_pipes_on_all_sides_block_nobody() -> None:
-    # The worker writes far more than a pipe holds, to both outputs, before it reads anything;
-    # meanwhile more is sent to it than its input holds.
+def test_full_pipes_on_all_sides_block_nobody(tmp_path: Path) -> None:
+    # The worker writes far more than a pipe holds, to both outputs, and reads nothing before
+    # more was sent than its input holds.
     client = client_of(
+        "import time\n"
+        "from pathlib import Path\n"
         "sys.stderr.write('noise ' * 200_000 + '\\n')\n"
         "for n in range(20_000): tell('progress', None, done=n)\n"
+        "while not Path('sent').exists(): time.sleep(0.01)\n"
         "for r in asked():\n"
         "    if r['kind'] == 'shutdown': break\n"
-        "    tell('result', r['id'])\n"
+        "    tell('result', r['id'])\n",
+        cwd=tmp_path,
     )
-    slowest = 0.0
-    identities = []
-    for _ in range(300):
-        began = time.monotonic()
-        identities.append(client.send("take", padding="x" * 1000))
-        slowest = max(slowest, time.monotonic() - began)
+    identities = [client.send("take", padding="x" * 1000) for _ in range(300)]
+    (tmp_path / "sent").touch()
     heard = heard_until(client, said("result", identities[-1]))
-    assert slowest < 1.0
     assert [r["done"] for r in heard if r["event"] == "progress"] == list(range(20_000))
     assert [r["id"] for r in heard if r["event"] == "result"] == identities
     client.shutdown()
@@ -191,9 +190,7 @@ def test_shutdown_ends_a_worker_that_listens_to_nothing() -> None:
     )
     client.send("ping")
     heard_until(client, said("hello"))
-    began = time.monotonic()
     client.shutdown(within_s=0.1)
-    assert time.monotonic() - began < 10
     assert not client.running
     heard = heard_until(client, said("ended"))
     assert heard[-1]["type"] == "WorkerEnded"
