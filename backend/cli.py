@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal, NoReturn, Union
 
 import tyro
 from tyro.conf import (
@@ -29,7 +29,9 @@ from tyro.conf import (
 )
 
 import backend
+from backend.engine.distributed import place
 from backend.errors import TOLD_AT_THE_END, BackendError, UserError, told_plainly
+from backend.progress import say_nothing
 from backend.tuning import tune_process
 
 # What happens where an option is left out stands in its own words, not as "(default: None)".
@@ -39,6 +41,7 @@ OptionalName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 OptionalCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="auto|cpu|cuda[:i]|mps")]
+Processes = Annotated[int, arg(metavar="N")]
 Settings = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(name="set", metavar="KEY=VALUE", help_behavior_hint=""),
@@ -119,6 +122,8 @@ class Pretrain:
     """Length in passes over the data. Left out: as the preset says."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
+    devices: Processes = 1
+    """Train on so many GPUs, or in so many processes on a processor; batches are divided."""
     resume: Switch = False
     """Continue the run in --output from its last checkpoint."""
     init: Annotated[Path | None, arg(metavar="RUN|FILE", help_behavior_hint="")] = None
@@ -157,6 +162,8 @@ class Pretrain:
             argv=tuple(sys.argv),
         )
         if self.dry_run:
+            if self.devices != 1:
+                raise UserError("--dry-run measures one process.", "Leave out --devices.")
             from backend import dry_run
 
             dry_run.run(request, as_json=self.json)
@@ -165,6 +172,9 @@ class Pretrain:
             pretrain.resolve(request)
             _say(_told_done(output, given=f"--method NAME --data PATH --init {output}"))
             return
+        if _to_be_divided(self.devices):
+            pretrain.check(request, processes=self.devices)
+            _in_processes(self.devices, self.device)
         run = pretrain.run(request)
         _say(
             f"Encoder: {run / 'checkpoints' / 'encoder.safetensors'}\n"
@@ -201,6 +211,8 @@ class Finetune:
     """Length in passes over the data. Left out: as the preset says."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
+    devices: Processes = 1
+    """Train on so many GPUs, or in so many processes on a processor; batches are divided."""
     resume: Switch = False
     """Continue the run in --output from its last checkpoint."""
     cache: OptionalPath = None
@@ -235,6 +247,9 @@ class Finetune:
             finetune.resumed(request)
             _say(_told_done(self.output, given="--data SET --init PRETRAINED"))
             return
+        if _to_be_divided(self.devices):
+            finetune.check(request, processes=self.devices)
+            _in_processes(self.devices, self.device)
         run = finetune.run(request)
         if not self.folds:
             _say(
@@ -535,6 +550,8 @@ def main() -> None:
         config=(OmitSubcommandPrefixes, OmitArgPrefixes, FlagCreatePairsOff),
     )
     try:
+        if not place().leads:
+            _fall_silent()
         with _log_on_screen():
             command.run()
             sys.stdout.flush()
@@ -542,6 +559,27 @@ def main() -> None:
         if _reader_left(caught):
             return
         sys.exit(_tell(caught))
+
+
+def _fall_silent() -> None:
+    """Of processes that train together one speaks; it also tells the errors of the others."""
+    say_nothing()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+
+
+def _to_be_divided(devices: int) -> bool:
+    """Whether this process is to start others, and is none of them."""
+    if devices < 1:
+        raise UserError(f"--devices {devices}: at least one is needed.", "Leave out --devices.")
+    return devices > 1 and place().size == 1
+
+
+def _in_processes(devices: int, device: str) -> NoReturn:
+    from backend.launch import launch
+
+    sys.exit(launch(devices, device=device))
 
 
 def _reader_left(caught: BaseException) -> bool:

@@ -81,6 +81,21 @@ def check_device(name: str) -> None:
         resolve_device(name)
 
 
+def require_shares(train: TrainConfig, *, processes: int) -> None:
+    """Refuse a batch that cannot be divided among processes.
+
+    Raises:
+        UserError: naming batch and processes.
+    """
+    if train.batch_size % (train.accumulate * processes):
+        parts = f" in {train.accumulate} parts" * (train.accumulate > 1)
+        raise UserError(
+            f"train.batch_size {train.batch_size}{parts} cannot be divided among {processes} "
+            "processes.",
+            f"Choose a multiple of {train.accumulate * processes}, or other --devices.",
+        )
+
+
 INIT_FILES = ("encoder.safetensors", "best.safetensors", "model.safetensors")
 """What a run folder given as --init is searched for, in this order."""
 

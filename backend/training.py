@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from backend.config import TrainConfig
-from backend.data.stream import Position, stream
+from backend.data.stream import Batches, Position, stream
 from backend.engine.device import autocast, device_text, memory_mb, use_bf16
+from backend.engine.distributed import SOLO, Team
 from backend.engine.lars import lars
 from backend.engine.loop import Loop, Plan, Trainable
 from backend.engine.optim import decay_groups
@@ -46,20 +47,34 @@ class Samples(Generic[SampleT, BatchT]):
     workers: int
 
     def batches(
-        self, train: TrainConfig, *, first_step: int, between: Callable[[], None] = lambda: None
+        self,
+        train: TrainConfig,
+        *,
+        first_step: int,
+        between: Callable[[], None] = lambda: None,
+        team: Team = SOLO,
     ) -> Generator[list[BatchT], None, None]:
-        """The parts of each step's batch, from `first_step` on; `between` samples may end it."""
-        part = train.batch_size // train.accumulate
-        for samples in stream(
-            self.read,
+        """The parts of each step's batch, from `first_step` on.
+
+        Args:
+            train: how large batches are, and the seed.
+            first_step: step of the first batch.
+            between: called between samples; may raise to end.
+            team: each of its processes reads its share of each part.
+        """
+        size = train.batch_size // train.accumulate // team.size
+        batches = Batches(
             samples=self.count,
-            batch_size=train.batch_size,
+            size=train.batch_size,
             seed=train.seed,
-            first_step=first_step,
-            workers=self.workers,
-            between=between,
+            parts=train.accumulate,
+            processes=team.size,
+            number=team.here.rank,
+        )
+        for samples in stream(
+            self.read, batches, first_step=first_step, workers=self.workers, between=between
         ):
-            yield [self.collate(samples[i : i + part]) for i in range(0, len(samples), part)]
+            yield [self.collate(samples[i : i + size]) for i in range(0, len(samples), size)]
 
 
 def plan_of(train: TrainConfig, *, samples: int) -> Plan:
@@ -122,6 +137,7 @@ def prepared_loop(
     device: torch.device,
     folder: RunFolder,
     resume: bool,
+    team: Team = SOLO,
 ) -> Loop[BatchT]:
     """The loop of a run, at its first step or where it was left.
 
@@ -132,6 +148,7 @@ def prepared_loop(
         device: where the task's module lives.
         folder: the run.
         resume: continue from its last checkpoint.
+        team: the processes that train together.
     """
     plan = plan_of(train, samples=samples)
     if train.warmup_epochs >= train.epochs:
@@ -151,11 +168,12 @@ def prepared_loop(
         plan=plan,
         autocast=lambda: autocast(device, bf16=bf16),
         memory_mb=lambda: memory_mb(device),
+        team=team,
     )
     if resume:
         loop.resume()
     facts: dict[str, Any] = {
-        "device": device_text(device),
+        "device": device_text(device, processes=team.size),
         "precision": "bf16" if bf16 else "fp32",
         "total_steps": plan.total_steps,
         "step": loop.step,

@@ -31,6 +31,37 @@ _BATCHES_AHEAD, _SAMPLES_AHEAD = 3, 64
 """What is read beyond a batch at the most: more would only take memory."""
 
 
+class Batches(NamedTuple):
+    """Which samples make up the batches, and which of them one process reads.
+
+    A batch is cut into parts, whose gradients are added up, and each part is divided among the
+    processes in their order.
+
+    Attributes:
+        samples: how many there are.
+        size: samples in a batch.
+        seed: decides their order.
+        parts: of a batch.
+        processes: among which each part is divided.
+        number: of this process, from 0.
+    """
+
+    samples: int
+    size: int
+    seed: int
+    parts: int = 1
+    processes: int = 1
+    number: int = 0
+
+    @property
+    def share(self) -> list[int]:
+        """The places in each batch that this process reads, in their order."""
+        part = self.size // self.parts
+        ours = part // self.processes
+        begins = range(self.number * ours, self.size, part)
+        return [place for begin in begins for place in range(begin, begin + ours)]
+
+
 class Position(NamedTuple):
     """Which sample is read, and the how-manieth time."""
 
@@ -51,21 +82,17 @@ def _order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 def stream(
     read: Callable[[Position], T],
+    batches: Batches,
     *,
-    samples: int,
-    batch_size: int,
-    seed: int,
     first_step: int = 0,
     workers: int = 2,
     between: Callable[[], None] = lambda: None,
 ) -> Generator[list[T], None, None]:
-    """Batches from `first_step` on, for ever.
+    """This process' share of each batch, from `first_step` on, for ever.
 
     Args:
         read: reads one sample; called from threads, must depend on the position alone.
-        samples: how many there are.
-        batch_size: samples in each list.
-        seed: decides the order.
+        batches: of which samples.
         first_step: step of the first batch.
         workers: threads; 0 reads when asked.
         between: called before each sample, and while one is waited for; may raise to end.
@@ -73,16 +100,17 @@ def stream(
     Raises:
         Whatever `read` raised, at the batch it belongs to, and whatever `between` raised.
     """
-    places = count(first_step * batch_size)
-    positions = (position(p, samples=samples, seed=seed) for p in places)
+    share = batches.share
+    places = (step * batches.size + place for step in count(first_step) for place in share)
+    positions = (position(p, samples=batches.samples, seed=batches.seed) for p in places)
     if workers == 0:
         one_by_one = _one_by_one(read, positions, between)
     else:
-        most = batch_size + min(_BATCHES_AHEAD * batch_size, _SAMPLES_AHEAD)
+        most = len(share) + min(_BATCHES_AHEAD * len(share), _SAMPLES_AHEAD)
         one_by_one = _read_ahead(read, positions, between, workers=workers, most=most)
     try:
         while True:
-            yield list(islice(one_by_one, batch_size))
+            yield list(islice(one_by_one, len(share)))
     finally:
         one_by_one.close()
 

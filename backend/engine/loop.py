@@ -7,7 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from backend.engine.checkpoint import load_checkpoint, save_checkpoint
+from backend.engine.distributed import SOLO, Team, kept_here
 from backend.engine.record import RunFolder
 from backend.engine.signals import StopRequest
 from backend.errors import BackendError, Cancelled, Interrupted, UserError
+from backend.losses.processes import alone
 from backend.losses.terms import Losses
 from backend.progress import progress_bar
 
@@ -57,6 +59,10 @@ class Trainable(Protocol[BatchC]):
     @property
     def module(self) -> nn.Module:
         """All state there is to save."""
+
+    @property
+    def learner(self) -> nn.Module:
+        """What `loss` calls: the module, or what averages its gradients over processes."""
 
     @property
     def healthy(self) -> Mapping[str, tuple[float, float]]:
@@ -111,6 +117,7 @@ class Loop(Generic[BatchT]):
         plan: how long.
         autocast: gives the context in which losses are computed.
         memory_mb: tells the memory in use.
+        team: the processes that train together; its leader alone writes, looks and judges.
     """
 
     def __init__(
@@ -122,6 +129,7 @@ class Loop(Generic[BatchT]):
         plan: Plan,
         autocast: Callable[[], AbstractContextManager[None]],
         memory_mb: Callable[[], float],
+        team: Team = SOLO,
     ) -> None:
         self.trainable = trainable
         self.optimizer = optimizer
@@ -132,6 +140,7 @@ class Loop(Generic[BatchT]):
         self.extra_state: dict[str, Any] = {}
         self._autocast = autocast
         self._memory_mb = memory_mb
+        self._team = team
         self._seconds_before = 0.0
         self._recent: deque[float] = deque(maxlen=50)
         self._streaks: dict[str, int] = {}
@@ -198,7 +207,8 @@ class Loop(Generic[BatchT]):
 
         Args:
             batches: the parts of each step's batch, from the current step on; may raise what
-                is pending in `stop`, and then the run is saved as well.
+                is pending in `stop`, and then the run is saved as well; not where several
+                processes train together, as the others would wait for this one for ever.
             stop: asked after every step; then the run is saved and the request raised.
             events: done after a step, before it may be saved.
             on_save: called after each checkpoint.
@@ -225,23 +235,33 @@ class Loop(Generic[BatchT]):
                 record = self.train_step(parts)
                 self.step += 1
                 self._recent.append(time.monotonic() - began)
-                for number, event in enumerate(events):
-                    if self.step % event.every == 0 or self.step == self.plan.total_steps:
-                        began = time.monotonic()
-                        record |= event.action(self.step)
-                        self._events_s[number] = time.monotonic() - began
+                record |= self._happened(events)
                 self._watch(record)
                 self._tell(record, events)
                 bar.set_postfix_str(f"loss {record['loss/total']:.4f}", refresh=False)
                 bar.update()
-                request = stop.pending()
+                request = self._team.agreed(stop.pending())
                 last = self.step == self.plan.total_steps
-                if last or request is not None or self._checkpoint_due(saved_at):
+                due = last or request is not None or self._checkpoint_due(saved_at)
+                if due and self._team.leads:
                     self.save()
                     on_save()
                     saved_at, saved_step = time.monotonic(), self.step
                 if request is not None and not last:
                     raise request
+
+    def _happened(self, events: Sequence[Event]) -> dict[str, float]:
+        """What is to be done after this step, by the leader alone; returns its numbers."""
+        record: dict[str, float] = {}
+        if not self._team.leads:
+            return record
+        for number, event in enumerate(events):
+            if self.step % event.every == 0 or self.step == self.plan.total_steps:
+                began = time.monotonic()
+                with alone():
+                    record |= event.action(self.step)
+                self._events_s[number] = time.monotonic() - began
+        return record
 
     def train_step(self, parts: Sequence[BatchT]) -> dict[str, float]:
         """Make the current step, without counting or recording it; returns its numbers.
@@ -257,10 +277,12 @@ class Loop(Generic[BatchT]):
                 group["weight_decay"] = self.plan.weight_decay(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         numbers: dict[str, Tensor] = {}
-        for part in parts:
-            with self._autocast():
-                losses = self.trainable.loss(part, progress)
-            torch.autograd.backward(losses.total / len(parts))
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            with nullcontext() if last else kept_here(self.trainable.learner):
+                with self._autocast():
+                    losses = self.trainable.loss(part, progress)
+                torch.autograd.backward(losses.total / len(parts))
             for name, value in _named(losses).items():
                 numbers[name] = numbers.get(name, 0.0) + value.detach().float() / len(parts)
         self.trainable.after_backward(progress)
@@ -269,7 +291,7 @@ class Loop(Generic[BatchT]):
             math.inf if self.plan.clip_norm is None else self.plan.clip_norm,
         )
         # One transfer for all numbers: the only time the step waits for the device.
-        values = torch.stack([*numbers.values(), gradient.float()]).tolist()
+        values = self._team.mean(torch.stack([*numbers.values(), gradient.float()])).tolist()
         record = dict(zip([*numbers, "gradient_norm"], values, strict=True))
         self._guard(record)
         self.optimizer.step()

@@ -284,6 +284,40 @@ class RunFolder:
                 log.warning("%s", error)
 
 
+class FollowedFolder(RunFolder):
+    """A run folder as the processes see it that do not lead: they read it, and write nothing.
+
+    Args:
+        path: of the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._started_at = time.monotonic()
+
+    def __enter__(self) -> RunFolder:
+        """Nothing is opened."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is closed."""
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """The leader does."""
+
+    def update(self, **values: Any) -> None:
+        """The leader does."""
+
+    def note(self, **values: Any) -> None:
+        """The leader does."""
+
+    def append(self, record: Mapping[str, float | int | str]) -> None:
+        """The leader does."""
+
+    def cut_metrics(self, step: int) -> None:
+        """The leader does."""
+
+
 _LAST_WORDS: dict[State, str] = {
     "queued": "Waiting",
     "running": "Running",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.losses.precision import full_precision
-from backend.losses.similarity import gather
+from backend.losses.processes import gather
 from backend.losses.state import StepState
 
 

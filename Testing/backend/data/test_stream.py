@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from backend.data.stream import Position, position, stream
+from backend.data.stream import Batches, Position, position, stream
 
 
 def _whole(position: Position) -> Position:
@@ -18,7 +18,9 @@ def test_batches_follow_from_the_seed_alone_however_they_are_read(
     workers: int, batch_size: int, first_step: int
 ) -> None:
     batches = stream(
-        _whole, samples=5, batch_size=batch_size, seed=3, first_step=first_step, workers=workers
+        *(_whole, Batches(samples=5, size=batch_size, seed=3)),
+        first_step=first_step,
+        workers=workers,
     )
     first = first_step * batch_size
     expected = [position(p, samples=5, seed=3) for p in range(first, first + 4 * batch_size)]
@@ -43,7 +45,7 @@ def test_a_request_to_stop_ends_a_batch_that_would_take_for_ever(workers: int) -
             raise InterruptedError("asked to stop")
 
     batches = stream(
-        *(read,), samples=7, batch_size=10**9, seed=0, workers=workers, between=between
+        read, Batches(samples=7, size=10**9, seed=0), workers=workers, between=between
     )
     with pytest.raises(InterruptedError, match="asked to stop"):
         next(batches)
@@ -64,7 +66,7 @@ def test_a_request_to_stop_is_heard_while_a_single_sample_is_waited_for() -> Non
         if looks == 3:
             raise InterruptedError("asked to stop")
 
-    batches = stream(read, samples=2, batch_size=1, seed=0, workers=1, between=between)
+    batches = stream(read, Batches(samples=2, size=1, seed=0), workers=1, between=between)
     try:
         with pytest.raises(InterruptedError):
             next(batches)
@@ -81,7 +83,7 @@ def test_an_error_of_a_sample_comes_with_the_batch_it_belongs_to(workers: int) -
             raise ValueError("unreadable")
         return place
 
-    batches = stream(read, samples=4, batch_size=2, seed=0, workers=workers)
+    batches = stream(read, Batches(samples=4, size=2, seed=0), workers=workers)
     assert len(next(batches)) == 2
     with pytest.raises(ValueError, match="unreadable"):
         next(batches)
