@@ -7,6 +7,7 @@ DistributedDataParallel averages gradients; all else goes through a store that a
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -178,8 +179,16 @@ class Team:
 
         from backend.engine.norms import over_all_processes
 
+        # Its older name is on its way out.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         return DistributedDataParallel(
-            over_all_processes(module), broadcast_buffers=False, gradient_as_bucket_view=True
+            over_all_processes(module),
+            # States such as centres are brought together once a step, by themselves.
+            **{buffers: False},
+            # Norms of skips serve fine-tuning alone, and get no gradient before.
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
         )
 
     def between(self, stop: StopRequest) -> Callable[[], None]:

@@ -44,9 +44,7 @@ def test_a_request_to_stop_ends_a_batch_that_would_take_for_ever(workers: int) -
         if stop.is_set():
             raise InterruptedError("asked to stop")
 
-    batches = stream(
-        read, Batches(samples=7, size=10**9, seed=0), workers=workers, between=between
-    )
+    batches = stream(read, Batches(samples=7, size=10**9, seed=0), workers=workers, between=between)
     with pytest.raises(InterruptedError, match="asked to stop"):
         next(batches)
 
@@ -98,7 +96,7 @@ def test_threads_read_ahead_of_what_was_asked_for_but_not_without_end() -> None:
         if len(read) >= 8:
             eight.set()
 
-    batches = stream(note, samples=1000, batch_size=2, seed=0, workers=1)
+    batches = stream(note, Batches(samples=1000, size=2, seed=0), workers=1)
     next(batches)
     # Four batches, one of which has been taken.
     assert eight.wait(60)
