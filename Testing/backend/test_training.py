@@ -158,6 +158,7 @@ class _Regression:
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
         self.module: nn.Module = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 1))
+        self.learner = self.module
 
     def loss(self, batch: Tensor, progress: float) -> Losses:
         del progress

@@ -36,6 +36,7 @@ class _Regression:
     def __init__(self, *, seed: int = 0, width: int = 6) -> None:
         torch.manual_seed(seed)
         self.module: nn.Module = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, 1))
+        self.learner = self.module
         self.calls: list[tuple[str, float]] = []
 
     def loss(self, batch: Tensor, progress: float) -> Losses:
