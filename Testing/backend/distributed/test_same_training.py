@@ -49,7 +49,12 @@ SMALL = {
         *("train.optimizer=lars", "train.learning_rate=0.0005", "train.clip_norm=null"),
     ),
 }
-ACCUMULATED = ("train.accumulate=2", "train.batch_size=8", "train.max_steps=4", "train.learning_rate=1e-4")
+ACCUMULATED = (
+    "train.accumulate=2",
+    "train.batch_size=8",
+    "train.max_steps=4",
+    "train.learning_rate=1e-4",
+)
 
 
 @dataclass(frozen=True)
