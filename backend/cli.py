@@ -277,6 +277,8 @@ class Segment:
         str | None, arg(metavar=".nii.gz|.nrrd|.seg.nrrd|.mha", help_behavior_hint="")
     ] = None
     """Format of the label files when --output is a folder. Left out: .nii.gz."""
+    devices: Processes = 1
+    """Divide the scans of a folder among so many GPUs, or processes on a processor."""
     overwrite: Switch = False
     """Replace files. Left out: a folder keeps what the same model made of the same scan."""
 
@@ -284,6 +286,8 @@ class Segment:
         """Segment."""
         from backend import segment
 
+        if _to_be_divided(self.devices):
+            _in_processes(self.devices, self.device)
         segment.run(
             self.model,
             self.input,

@@ -141,6 +141,35 @@ class Team:
                 return
             yield facts
 
+    def answer(self, facts: Any) -> None:
+        """Tell the leader what came of the announcement heard last.
+
+        Args:
+            facts: what JSON can hold.
+        """
+        assert self._store is not None, "one alone has nobody to answer"
+        self._store.set(f"answer/{self._announced}/{self.here.rank}", json.dumps(facts))
+
+    def answers(self, check: Callable[[], None] = lambda: None) -> list[Any]:
+        """What the others answer to the announcement made last, in the order of their rank.
+
+        Args:
+            check: asked while waiting; may raise to end.
+        """
+        found = []
+        for rank in range(1, self.size):
+            assert self._store is not None, "there are others"
+            key = f"answer/{self._announced}/{rank}"
+            while not self._store.check([key]):
+                check()
+                if self._store.check([f"error/{rank}"]):
+                    raise self._last_words(self._store)
+                if self._orphaned:
+                    raise _left_alone()
+                time.sleep(_POLL_S)
+            found.append(json.loads(self._store.get(key)))
+        return found
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes."""
         if self.size > 1:
@@ -182,13 +211,14 @@ class Team:
         # Its older name is on its way out.
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        # States such as centres are brought together once a step, by themselves.
+        options: dict[str, Any] = {buffers: False}
         return DistributedDataParallel(
             over_all_processes(module),
-            # States such as centres are brought together once a step, by themselves.
-            **{buffers: False},
             # Norms of skips serve fine-tuning alone, and get no gradient before.
             find_unused_parameters=True,
             gradient_as_bucket_view=True,
+            **options,
         )
 
     def between(self, stop: StopRequest) -> Callable[[], None]:
@@ -206,8 +236,7 @@ class Team:
         except BaseException as caught:
             error = told_plainly(caught)
             if self._store is not None and not _is_about_connections(caught):
-                told = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-                self._store.set(f"error/{self.here.rank}", json.dumps(told))
+                self._store.set(f"error/{self.here.rank}", json.dumps(told_of(error)))
             raise
 
     @contextmanager
@@ -227,7 +256,9 @@ class Team:
         while time.monotonic() < deadline:
             for key in keys:
                 if store.check([key]):
-                    return _repeated(json.loads(store.get(key)), process=key.split("/")[1])
+                    error = repeated(json.loads(store.get(key)))
+                    number = key.partition("/")[2]
+                    return type(error)(f"Process {number}: {error.message}", error.hint)
             time.sleep(_POLL_S)
         return BackendError(
             f"Another of the {self.size} processes has ended without a word.",
@@ -358,10 +389,15 @@ def _is_about_connections(error: BaseException) -> bool:
     return any(word in text for word in ("gloo", "nccl", "connection", "socket", "peer"))
 
 
-def _repeated(told: Mapping[str, str], *, process: str) -> BackendError:
-    """Another process' error, as if it had happened here."""
-    kind = getattr(errors, told["type"], BackendError)
-    return kind(f"Process {process}: {told['message']}", told["hint"])
+def told_of(error: BackendError) -> dict[str, str]:
+    """An error as JSON can hold it."""
+    return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+
+
+def repeated(told: Mapping[str, str]) -> BackendError:
+    """Another process' error, from what it told of it."""
+    kind: type[BackendError] = getattr(errors, told["type"], BackendError)
+    return kind(told["message"], told["hint"])
 
 
 def _left_alone() -> Interrupted:

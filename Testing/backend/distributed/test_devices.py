@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,8 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import SimpleITK
 from cli_runner import (
     FINETUNE,
     LIMIT_S,
@@ -244,3 +248,58 @@ def test_an_elastic_launcher_goes_on_after_a_process_was_killed(
         assert launcher.wait(timeout=LIMIT_S) == 0
     assert status(run)["state"] == "done"
     assert [record["step"] for record in records(run)] == list(range(1, LENGTH + 1))
+
+
+@pytest.mark.slow
+def test_the_scans_of_a_folder_are_divided_among_processes(
+    tmp_path: Path, material: Material
+) -> None:
+    model, cases = tmp_path / "model", tmp_path / "scans"
+    made = backend(
+        *(*FINETUNE, "--data", material.labelled, "--cache", material.cache, "--init", "none"),
+        *("--method", "smit", "--max-steps", 1, "--output", model),
+    )
+    assert made.code == 0, made.err
+    shutil.copytree(material.nnunet / "imagesTr", cases)
+    (cases / "case_4_0000.nii.gz").write_bytes(b"no scan")
+    words = ("segment", "--model", model, "--input", cases, "--device", "cpu", "--output")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert backend(*words, one).code == 0
+    divided = backend(*words, two, *TWO)
+    assert divided.code == 0, divided.err
+    assert {f.name for f in one.iterdir()} == {f.name for f in two.iterdir()}
+    for file in one.glob("*.nii.gz"):
+        maps = (SimpleITK.ReadImage(folder / file.name) for folder in (one, two))
+        assert np.array_equal(*map(SimpleITK.GetArrayFromImage, maps))
+    assert (one / "volumes.csv").read_text() == (two / "volumes.csv").read_text()
+    assert "Kept, already there (3 of 3)" in backend(*words, two, *TWO).out
+
+
+@pytest.mark.slow
+def test_tasks_of_srun_find_each_other_without_a_launcher(
+    tmp_path: Path, material: Material
+) -> None:
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    words = (sys.executable, "-m", "backend", *map(str, line(run, material)), "--max-steps", "6")
+    # What `scontrol show hostnames` prints on a cluster.
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text("#!/bin/sh\necho localhost\necho elsewhere\n")
+    scontrol.chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    known = {
+        **environment(PATH=f"{scontrol.parent}:{os.environ['PATH']}"),
+        **{"GLOO_SOCKET_IFNAME": "lo", "MASTER_PORT": port},
+        **{"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost,elsewhere"},
+    }
+    tasks = [
+        subprocess.Popen(
+            words, cwd=REPOSITORY, env={**known, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)}
+        )
+        for n in range(2)
+    ]
+    assert [task.wait(timeout=LIMIT_S) for task in tasks] == [0, 0]
+    assert backend(*line(alone, material), "--max-steps", 6).code == 0
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-3)
