@@ -37,15 +37,16 @@ class Goal:
 
     def met(self, measured: dict[str, Any]) -> bool:
         """Whether a measured row meets it; what was not measured meets nothing."""
-        ratio, memory = measured.get("ratio"), measured.get("memory") or {}
+        memory = measured.get("memory") or {}
+        # 1: the more, the better; -1: the less.
         asked = (
-            (self.ratio, ratio, lambda is_, wanted: is_ >= wanted),
-            (self.memory_ratio, memory.get("ratio"), lambda is_, wanted: is_ <= wanted),
-            (self.memory_mib, memory.get("ours"), lambda is_, wanted: is_ <= wanted),
+            (self.ratio, measured.get("ratio"), 1),
+            (self.memory_ratio, memory.get("ratio"), -1),
+            (self.memory_mib, memory.get("ours"), -1),
         )
         return all(
-            wanted is None or (value is not None and holds(value, wanted))
-            for wanted, value, holds in asked
+            wanted is None or (value is not None and sign * value >= sign * wanted)
+            for wanted, value, sign in asked
         )
 
 

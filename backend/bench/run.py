@@ -82,18 +82,22 @@ def show_rows() -> None:
 
 
 def chosen(names: Sequence[str]) -> tuple[Row, ...]:
-    """The rows of these names or numbers, in the order of the table; all if none is named.
+    """The rows of these names or numbers, in their order; all if none is named.
 
     Raises:
         UserError: for a name that no row has, with the nearest one.
     """
-    known = [row.name for row in ROWS]
+    if not names:
+        return ROWS
+    found: dict[str, Row] = {}
     for name in names:
-        if not any(_named(row, name) for row in ROWS):
-            near = difflib.get_close_matches(name, known, n=1)
+        meant = {row.name: row for row in ROWS if _named(row, name)}
+        if not meant:
+            near = difflib.get_close_matches(name, [row.name for row in ROWS], n=1)
             hint = f"Did you mean {near[0]!r}?" if near else "See `backend bench --list`."
             raise UserError(f"There is no row {name!r}.", hint)
-    return tuple(r for r in ROWS if not names or any(_named(r, name) for name in names))
+        found |= meant
+    return tuple(found.values())
 
 
 def _named(row: Row, name: str) -> bool:

@@ -290,8 +290,10 @@ def _after(peer: nn.Module) -> Callable[[], None]:
 
 def _our_optimizer(module: nn.Module) -> torch.optim.Optimizer:
     train = _config("smit", "released").train
-    rates = {"learning_rate": _RATE, "weight_decay": _DECAY, "betas": (0.9, 0.999)}
-    return optimizer_of(replace(train, **rates), module.named_parameters())
+    return optimizer_of(
+        replace(train, learning_rate=_RATE, weight_decay=_DECAY, betas=(0.9, 0.999)),
+        module.named_parameters(),
+    )
 
 
 def _plain(module: nn.Module) -> torch.optim.Optimizer:

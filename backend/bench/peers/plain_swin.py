@@ -77,7 +77,8 @@ def _block(block: SwinBlock, x: Tensor, scales: Tensor | None) -> Tensor:
     second = block.linear2(F.gelu(block.linear1(block.norm2(x))))
     if scales is not None:
         second = second * scales[1].view(-1, 1, 1, 1, 1)
-    return x + second
+    result: Tensor = x + second
+    return result
 
 
 def _attended(block: SwinBlock, x: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def _attended(block: SwinBlock, x: Tensor) -> Tensor:
         mask = _shift_mask((padded[1], padded[2], padded[3]), window, shift, x.device)
         x = torch.roll(x, [-s for s in shift], (1, 2, 3))
     windows = _cut(x, window)
-    windows = _attention(cast(WindowAttention, block.attention), windows, window, mask)
+    windows = _attention(block.attention, windows, window, mask)
     x = _joined(windows, window, padded)
     if any(shift):
         x = torch.roll(x, shift, (1, 2, 3))
