@@ -71,35 +71,43 @@ def measured(pair: Pair, *, repeats: int, turn: Callable[[int, int], None]) -> d
 
     Returns:
         `ours_s` and `peer_s` with every measurement, their medians, `ratio` (the peer's median over
-        ours) and `memory`.
+        ours), `memory`, and the same of the processor's seconds, which other work on the machine
+        disturbs less.
     """
     sides = {"ours": pair.ours, "peer": pair.peer}
     seconds: dict[str, list[float]] = {name: [] for name, side in sides.items() if side is not None}
+    worked: dict[str, list[float]] = {name: [] for name in seconds}
     rounds = repeats + pair.warm
     total = rounds * len(seconds) + (pair.memory is not None)
     for number in range(rounds):
         for place, name in enumerate(seconds):
-            taken = _seconds(sides[name], pair.loops)
+            taken, cpu = _seconds(sides[name], pair.loops)
             if number or not pair.warm:
                 seconds[name].append(taken)
+                worked[name].append(cpu)
             turn(number * len(seconds) + place + 1, total)
     figures: dict[str, Any] = {"size": pair.size}
     for name, values in seconds.items():
         figures |= {f"{name}_s": values, f"{name}_median_s": median(values)}
+        figures[f"{name}_cpu_s"] = worked[name]
     if "peer" in seconds:
         figures["ratio"] = figures["peer_median_s"] / figures["ours_median_s"]
+    if all(median(values) > 0 for values in worked.values()) and len(worked) > 1:
+        figures["cpu_ratio"] = median(worked["peer"]) / median(worked["ours"])
     if pair.memory is not None:
         figures["memory"] = _told(pair.memory())
         turn(total, total)
     return figures
 
 
-def _seconds(side: Any, loops: int) -> float:
-    began = time.perf_counter()
+def _seconds(side: Any, loops: int) -> tuple[float, float]:
+    """Seconds of one call, and those of the processor in this process."""
+    began, cpu = time.perf_counter(), time.process_time()
     for _ in range(loops):
         result = side()
-    taken = (time.perf_counter() - began) / loops
-    return result.seconds if isinstance(result, Told) else taken
+    taken, cpu = ((time.perf_counter() - began) / loops, (time.process_time() - cpu) / loops)
+    # Where others did the work, this process tells nothing of the processor.
+    return (result.seconds, 0.0) if isinstance(result, Told) else (taken, cpu)
 
 
 def _told(memory: Memory) -> dict[str, Any]:

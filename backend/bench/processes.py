@@ -44,8 +44,8 @@ def start(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
     """Row 14: `backend --help` against an interpreter that does nothing."""
     return Pair(
         size="processes",
-        ours=lambda: _ended("-m", "backend", "--help"),
-        peer=lambda: _ended("-c", "pass"),
+        ours=lambda: _timed("-m", "backend", "--help"),
+        peer=lambda: _timed("-c", "pass"),
     )
 
 
@@ -156,7 +156,13 @@ def _model(file: Path, *, edge: int) -> Path:
     return file
 
 
-def _ended(*words: str) -> int:
+def _timed(*words: str) -> Told:
+    began = time.perf_counter()
+    _ended(*words)
+    return Told(time.perf_counter() - began)
+
+
+def _ended(*words: str) -> None:
     """Run an interpreter to its end.
 
     Raises:
@@ -165,4 +171,3 @@ def _ended(*words: str) -> int:
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return done.returncode

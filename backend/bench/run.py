@@ -27,7 +27,19 @@ SCHEMA = 1
 """Version of the file of figures."""
 
 _NO_GPU = "not measured: no GPU"
-_HEADINGS = ("row", "path", "peer", "ours", "peer's", "ratio", "spread", "memory", "goal", "")
+_HEADINGS = (
+    "row",
+    "path",
+    "peer",
+    "ours",
+    "peer's",
+    "ratio",
+    "cpu",
+    "spread",
+    "memory",
+    "goal",
+    "",
+)
 
 
 def run(
@@ -244,13 +256,14 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
     number = line["number"] + (" gpu" if line["device"] == "gpu" else "")
     first = (number, line["path"], line["peer"])
     if "not_measured" in line:
-        return (*first, "", "", "", "", "", line["goal"], line["not_measured"])
+        return (*first, "", "", "", "", "", "", line["goal"], line["not_measured"])
     memory = line.get("memory", {})
     return (
         *first,
         told_seconds(line["ours_median_s"]),
         told_seconds(line["peer_median_s"]) if "peer_median_s" in line else "",
         f"{line['ratio']:.2f}" if "ratio" in line else "",
+        f"{line['cpu_ratio']:.2f}" if "cpu_ratio" in line else "",
         _spread(line),
         _told_memory(memory),
         line["goal"],

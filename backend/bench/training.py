@@ -92,7 +92,10 @@ def smit(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001 - rows 
         *("views.region=40", "views.main.size=32", "method.head.hidden=16"),
         *("method.head.bottleneck=8", "method.head.prototypes=32"),
     )
-    config = _config("smit", "tiny", tiny) if size == "smallest" else _config("smit", "released")
+    edge = () if size == "full" else ("views.main.size=64",)
+    config = (
+        _config("smit", "tiny", tiny) if size == "smallest" else _config("smit", "released", edge)
+    )
     method = cast(Smit, _method(config, device))
     return _pair(method, PlainSmit(method).train(), config, samples=1, device=device)
 
@@ -104,7 +107,7 @@ def glmae(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001 - rows
     views = ("views.main.size=32", "views.local.size=32", "views.local.count=2")
     layers = {
         "smallest": (*_TINY_VIT, *views),
-        "default": ("method.encoder.depth=4", "method.decoder.depth=2"),
+        "default": ("method.encoder.depth=4", "method.decoder.depth=2", "views.local.count=4"),
         "full": (),
     }
     config = _config("glmae", "vit_b", layers[size])
