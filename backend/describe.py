@@ -370,7 +370,7 @@ def views_of_noise(config: PretrainConfig, *, samples: int, device: torch.device
 
 def masking(config: PretrainConfig) -> dict[str, Any]:
     """What is hidden of each kind of view, where the method hides a share of cells."""
-    from backend.settings.views import hidden_count
+    from backend.cells import hidden_count
 
     hiding = config.method.hiding
     if hiding is None:

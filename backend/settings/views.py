@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from backend.cells import hidden_count
 from backend.settings.common import (
     NUMBER,
     RISING,
@@ -120,11 +121,6 @@ class Hiding(NamedTuple):
             raise ValueError(
                 f"method.mask_ratio {self.high:g} {what} {cells} cells of {name}.size {view.size}"
             )
-
-
-def hidden_count(cells: int, ratio: float) -> int:
-    """How many of `cells` a mask ratio hides: rounded up, e.g. 152 of 216 at 0.7."""
-    return math.ceil(round(ratio * cells, 9))
 
 
 def refuse_local(name: str, views: ViewsConfig) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from backend.settings.views import hidden_count
+from backend.cells import hidden_count
 from backend.views.randomness import uniform
 
 _STREAM = 101

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from backend.cells import hidden_count
 from backend.models.swin import upsample_cells
-from backend.settings.views import hidden_count
 from backend.views.masking import random_cells
 from backend.views.randomness import derive_keys
 
