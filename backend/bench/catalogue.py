@@ -164,7 +164,7 @@ ROWS: tuple[Row, ...] = (
         path="the same, uncompressed cache",
         peer="MONAI, volume in memory",
         cpu=(Goal(ratio=3.5),),
-        cost_s=20,
+        waits_for="not measured: the cache has no uncompressed form",
     ),
     Row(
         number="10a",

@@ -308,6 +308,8 @@ def _changed(image: Tensor, keys: Int64[Tensor, " b"], cut: Cut, *, bounded: boo
 def padded(volumes: Sequence[Tensor]) -> tuple[Tensor, Int64[Tensor, "b 3"]]:
     """Volumes (z, y, x) of unequal size as one batch (b, 1, z, y, x), and the size of each."""
     sizes = torch.tensor([v.shape for v in volumes])
+    if bool((sizes == sizes[0]).all()):
+        return torch.stack(list(volumes)).unsqueeze(1), sizes
     whole = volumes[0].new_zeros(len(volumes), 1, *sizes.amax(dim=0).tolist())
     for number, volume in enumerate(volumes):
         z, y, x = volume.shape

@@ -186,6 +186,13 @@ def test_what_pads_a_smaller_sample_is_never_seen(scale: tuple[float, float]) ->
         assert torch.allclose(view.image[1], torch.tensor(0.5))
 
 
+def test_samples_of_one_size_become_a_batch_as_they_are() -> None:
+    volumes = [torch.arange(24, dtype=torch.int16).view(2, 3, 4) + 100 * n for n in range(3)]
+    hu, sizes = padded(volumes)
+    assert torch.equal(hu[:, 0], torch.stack(volumes))
+    assert sizes.tolist() == [[2, 3, 4]] * 3
+
+
 def test_places_are_spread_over_all_the_room_there_is() -> None:
     view = _first(_empty(2000, (6, 7, 4)), size=(4, 4, 4))
     starts = view.affine[:, :3, 3]
