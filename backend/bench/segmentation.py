@@ -40,7 +40,7 @@ def segment(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
     """Row 11: 14 classes, against MONAI's sliding window and inverse; memory apart."""
     from backend.bench.peers.monai_inference import segmented
 
-    grid: Index3 = {"smallest": (20, 24, 24), "default": (150, 384, 384), "full": (300, 512, 512)}[
+    grid: Index3 = {"smallest": (20, 24, 24), "default": (260, 384, 384), "full": (300, 512, 512)}[
         size
     ]
     volume, predictor = _material(grid, classes=14, device=device, edge=_edge(size))
