@@ -112,7 +112,7 @@ def glmae(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001 - rows
     }
     config = _config("glmae", "vit_b", layers[size])
     method = cast(Glmae, _method(config, device))
-    note = ", depth 4 and 2 of 12 and 8" if size == "default" else ""
+    note = ", depths 4 and 2 of 12 and 8" if size == "default" else ""
     return _pair(method, PlainGlmae(method).train(), config, samples=1, device=device, note=note)
 
 
@@ -140,8 +140,12 @@ def trio(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001 - rows 
 
     edges = {"smallest": 64, "default": 64, "full": 96}[size]
     view = (f"views.region={edges}", f"views.main.size={edges}")
-    tiny = (*_TINY_SWIN, "method.encoder.window=4", "method.contrast_width=8")
-    config = _config("swinunetr_trio", "paper", (*view, *(tiny if size == "smallest" else ())))
+    layers = {
+        "smallest": (*_TINY_SWIN, "method.encoder.window=4", "method.contrast_width=8"),
+        "default": ("method.encoder.embed_dim=24",),
+        "full": (),
+    }
+    config = _config("swinunetr_trio", "paper", (*view, *layers[size]))
     method = cast(Trio, _method(config, device))
     return _pair(
         method,
@@ -149,6 +153,7 @@ def trio(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001 - rows 
         config,
         samples=2,
         device=device,
+        note=", width 24 of 48" if size == "default" else "",
         watched=torch.autograd.detect_anomaly,
     )
 

@@ -23,9 +23,14 @@ Saved = tuple[Tensor | None, ...]
 
 
 def pays(x: Tensor) -> bool:
-    """Whether chunks are worth it: on a processor, in float32, where gradients are asked for."""
-    plain = x.device.type == "cpu" and x.dtype == torch.float32
-    return plain and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    """Whether chunks are worth it: on a processor, in float32, where gradients are asked for.
+
+    Shapes on the meta device stand for tensors on this machine's best device.
+    """
+    kind = x.device.type
+    here = kind == "cpu" or (kind == "meta" and not torch.cuda.is_available())
+    plain = here and x.dtype == torch.float32 and torch.is_grad_enabled()
+    return plain and not torch.is_autocast_enabled("cpu")
 
 
 def mlp(

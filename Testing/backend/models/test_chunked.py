@@ -46,7 +46,7 @@ def test_chunks_are_for_training_in_full_precision_on_a_processor() -> None:
     x = torch.rand(2)
     assert pays(x)
     assert not pays(x.bfloat16())
-    assert not pays(x.to("meta"))
+    assert pays(x.to("meta")) is not torch.cuda.is_available()
     with torch.no_grad():
         assert not pays(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
