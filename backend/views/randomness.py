@@ -60,9 +60,9 @@ def normal(keys: Int64[Tensor, " b"], count: int, *, stream: int) -> Float[Tenso
     # Box and Muller: two uniform numbers give two normal ones.
     half = (count + 1) // 2
     u = uniform(keys, 2 * half, stream=stream).view(-1, 2, half)
-    radius = (-2 * torch.log1p(-u[:, 0])).sqrt()
+    radius = u[:, 0].neg().log1p_().mul_(-2).sqrt_()
     angle = 2 * math.pi * u[:, 1]
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+    return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)[:, :count]
 
 
 def integers(
