@@ -504,7 +504,7 @@ class Bench:
     repeats: Annotated[int, arg(metavar="N")] = 3
     """Measurements of each side, in turns."""
     full: Switch = False
-    """Sizes of real work; without a GPU this takes hours."""
+    """Sizes of real work, which take far longer without a GPU."""
     json: Switch = False
     """Print JSON for programs."""
 
