@@ -84,9 +84,9 @@ def sample(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
     """Row 8: what the host does for a sample of SMIT's two views."""
     from backend.bench.peers.monai_transforms import read, smit_sample
 
-    grid: Index3 = (40, 64, 64) if size == "smallest" else (300, 512, 512)
+    grid: Index3 = (90, 90, 90) if size == "smallest" else (300, 512, 512)
     file = write_nifti(scan_like(grid), folder / "scan.nii.gz")
-    views = ("views.region=24", "views.main.size=16") if size == "smallest" else ()
+    views = ("views.region=40", "views.main.size=32") if size == "smallest" else ()
     config = load_config(PretrainConfig, method="smit", preset="released", overrides=views)
     cached = _cached(file, grid, Recipe(spacing_mm=_SPACING_MM), folder)
     reader = Reader([cached], config)

@@ -79,8 +79,8 @@ def test_preprocessing_gives_the_voxels_of_the_peer_at_the_same_places(tmp_path:
 
 def test_a_sample_is_made_by_both(tmp_path: Path) -> None:
     regions, views = both("sample", tmp_path)
-    assert regions.hu.shape == (1, 1, 24, 24, 24)
-    assert [tuple(view.shape) for view in views] == [(1, 16, 16, 16)] * 2
+    assert regions.hu.shape == (1, 1, 40, 40, 40)
+    assert [tuple(view.shape) for view in views] == [(1, 32, 32, 32)] * 2
     assert -1000 <= int(regions.hu.min()) < int(regions.hu.max())
 
 
