@@ -509,6 +509,42 @@ class CacheCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time what must be fast side by side with the peer named for it, and print one table."""
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...")] = ()
+    """Rows by name or number. Left out: all."""
+    list: Switch = False
+    """Show the rows and their goals; nothing is measured."""
+    output: OptionalPath = None
+    """JSON file, written anew after each row; what it holds of other rows stays."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto measures on the processor, and on a GPU where there is one."""
+    repeats: Annotated[int, arg(metavar="N")] = 3
+    """Measurements of each side, in turns."""
+    full: Switch = False
+    """Sizes of real work, which take far longer without a GPU."""
+    json: Switch = False
+    """Print JSON for programs."""
+
+    def run(self) -> None:
+        """Measure."""
+        from backend.bench import run
+
+        if self.list:
+            run.show_rows()
+            return
+        run.run(
+            self.names,
+            output=self.output,
+            device=self.device,
+            repeats=self.repeats,
+            full=self.full,
+            as_json=self.json,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Tell whether this machine is ready: Python, packages, devices, memory, disk."""
 
@@ -536,6 +572,7 @@ Command = Union[  # noqa: UP007 - tyro wants a type it can print in order
     Annotated[Stop, subcommand("stop")],
     Annotated[Report, subcommand("report")],
     Annotated[CacheCommand, subcommand("cache")],
+    Annotated[Bench, subcommand("bench")],
     Annotated[Doctor, subcommand("doctor")],
 ]
 
