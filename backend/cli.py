@@ -30,7 +30,14 @@ from tyro.conf import (
 
 import backend
 from backend.engine.distributed import place
-from backend.errors import TOLD_AT_THE_END, BackendError, UserError, told_plainly
+from backend.errors import (
+    TOLD_AT_THE_END,
+    BackendError,
+    Cancelled,
+    Interrupted,
+    UserError,
+    told_plainly,
+)
 from backend.progress import say_nothing
 from backend.tuning import tune_process
 
@@ -597,7 +604,7 @@ def main() -> None:
             command.run()
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as caught:
-        if _reader_left(caught):
+        if _reader_left(caught) or _stopped_with_leader(caught):
             return
         sys.exit(_tell(caught))
 
@@ -608,6 +615,14 @@ def _fall_silent() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
+
+
+def _stopped_with_leader(caught: BaseException) -> bool:
+    """Whether this process has stopped on request beside the one that tells of it.
+
+    As a failure it would let a launcher end that one before its report is written.
+    """
+    return not place().leads and isinstance(caught, Cancelled | Interrupted)
 
 
 def _to_be_divided(devices: int) -> bool:

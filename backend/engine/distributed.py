@@ -13,7 +13,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,8 @@ _PATIENCE = timedelta(days=7)
 noticed by its closed connection, or by what started it."""
 
 _POLL_S = 0.05
-_LAST_WORDS_S, _REPORT_S = 3.0, 60.0
-"""How long after a lost connection the others' errors are waited for, and after a stop the leader's
-report."""
+_LAST_WORDS_S = 3.0
+"""How long after a lost connection the others' errors are waited for."""
 
 _TORCHRUN = {"size": "WORLD_SIZE", "rank": "RANK", "local_rank": "LOCAL_RANK"}
 # Only srun sets the number of tasks of a step; a batch script, which is one process, has none.
@@ -266,20 +265,6 @@ class Team:
             "since the last checkpoint is lost.",
         )
 
-    def leave(self) -> None:
-        """Let the others go, if this is the one they wait for."""
-        if self._store is not None and self.leads:
-            self._store.set("left", "")
-
-    def wait_for_leader(self) -> None:
-        """Stay until the leader has left, or cannot be reached any more."""
-        deadline = time.monotonic() + _REPORT_S
-        with suppress(RuntimeError):
-            while self._store is not None and time.monotonic() < deadline:
-                if self.leads or self._store.check(["left"]):
-                    return
-                time.sleep(_POLL_S)
-
     @property
     def _orphaned(self) -> bool:
         """Whether what started the processes has died: then nobody would end them."""
@@ -335,16 +320,9 @@ def joined(here: Place) -> Iterator[Team]:
         world_size=size,
         timeout=_PATIENCE,
     )
-    team = Team(here, PrefixStore("team", store))
     try:
-        yield team
-    except (Cancelled, Interrupted):
-        # What started the processes ends all of them when the first one is gone, also a leader
-        # that is about to write its report.
-        team.wait_for_leader()
-        raise
+        yield Team(here, PrefixStore("team", store))
     finally:
-        team.leave()
         dist.destroy_process_group()
 
 
