@@ -34,6 +34,7 @@ from backend.preparation import (
     encoder_header,
     recipe_of,
     require_same_encoder,
+    stall_watch,
 )
 from backend.pretrain import (
     PretrainRequest,
@@ -312,13 +313,14 @@ def _measured(
     if request.init is not None:
         initialise(method, request.init)
     task = PretrainTask(method.to(device).train(), config, device)
-    samples = Samples(
-        count=len(prepared.volumes),
-        read=Reader(prepared.volumes, config).read,
-        collate=lambda chosen: collated(chosen, seed=train.seed),
-        workers=config.data.workers,
-    )
     with RunFolder(place / "run", kind="pretrain", argv=(), resume=False) as folder:
+        samples = Samples(
+            count=len(prepared.volumes),
+            read=Reader(prepared.volumes, config).read,
+            collate=lambda chosen: collated(chosen, seed=train.seed),
+            workers=config.data.workers,
+            watch=stall_watch(prepared.volumes, config.data, folder),
+        )
         loop = prepared_loop(task, train, samples=scans, device=device, folder=folder, resume=False)
         with closing(samples.batches(train, first_step=0)) as batches, _peak(device) as peak_mb:
             seconds = _timed(loop, batches)

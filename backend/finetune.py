@@ -53,6 +53,7 @@ from backend.preparation import (
     require_same_settings,
     segmentation_architecture,
     spaced,
+    stall_watch,
     stored,
     told_cache,
     write_report,
@@ -653,6 +654,7 @@ def _train(
         read=crops.read,
         collate=_batch,
         workers=config.data.workers,
+        watch=stall_watch(crops.volumes, config.data, folder),
     )
     header = _header(config, labels, split)
     judge = _Judge(

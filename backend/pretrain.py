@@ -31,6 +31,7 @@ from backend.preparation import (
     recipe_of,
     require_same_encoder,
     require_same_settings,
+    stall_watch,
     stored,
     told_cache,
     write_report,
@@ -243,13 +244,20 @@ def _train(
         f"; {few}" if (few := too_few_to_hold_out(config, scans=len(volumes))) else "",
     )
     loop = prepared_loop(
-        task, train, samples=len(learn), device=device, folder=folder, resume=request.resume
+        task,
+        train,
+        samples=len(learn),
+        device=device,
+        folder=folder,
+        resume=request.resume,
+        least_part=config.method.least_batch,
     )
     samples = Samples(
         count=len(learn),
         read=reader.read,
         collate=lambda chosen: collated(chosen, seed=train.seed),
         workers=config.data.workers,
+        watch=stall_watch(reader.volumes, config.data, folder),
     )
     header = _encoder_header(config, recipe, learn)
     stop.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from backend.config import TrainConfig
+from backend.data.stall import StallWatch
 from backend.data.stream import Position, stream
 from backend.engine.device import autocast, device_text, memory_mb, use_bf16
 from backend.engine.lars import lars
@@ -38,32 +40,43 @@ class Samples(Generic[SampleT, BatchT]):
         read: reads the sample at a position.
         collate: makes a part of a batch of samples.
         workers: threads that read ahead.
+        watch: tells when a batch does not come.
     """
 
     count: int
     read: Callable[[Position], SampleT]
     collate: Callable[[Sequence[SampleT]], BatchT]
     workers: int
+    watch: StallWatch
 
     def batches(
         self, train: TrainConfig, *, first_step: int, between: Callable[[], None] = lambda: None
     ) -> Generator[list[BatchT], None, None]:
         """The parts of each step's batch, from `first_step` on; `between` samples may end it."""
+
+        def look() -> None:
+            between()
+            self.watch.look()
+
         part = train.batch_size // train.accumulate
-        for samples in stream(
-            self.read,
+        batches = stream(
+            self.watch.noting(self.read),
             samples=self.count,
             batch_size=train.batch_size,
             seed=train.seed,
             first_step=first_step,
             workers=self.workers,
-            between=between,
-        ):
-            yield [self.collate(samples[i : i + part]) for i in range(0, len(samples), part)]
+            between=look,
+        )
+        with closing(batches):
+            while True:
+                with self.watch.waiting():
+                    samples = next(batches)
+                yield [self.collate(samples[i : i + part]) for i in range(0, len(samples), part)]
 
 
-def plan_of(train: TrainConfig, *, samples: int) -> Plan:
-    """How long a run with so many samples in an epoch is."""
+def plan_of(train: TrainConfig, *, samples: int, least_part: int = 1) -> Plan:
+    """How long a run with so many samples in an epoch is, and into what its batches may be cut."""
     steps_per_epoch = samples / train.batch_size
     total = train.max_steps or math.ceil(train.epochs * steps_per_epoch)
     warmup = min(1.0, train.warmup_epochs / train.epochs)
@@ -79,6 +92,8 @@ def plan_of(train: TrainConfig, *, samples: int) -> Plan:
         clip_norm=train.clip_norm,
         checkpoint_every_steps=train.checkpoint_every_steps,
         checkpoint_every_s=60 * train.checkpoint_every_minutes,
+        least_part=least_part,
+        shrink=train.on_out_of_memory == "shrink",
     )
 
 
@@ -122,6 +137,7 @@ def prepared_loop(
     device: torch.device,
     folder: RunFolder,
     resume: bool,
+    least_part: int = 1,
 ) -> Loop[BatchT]:
     """The loop of a run, at its first step or where it was left.
 
@@ -132,8 +148,9 @@ def prepared_loop(
         device: where the task's module lives.
         folder: the run.
         resume: continue from its last checkpoint.
+        least_part: samples that the task tells from each other.
     """
-    plan = plan_of(train, samples=samples)
+    plan = plan_of(train, samples=samples, least_part=least_part)
     if train.warmup_epochs >= train.epochs:
         log.warning(
             "The learning rate warms up over the whole run: train.warmup_epochs=%g of %d epochs.",

@@ -10,6 +10,7 @@ import json
 import math
 import reprlib
 import struct
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -33,6 +34,7 @@ SCHEMA = 1
 
 Kind = Literal["encoder", "segmentation"]
 _HEADER_KEY = "sslsegmentation"
+_CHECKSUM_KEY = "sslsegmentation.crc32"
 _PICKLE_ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".bin")
 # A zip archive (torch.save) and a bare pickle: neither is ever opened here.
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")
@@ -116,7 +118,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeade
     plain = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    metadata = {_HEADER_KEY: json.dumps(asdict(header), ensure_ascii=False)}
+    text = json.dumps(asdict(header), ensure_ascii=False)
+    metadata = {_HEADER_KEY: text, _CHECKSUM_KEY: str(_checksum(text, plain))}
     with written_whole(path, failures=(SafetensorError,)) as part:
         save_file(plain, part, metadata=metadata)
 
@@ -147,6 +150,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
         UserError: as `read_header`; if a tensor holds what is no finite number.
     """
     header = read_header(path)
+    metadata = _checked_table(path)[1]
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -156,6 +160,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
         raise UserError(
             f"{path}: damaged weights ({error}).", "Copy the file again from where it came."
         ) from error
+    # Files that were written elsewhere, or before there was one, have no checksum.
+    checksum = metadata.get(_CHECKSUM_KEY)
+    if checksum not in (None, str(_checksum(metadata[_HEADER_KEY], tensors))):
+        raise UserError(f"{path}: damaged weights (their checksum is another).", _COPY)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UserError(
@@ -213,6 +221,19 @@ def load_into(
         for name in matched:
             own[name].copy_(theirs[name])
     return report
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> int:
+    """Of a header's text and the numbers of all tensors, in the order of their names."""
+    import torch
+
+    total = zlib.crc32(header.encode())
+    for name in sorted(tensors):
+        # Any type of number as bytes; a tensor without numbers has none.
+        numbers = tensors[name].contiguous().reshape(-1)
+        if numbers.numel():
+            total = zlib.crc32(numbers.view(torch.uint8).numpy().data, total)
+    return total
 
 
 MODEL_FILES = ("best.safetensors", "model.safetensors")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.config import TrainConfig
+from backend.data.stall import StallWatch
 from backend.data.stream import Position
 from backend.engine.loop import Loop
 from backend.engine.record import RunFolder, read_metrics, read_status
@@ -180,7 +181,8 @@ def _sample(at: Position) -> Tensor:
 
 
 def _batches(train: TrainConfig, *, first_step: int) -> Iterator[list[Tensor]]:
-    samples = Samples(count=6, read=_sample, collate=torch.stack, workers=0)
+    watch = StallWatch(name=str, tell=[].append, patience_s=600)
+    samples = Samples(count=6, read=_sample, collate=torch.stack, workers=0, watch=watch)
     return samples.batches(train, first_step=first_step)
 
 

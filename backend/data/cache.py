@@ -44,14 +44,14 @@ from backend.data.pool import map_in_processes, usable_cores
 from backend.data.preprocess import Recipe, preprocess, preprocess_pair
 from backend.data.readers import read_label, read_volume
 from backend.data.volume_file import read_volume_header
-from backend.errors import ResourceError, ScanError, UserError
+from backend.errors import ResourceError, ScanError, UserError, told_plainly
 from backend.geometry import Geometry, Index3, Vec3, direction9, index3, vec3
 from backend.progress import progress
 
 if TYPE_CHECKING:
     from backend.data.labelled import LabelledCase
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when older entries can no longer be read; they are then made anew."""
 
 FOREGROUND_SAMPLES = 10_000
@@ -638,6 +638,7 @@ def _write_entry(job: _Job) -> int:
         "hu_percentiles": _percentiles(image.voxels),
         "label_voxels": counts,
     }
+    meta["crc32"] = _digest_of(json.loads(json.dumps(meta)))
     with _told_as_resource(job.folder):
         # A json that stays from an earlier entry must not vouch for the new arrays.
         _beside(job.path, _META).unlink(missing_ok=True)
@@ -766,14 +767,19 @@ def _read_meta(path: Path) -> dict[str, Any] | None:
     """The json of an entry whose files all have the sizes it tells, else None."""
     try:
         meta = json.loads(_beside(path, _META).read_bytes())
-        if meta["schema"] != SCHEMA or _IMAGE not in meta["files"]:
+        if meta["schema"] != SCHEMA or meta.pop("crc32") != _digest_of(meta):
             return None
         for suffix, told in meta["files"].items():
             if _beside(path, suffix).stat().st_size != told["bytes"]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return dict(meta)
+
+
+def _digest_of(meta: Mapping[str, Any]) -> int:
+    """A checksum of what an entry's json tells, however it is laid out."""
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 _compared: set[tuple[str, float]] = set()
@@ -820,10 +826,18 @@ def _open_array(path: Path) -> Any:
     # Opening takes 0.2 ms, a crop 1.5 ms: not worth an open file for each of thousands of scans,
     # and no handle is ever shared between threads. Blosc2 cannot map files on Windows.
     how: dict[str, Any] = {"mode": "r"} if sys.platform == "win32" else {"mmap_mode": "r"}
-    if not path.exists():
+    try:
+        # A disk that does not answer is waited for here, where other threads go on meanwhile:
+        # blosc2 holds them all up.
+        with path.open("rb") as stream:
+            stream.read(1)
+    except FileNotFoundError:
         raise UserError(
-            f"{path} was removed from the cache while in use.", "Start again: it is made anew."
-        )
+            f"{path} was removed from the cache while in use.",
+            "Continue with --resume: it is made anew.",
+        ) from None
+    except OSError as error:
+        raise told_plainly(error, path) from error
     return blosc2.open(str(path), dparams={"nthreads": 1}, **how)
 
 
