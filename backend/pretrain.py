@@ -284,7 +284,7 @@ def _cached(
     )
     report = cache.build(rows, between=stop.check)
     for series, reason in report.failed.items():
-        log.warning("Left out %s: %s", series, reason)
+        folder.warn("scans", f"Left out {series}: {reason}")
     return {row.id: cache.open(row.id) for row in rows if row.id not in report.failed}
 
 

@@ -34,7 +34,7 @@ SCHEMA = 1
 
 Kind = Literal["encoder", "segmentation"]
 _HEADER_KEY = "sslsegmentation"
-_CHECKSUM_KEY = "sslsegmentation.crc32"
+_CHECKSUM = "crc32"
 _PICKLE_ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".bin")
 # A zip archive (torch.save) and a bare pickle: neither is ever opened here.
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")
@@ -118,8 +118,9 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeade
     plain = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    text = json.dumps(asdict(header), ensure_ascii=False)
-    metadata = {_HEADER_KEY: text, _CHECKSUM_KEY: str(_checksum(text, plain))}
+    told = json.loads(json.dumps(asdict(header)))
+    told[_CHECKSUM] = _checksum(told, plain)
+    metadata = {_HEADER_KEY: json.dumps(told, ensure_ascii=False)}
     with written_whole(path, failures=(SafetensorError,)) as part:
         save_file(plain, part, metadata=metadata)
 
@@ -160,9 +161,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
         raise UserError(
             f"{path}: damaged weights ({error}).", "Copy the file again from where it came."
         ) from error
-    # Files that were written elsewhere, or before there was one, have no checksum.
-    checksum = metadata.get(_CHECKSUM_KEY)
-    if checksum not in (None, str(_checksum(metadata[_HEADER_KEY], tensors))):
+    told = json.loads(metadata[_HEADER_KEY])
+    # Files that were written before there was one have no checksum.
+    if told.pop(_CHECKSUM, None) not in (None, _checksum(told, tensors)):
         raise UserError(f"{path}: damaged weights (their checksum is another).", _COPY)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -223,11 +224,11 @@ def load_into(
     return report
 
 
-def _checksum(header: str, tensors: Mapping[str, Tensor]) -> int:
-    """Of a header's text and the numbers of all tensors, in the order of their names."""
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """Of what a header tells and the numbers of all tensors, in the order of their names."""
     import torch
 
-    total = zlib.crc32(header.encode())
+    total = zlib.crc32(json.dumps(header).encode())
     for name in sorted(tensors):
         # Any type of number as bytes; a tensor without numbers has none.
         numbers = tensors[name].contiguous().reshape(-1)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 _HEADER_LIMIT = 1 << 20
 _NRRD_LINE_LIMIT = 1000
@@ -21,6 +23,13 @@ _META_DIMENSIONS = re.compile(r"^\s*NDims\b\s*[=:]?\s*(\S*)", re.MULTILINE)
 _META_TEXTS = re.compile(
     r"^\s*(Object\w*|Name|Comment|AcquisitionDate)\s*[=:]\s*(.*)$", re.MULTILINE
 )
+
+
+_NRRD_END = re.compile(r"\n(?=\r?\n)")
+_COMPRESSED = re.compile(
+    r"^\s*(CompressedData\s*[=:]\s*(True|T|1)|encoding:\s*(gz|gzip))\s*$", re.MULTILINE | re.I
+)
+_PIECE = 1 << 20
 
 
 def printable(path: Path | str) -> str:
@@ -70,3 +79,36 @@ def nrrd_problem(path: Path) -> str:
 def _head(path: Path) -> str:
     with path.open("rb") as stream:
         return stream.read(_HEADER_LIMIT).decode("latin-1")
+
+
+def stream_problem(path: Path, detached: Path | None) -> str:
+    """Why compressed voxels cannot be trusted, "" if they can or are not compressed.
+
+    Such a stream ends with a checksum, at which ITK does not look.
+
+    Args:
+        path: a MetaImage or NRRD file.
+        detached: the file that holds its voxels, None if they stand behind the header.
+    """
+    head = _head(path)
+    end = _META_DATA_FILE.search(head) or _NRRD_END.search(head)
+    if end is None or not _COMPRESSED.search(head[: end.start() + 1]):
+        return ""
+    with (detached or path).open("rb") as stream:
+        # Latin-1 has one character a byte.
+        stream.seek(0 if detached else head.find("\n", end.end()) + 1)
+        return _inflated_problem(stream)
+
+
+def _inflated_problem(stream: BinaryIO) -> str:
+    # zlib or gzip, as its first bytes say.
+    inflater = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
+    try:
+        while not inflater.eof and (data := stream.read(_PIECE)):
+            while data and not inflater.eof:
+                # Little by little: a few bytes may stand for gigabytes.
+                inflater.decompress(data, _PIECE)
+                data = inflater.unconsumed_tail
+    except zlib.error as error:
+        return f"unreadable: voxels are missing or corrupt ({error})"
+    return "" if inflater.eof else "unreadable: voxels are missing or corrupt (cut off)"

@@ -20,7 +20,7 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from backend.data.native_guard import metaimage_problem, nrrd_problem
+from backend.data.native_guard import metaimage_problem, nrrd_problem, stream_problem
 from backend.data.stacking import axes_problem, orthonormal, spacing_problem
 from backend.errors import ScanError
 from backend.geometry import Geometry, direction9, index3, vec3
@@ -99,6 +99,8 @@ def read_stored(path: Path) -> Stored:
     """
     if format_of(path) == "NIfTI":
         return _nifti_stored(path)
+    if problem := stream_problem(path, detached_data(path)):
+        raise ScanError(problem)
     with _told_as_unreadable(path, "voxels are missing or corrupt"), _native_silence():
         image = SimpleITK.ReadImage(str(path))
     return Stored(SimpleITK.GetArrayFromImage(image), 1.0, 0.0)

@@ -174,11 +174,19 @@ class Loop(Generic[BatchT]):
             self.best = state["best"]
             self._seconds_before = float(state["seconds"])
             self._pieces = int(state["pieces"])
+            epoch = float(state["steps_per_epoch"])
         except (RuntimeError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"{self.last}: belongs to another network, or is damaged.",
                 "Start a new run in another folder.",
             ) from None
+        if epoch != self.plan.steps_per_epoch:
+            raise UserError(
+                f"{self.last}: its epochs had {epoch:g} steps, those of the scans that can be read "
+                f"now have {self.plan.steps_per_epoch:g}.",
+                f"Put back what is missing ({self.run.path / 'log.txt'} names it), or start a new "
+                "run.",
+            )
         self.run.cut_metrics(self.step)
         log.info("Resumed at step %d", self.step)
 
@@ -191,6 +199,7 @@ class Loop(Generic[BatchT]):
             "best": self.best,
             "seconds": self.seconds,
             "pieces": self._pieces,
+            "steps_per_epoch": self.plan.steps_per_epoch,
         }
         save_checkpoint(self.last, state)
 
