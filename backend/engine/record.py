@@ -423,11 +423,17 @@ def check_target(path: Path, *, kind: Kind, resume: bool) -> None:
         )
     if path.is_file():
         raise UserError(f"{path}: is a file.", "Give a folder that does not exist yet.")
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and any(path.iterdir()) and not _never_began(path):
         raise UserError(
             f"{path}: exists already and is not empty.",
             "Choose another --output, or add --resume to continue the run in it.",
         )
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a run was ended before its settings were written, so that it is as good as none."""
+    written = (path / "config.json", path / "checkpoints" / "last.pt")
+    return (path / ".lock").exists() and not any(file.exists() for file in written)
 
 
 def _left(seconds: float, *, done: int, total: int) -> str:

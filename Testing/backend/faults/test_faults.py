@@ -6,6 +6,8 @@ their launcher) is a further `Phase`: what must hold afterwards is the same.
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +20,13 @@ from checks import (
     assert_state,
     assert_told,
     assert_whole,
+    kept_step,
 )
-from cli_runner import Material, make_material
-from commands import Command, Commands
-from injection import Fault
+from cli_runner import Ended, Material, make_material, phantom, records, status
+from commands import Command, Commands, wait_for
+from injection import Fault, files, flip_bit
+
+from backend.data.phantom.cohort import write_image
 
 STEPS, EVERY = 6, 2
 _SMALL = (
@@ -36,7 +41,7 @@ PRETRAIN = (
 )
 FINETUNE = (
     *("finetune", "--method", "simmim", *_SMALL, "--set", "decoder.width=4"),
-    *("--set", "crop=32", "--set", "crops_per_scan=1"),
+    *("--set", "crop=32", "--set", "crops_per_scan=1", "--set", "validate_every_epochs=2"),
 )
 
 
@@ -67,9 +72,9 @@ KINDS = {
     "preempted": Kind(do="SIGUSR1", code=5, state="interrupted", words=("SIGUSR1", "--resume")),
     "ctrl-c": Kind(do="SIGINT", code=3, state="cancelled", words=("keyboard", "--resume")),
     "at once": Kind(do="SIGTERM, SIGTERM", code=5, state="interrupted", words=("SIGTERM",)),
-    "full": Kind(do="full", code=4, state="failed", words=("full", "Free ")),
+    "full": Kind(do="full", code=4, state="failed", words=("Free ",)),
     "cut off": Kind(
-        do="limit files", code=4, state="failed", words=("larger", "ulimit"), argument="500"
+        do="limit files", code=4, state="failed", words=("larger", "ulimit"), argument="20000"
     ),
     # Not even status.json can be written: it reads as what is known of a dead process.
     "read-only": Kind(
@@ -102,6 +107,8 @@ class Phase:
 PHASES = {
     "cache build": Phase(path=r"\.b2nd\.\w+\.tmp$", at=2, kinds=(*SIGNALS, "full")),
     "index": Phase(path=r"\.part-.*-index\.csv$", mode="w", kinds=SIGNALS),
+    "beginning": Phase(path=r"\.part-.*-status\.json$", mode="w"),
+    "settings": Phase(path=r"\.part-.*-config\.json$", mode="w"),
     "starting": Phase(path=r"\.part-.*-status\.json$", mode="w", at=3),
     "crop": Phase(path=r"\.b2nd$", mode="r", at=9, kinds=SIGNALS),
     "first step": Phase(path=r"metrics\.jsonl$", mode="a"),
@@ -110,7 +117,11 @@ PHASES = {
     "checkpoint": Phase(path=r"\.part-.*-last\.pt$", mode="w", at=2, kinds=("cut off",)),
     "checkpoint flushed": Phase(path=r"\.part-.*-last\.pt$", mode="+", at=2),
     "weights": Phase(path=r"\.part-.*-encoder\.safetensors$", at=2),
-    "preview": Phase(path=r"\.part-.*-step_\d+\.png$", mode="w"),
+    "preview": Phase(
+        words=(*PRETRAIN, "--set", "train.preview_every_steps=5"),
+        path=r"\.part-.*-step_\d+\.png$",
+        mode="w",
+    ),
     "report": Phase(path=r"report\.html$", mode="w", kinds=("killed",)),
     "validation": Phase(words=FINETUNE, path=r"\.part-.*-best\.safetensors$"),
     "labelled crop": Phase(words=FINETUNE, path=r"\.label\.b2nd$", mode="r", at=5, kinds=SIGNALS),
@@ -142,6 +153,11 @@ class Place:
             assert done.code == 0, done.err
         return run
 
+    def cached(self) -> Path:
+        """The cache, with everything in it."""
+        self.reference(PRETRAIN)
+        return self.cache
+
     @property
     def cache(self) -> Path:
         """Shared by all runs that leave it alone."""
@@ -171,12 +187,17 @@ def fault_of(phase: Phase, kind: Kind, *, folder: Path, run: Path) -> Fault:
     )
 
 
+def resume(run: Path) -> tuple[str, ...]:
+    """What continues a run; one without settings never began."""
+    return ("--resume",) if (run / "config.json").exists() else ()
+
+
 def assert_ended(command: Command, run: Path, kind: Kind) -> None:
     """All that must hold after a fault."""
     done = command.ended()
     assert_told(done, code=kind.code, words=kind.words)
     assert_alone(command)
-    if run.exists():
+    if (run / "status.json").exists():
         assert_state(run, state=kind.state)
         assert_whole(run, killed=kind.code < 0)
         assert_little_lost(run, every=EVERY)
@@ -197,6 +218,144 @@ def test_after_any_fault_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
         # The run itself is done by then.
         kind = replace(kind, state="done")
     assert_ended(place.commands.start(*line, faults=[fault]), run, kind)
-    resumed = place.commands.run(*line, "--resume")
+    resumed = place.commands.run(*line, *resume(run))
     assert_told(resumed, code=0)
     assert_same_run(run, reference)
+
+
+FAST = (
+    ("beginning", "full"),
+    ("first step", "ctrl-c"),
+    ("checkpoint", "cut off"),
+    ("between checkpoints", "killed"),
+    ("between checkpoints", "preempted"),
+    ("weights", "read-only"),
+    ("checkpoint flushed", "at once"),
+    ("between checkpoints", "terminated"),
+)
+"""Cells of the matrix for the fast suite, as they follow each other in one run."""
+
+
+def test_a_run_that_meets_one_fault_after_the_other_ends_as_if_nothing_had_been(
+    tmp_path: Path, place: Place
+) -> None:
+    run = tmp_path / "run"
+    line = place.line(PRETRAIN, run, cache=place.cache)
+    steps = []
+    for number, (phase_name, kind_name) in enumerate(FAST):
+        # What happened before has taken the run past its first checkpoint or not.
+        phase, kind = replace(PHASES[phase_name], at=1), KINDS[kind_name]
+        (tmp_path / str(number)).mkdir()
+        fault = fault_of(phase, kind, folder=tmp_path / str(number), run=run)
+        command = place.commands.start(*line, *resume(run), faults=[fault])
+        assert_ended(command, run, kind)
+        steps.append(kept_step(run))
+    assert steps == sorted(steps)
+    assert_told(place.commands.run(*line, "--resume"), code=0)
+    assert_same_run(run, place.reference(PRETRAIN))
+
+
+def with_fault(
+    place: Place, line: tuple[object, ...], fault: Fault, *, folder: Path
+) -> tuple[Command, Ended]:
+    """A command with one fault that happens once, to its end."""
+    command = place.commands.start(*line, faults=[replace(fault, marker=str(folder / "happened"))])
+    done = command.ended()
+    assert (folder / "happened").exists(), done.err
+    assert_alone(command)
+    return command, done
+
+
+CROP = r"\.b2nd$"
+
+
+@pytest.mark.parametrize(
+    ("do", "word"), [("remove", "removed"), ("flip", "damaged"), ("truncate", "damaged")]
+)
+def test_a_cache_entry_that_is_spoilt_under_way_is_named_and_made_anew(
+    do: str, word: str, tmp_path: Path, place: Place
+) -> None:
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    shutil.copytree(place.cached(), cache)
+    line = place.line(PRETRAIN, run, cache=cache)
+    fault = Fault(do=do, path=CROP, mode="r", at=9, argument=f"{cache}/*/*[!l].b2nd")
+    _, done = with_fault(place, line, fault, folder=tmp_path)
+    assert_told(done, code=2, words=(str(cache), word, "--resume"))
+    assert_state(run, state="failed")
+    # What was learnt until then is kept.
+    assert kept_step(run) == len(records(run))
+    assert_told(place.commands.run(*line, "--resume"), code=0)
+    assert_same_run(run, place.reference(PRETRAIN))
+
+
+def test_a_spoilt_cache_entry_is_found_before_training_and_made_anew(
+    tmp_path: Path, place: Place
+) -> None:
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    shutil.copytree(place.cached(), cache)
+    for entry in files(f"{cache}/*/*.b2nd"):
+        flip_bit(entry)
+    done = place.commands.run(*place.line(PRETRAIN, run, cache=cache))
+    assert_told(done, code=0)
+    assert "damaged and is made anew" in done.err
+    assert_same_run(run, place.reference(PRETRAIN))
+
+
+def test_a_scan_that_vanishes_before_it_is_cached_is_told_and_cannot_go_missing_by_resuming(
+    tmp_path: Path, place: Place
+) -> None:
+    scans, run = tmp_path / "scans", tmp_path / "run"
+    shutil.copytree(place.material.unlabelled, scans)
+    lost = scans / "plain.nrrd"
+    line = (*PRETRAIN, "--data", scans, "--output", run, "--cache", tmp_path / "cache")
+    fault = Fault(do="remove", path=r"\.b2nd\.\w+\.tmp$", argument=str(lost))
+    _, done = with_fault(place, line, fault, folder=tmp_path)
+    assert_told(done, code=0)
+    assert "Left out" in status(run)["warning"]
+    assert status(run)["scans"]["training"] == 2
+    again = place.commands.run(*line, "--resume")
+    assert "Already done" in again.out
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["comes back", "stays away"])
+def test_a_disk_that_does_not_answer_is_told_with_the_scan_that_is_waited_for(
+    waits: bool, tmp_path: Path, place: Place
+) -> None:
+    run, answer = tmp_path / "run", tmp_path / "answer"
+    patience = ("--set", "data.patience_s=0.2")
+    line = (*place.line(PRETRAIN, run, cache=place.cached()), *patience)
+    fault = Fault(do="stall", path=CROP, mode="r", at=9, argument=str(answer))
+    command = place.commands.start(*line, faults=[replace(fault, marker=str(tmp_path / "once"))])
+    wait_for(lambda: run.exists() and warned(run), what="a warning")
+    assert re.search(r"No batch has come for \d+ s: \S+ is being read by reader 1", warned(run))
+    assert status(run)["state"] == "running"
+    if waits:
+        answer.touch()
+        assert_told(command.ended(), code=0)
+        assert status(run)["warning"] is None
+    else:
+        done = command.ended()
+        assert_told(done, code=4, words=("No batch", "reader 1", "data.patience_s=0.2"))
+        assert_alone(command)
+        assert_state(run, state="failed")
+        assert_told(place.commands.run(*line, "--resume"), code=0)
+    assert_same_run(run, place.reference(PRETRAIN))
+
+
+def warned(run: Path) -> str:
+    """The warning in status.json, once it is there."""
+    return status(run).get("warning") or "" if (run / "status.json").exists() else ""
+
+
+def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path, place: Place) -> None:
+    run, scans = tmp_path / "run", tmp_path / "scans"
+    for number in range(4):
+        ct, _ = phantom(30 + number)
+        write_image(scans / f"ct_{number}.nrrd", ct)
+    line = (*PRETRAIN, "--data", scans, "--output", run, "--cache", tmp_path / "cache")
+    fault = Fault(do="SIGKILL", path=r"\.b2nd\.\w+\.tmp$")
+    command, done = with_fault(place, line, fault, folder=tmp_path)
+    assert_told(done, code=0)
+    assert status(run)["scans"]["training"] == 4
+    assert "Left out" not in done.err
+    assert not list((tmp_path / "cache").glob("*/.*.tmp")) or command.code == 0
