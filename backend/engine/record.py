@@ -278,6 +278,9 @@ class RunFolder:
             self.update(state=state, error=told, eta_s=None, message=_LAST_WORDS[state])
         except BackendError as unwritten:
             log.error("%s", unwritten)
+            # A run that is done must be seen to be.
+            if state == "done":
+                raise
         # What it asked for is done.
         with suppress(OSError):
             self.stop_file.unlink(missing_ok=True)

@@ -35,8 +35,9 @@ def assert_told(done: Ended, *, code: int, words: tuple[str, ...] = ()) -> None:
     assert "Traceback" not in done.err, done.err
     if code > 0:
         assert 1 <= len(done.told.splitlines()) <= 2, done.told
-        # The cure is a sentence behind the message.
-        assert ". " in done.told or "? " in done.told, done.told
+        # The cure is a sentence behind the message; who stopped something needs none.
+        stopped = done.told.startswith("Stopped by ")
+        assert stopped or ". " in done.told or "? " in done.told, done.told
     for word in words:
         assert word in done.told, done.told
 

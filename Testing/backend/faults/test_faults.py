@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checks import (
     assert_alone,
@@ -359,3 +361,138 @@ def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path, place: Place) -> 
     assert status(run)["scans"]["training"] == 4
     assert "Left out" not in done.err
     assert not list((tmp_path / "cache").glob("*/.*.tmp")) or command.code == 0
+
+
+HUNGRY = (
+    *(*PRETRAIN, "--max-steps", 2, "--set", "train.batch_size=4"),
+    *("--set", "views.region=64", "--set", "views.main.size=64"),
+)
+ROOM_MIB = "250"
+"""More memory than one or two samples need at a time, and less than four."""
+
+
+def test_a_batch_that_memory_does_not_take_is_told_or_cut_into_parts_of_equal_losses(
+    tmp_path: Path, place: Place
+) -> None:
+    fault = Fault(do="limit memory", path=CROP, mode="r", at=4, argument=ROOM_MIB)
+    lines = {
+        name: place.line(words, tmp_path / name, cache=place.cached())
+        for name, words in {
+            "roomy": HUNGRY,
+            "fails": HUNGRY,
+            "shrinks": (*HUNGRY, "--set", "train.on_out_of_memory=shrink"),
+        }.items()
+    }
+    assert_told(place.commands.run(*lines["roomy"]), code=0)
+    for name in ("fails", "shrinks"):
+        (tmp_path / f"{name}_fault").mkdir()
+        _, done = with_fault(place, lines[name], fault, folder=tmp_path / f"{name}_fault")
+        if name == "fails":
+            assert_told(
+                done, code=4, words=("emory", "train.batch_size=4", "train.accumulate", "=shrink")
+            )
+            assert_state(tmp_path / name, state="failed")
+        else:
+            assert_told(done, code=0)
+    told = status(tmp_path / "shrinks")
+    assert told["accumulate"] in (2, 4)
+    assert f"train.accumulate={told['accumulate']}" in told["warning"]
+    assert told["warning"] in (tmp_path / "shrinks" / "log.txt").read_text("utf-8")
+    for one, other in zip(*(records(tmp_path / n) for n in ("roomy", "shrinks")), strict=True):
+        assert one["loss/total"] == pytest.approx(other["loss/total"], rel=1e-5)
+
+
+def outputs(place: Place) -> dict[str, tuple[object, ...]]:
+    """Commands that train nothing and write one file; it is named last."""
+    model = place.reference(FINETUNE)
+    return {
+        "scan": ("scan", place.material.unlabelled, "--output", "index.csv"),
+        "segment": (
+            *("segment", "--model", model, "--input", place.material.oblique, "--device", "cpu"),
+            *("--output", "labels.nii.gz"),
+        ),
+    }
+
+
+MOMENTS = {
+    ("scan", "reading"): Phase(path=r"\.nii\.gz$", mode="r", kinds=SIGNALS),
+    ("scan", "writing"): Phase(path=r"\.part-.*-index\.csv$", mode="w"),
+    ("segment", "reading"): Phase(path=r"oblique\.nii\.gz$", mode="r", kinds=SIGNALS),
+    ("segment", "writing"): Phase(path=r"\.part-.*-labels\.nii\.gz$", mode="+"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "kind_name"), [(m, kind) for m, phase in MOMENTS.items() for kind in phase.kinds]
+)
+def test_a_scan_or_a_segmentation_is_written_whole_or_not_at_all(
+    moment: tuple[str, str], kind_name: str, tmp_path: Path, place: Place
+) -> None:
+    phase, kind = MOMENTS[moment], KINDS[kind_name]
+    *words, name = outputs(place)[moment[0]]
+    whole, torn = tmp_path / "whole" / str(name), tmp_path / "torn" / str(name)
+    assert_told(place.commands.run(*words, whole), code=0)
+    fault = fault_of(phase, kind, folder=tmp_path, run=torn.parent)
+    command = place.commands.start(*words, torn, faults=[fault])
+    done = command.ended()
+    assert_alone(command)
+    # A stop that comes when the result is being written comes too late.
+    if done.code != 0:
+        assert_told(done, code=kind.code)
+        assert not torn.exists()
+        assert_told(place.commands.run(*words, torn), code=0)
+    assert torn.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(12))
+def test_a_run_that_is_killed_at_any_time_goes_on_exactly(
+    number: int, tmp_path: Path, place: Place
+) -> None:
+    run = tmp_path / "run"
+    line = place.line(PRETRAIN, run, cache=place.cached())
+    # Not at a file of ours but at any that is opened, somewhere in the run.
+    at = int(np.random.default_rng(number).integers(1, 400))
+    fault = Fault(do="SIGKILL", path="", at=at, marker=str(tmp_path / "happened"))
+    done = place.commands.run(*line, faults=[fault])
+    assert done.code == (-9 if (tmp_path / "happened").exists() else 0)
+    assert_told(place.commands.run(*line, *resume(run)), code=0)
+    assert_same_run(run, place.reference(PRETRAIN))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, with room for a run without its report."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs the rights of an administrator")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "mode", "at", "left"),
+    [
+        (r"\.part-.*-last\.pt$", "w", 3, 40_000),
+        (r"\.part-.*-step_\d+\.png$", "w", 1, 0),
+        (r"metrics\.jsonl$", "a", 3, 0),
+        (r"\.part-.*-status\.json$", "w", 3, 0),
+    ],
+)
+def test_a_disk_that_fills_up_under_way_loses_nothing_once_there_is_room_again(
+    path: str, mode: str, at: int, left: int, small_disk: Path, place: Place, tmp_path: Path
+) -> None:
+    run = small_disk / "run"
+    line = place.line(PRETRAIN, run, cache=place.cached())
+    fault = Fault(do="fill disk", path=path, mode=mode, at=at, argument=str(left))
+    _, done = with_fault(place, line, fault, folder=tmp_path)
+    assert_told(done, code=4, words=(str(run), "full"))
+    for ballast in files(f"{small_disk}/**/ballast"):
+        ballast.unlink()
+    assert_whole(run)
+    assert_told(place.commands.run(*line, *resume(run)), code=0)
+    assert_same_run(run, place.reference(PRETRAIN))
