@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -65,15 +66,20 @@ class Commands:
 
     Args:
         folder: for what they say.
+
+    Attributes:
+        clock: the library through which they see the wall clock, None without a compiler.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._numbers = itertools.count(1)
+        self.clock = _clock(folder)
+        preload = {"LD_PRELOAD": str(self.clock)} if self.clock else {}
         self._nursery = subprocess.Popen(
             [sys.executable, str(HERE / "nursery.py")],
             cwd=REPOSITORY,
-            env=environment(PYTHONPATH=os.pathsep.join([str(HERE), str(REPOSITORY)])),
+            env=environment(PYTHONPATH=os.pathsep.join([str(HERE), str(REPOSITORY)]), **preload),
             stdin=subprocess.PIPE,
             text=True,
         )
@@ -82,13 +88,13 @@ class Commands:
         """Let the process end."""
         self._nursery.communicate()
 
-    def start(self, *words: object, faults: Sequence[Fault] = ()) -> Command:
-        """Start `backend` with these words."""
+    def start(self, *words: object, faults: Sequence[Fault] = (), **more: str) -> Command:
+        """Start `backend` with these words, and `more` in its environment."""
         folder = self._folder / str(next(self._numbers))
         folder.mkdir(parents=True)
         request = {
             "words": [str(word) for word in words],
-            "environment": faulty(faults),
+            "environment": {**faulty(faults), **more},
             **{name: str(folder / name) for name in ("pid", "code", "out", "err")},
         }
         assert self._nursery.stdin is not None
@@ -96,9 +102,21 @@ class Commands:
         self._nursery.stdin.flush()
         return Command(folder=folder)
 
-    def run(self, *words: object, faults: Sequence[Fault] = ()) -> Ended:
+    def run(self, *words: object, faults: Sequence[Fault] = (), **more: str) -> Ended:
         """Run `backend` with these words to its end."""
-        return self.start(*words, faults=faults).ended()
+        return self.start(*words, faults=faults, **more).ended()
+
+
+def _clock(folder: Path) -> Path | None:
+    """Compile the library that makes the wall clock jump."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    library = folder / "clock.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = HERE / "clock.c"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
 
 
 def wait_for(there: Callable[[], object], *, what: str) -> None:

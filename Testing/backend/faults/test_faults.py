@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -495,4 +496,21 @@ def test_a_disk_that_fills_up_under_way_loses_nothing_once_there_is_room_again(
         ballast.unlink()
     assert_whole(run)
     assert_told(place.commands.run(*line, *resume(run)), code=0)
+    assert_same_run(run, place.reference(PRETRAIN))
+
+
+def test_a_clock_that_jumps_by_years_changes_nothing_but_what_is_shown(
+    tmp_path: Path, place: Place
+) -> None:
+    if place.commands.clock is None:
+        pytest.skip("a clock that jumps needs a C compiler")
+    run = tmp_path / "run"
+    line = place.line(PRETRAIN, run, cache=tmp_path / "cache")
+    done = place.commands.run(*line, SSL_TEST_CLOCK="1")
+    assert_told(done, code=0)
+    shown = {status(run)["started"][:4], status(run)["updated"][:4]}
+    assert str(datetime.now(UTC).year) not in shown
+    times = [record["time_s"] for record in records(run)]
+    assert times == sorted(times)
+    assert 0 < times[-1] < 1000
     assert_same_run(run, place.reference(PRETRAIN))
