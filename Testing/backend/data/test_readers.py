@@ -534,7 +534,5 @@ def test_packed_voxels_with_another_checksum_are_refused(ending: str, tmp_path: 
     data = bytearray(path.read_bytes())
     data[-6] ^= 1
     path.write_bytes(data)
-    # ITK reads it.
-    SimpleITK.ReadImage(str(path))
     with pytest.raises(ScanError, match="missing or corrupt"):
         read_volume((path,))

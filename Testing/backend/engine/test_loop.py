@@ -531,6 +531,7 @@ class _Hungry(_Regression):
         self.module.register_buffer("seen", torch.zeros(()))
 
     def loss(self, batch: Tensor, progress: float) -> Losses:
+        del progress
         self.module.seen += len(batch)
         self.queue.observe(batch)
         if len(batch) > self._most:
