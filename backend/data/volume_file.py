@@ -189,8 +189,10 @@ def _nifti_header(path: Path) -> VolumeHeader:
         raise ScanError("not HU: several values per voxel, a colour or complex image")
     _refuse_too_large(path, shape, values.itemsize)
     _refuse_spacing(spacing)
-    _refuse_contradiction(image, spacing)
-    _refuse_no_place(image, shape)
+    # The library finds some numbers of the header impossible when it is asked for them.
+    with _told_as_unreadable(path):
+        _refuse_contradiction(image, spacing)
+        _refuse_no_place(image, shape)
     geometry = _nifti_geometry(path, image, shape)
     if intent == _NIFTI_LABEL_INTENT:
         return VolumeHeader(geometry, "label map: the header says so (intent 1002)")

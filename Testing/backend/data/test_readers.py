@@ -536,3 +536,14 @@ def test_packed_voxels_with_another_checksum_are_refused(ending: str, tmp_path: 
     path.write_bytes(data)
     with pytest.raises(ScanError, match="missing or corrupt"):
         read_volume((path,))
+
+
+def test_a_nifti_that_is_turned_by_an_impossible_angle_is_told_with_its_name(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path / "ct.nii", packed=False)
+    data = bytearray(path.read_bytes())
+    data[256:260] = np.float32(2).tobytes()  # quatern_b
+    path.write_bytes(data)
+    with pytest.raises(ScanError, match=r"ct\.nii: unreadable: w2 should be positive"):
+        read_volume((path,))
