@@ -292,18 +292,20 @@ class Segment:
     def run(self) -> None:
         """Segment."""
         from backend import segment
+        from backend.engine.signals import ending_at_once
 
         if _to_be_divided(self.devices):
             _in_processes(self.devices, self.device)
-        segment.run(
-            self.model,
-            self.input,
-            self.output,
-            device=self.device,
-            structures=self.structures,
-            overwrite=self.overwrite,
-            ending=self.ending,
-        )
+        with ending_at_once():
+            segment.run(
+                self.model,
+                self.input,
+                self.output,
+                device=self.device,
+                structures=self.structures,
+                overwrite=self.overwrite,
+                ending=self.ending,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

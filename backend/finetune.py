@@ -62,6 +62,7 @@ from backend.preparation import (
     require_shares,
     segmentation_architecture,
     spaced,
+    stall_watch,
     stored,
     told_cache,
     write_report,
@@ -733,7 +734,7 @@ def _train(
 
     from backend.engine.device import resolve_device
     from backend.engine.loop import Event
-    from backend.training import Samples, prepared_loop
+    from backend.training import Samples, plan_of, prepared_loop
 
     device = resolve_device(request.device)
     torch.manual_seed(config.train.seed)
@@ -752,7 +753,7 @@ def _train(
     loop = prepared_loop(
         task,
         config.train,
-        samples=len(split.training),
+        plan=plan_of(config.train, samples=len(split.training)),
         device=device,
         folder=folder,
         resume=request.resume,
@@ -764,6 +765,7 @@ def _train(
         read=crops.read,
         collate=_batch,
         workers=config.data.workers,
+        watch=stall_watch(crops.volumes, config.data, folder),
     )
     header = _header(config, labels, split)
     judge = _Judge(

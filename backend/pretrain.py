@@ -33,6 +33,7 @@ from backend.preparation import (
     require_same_encoder,
     require_same_settings,
     require_shares,
+    stall_watch,
     stored,
     told_cache,
     write_report,
@@ -275,7 +276,7 @@ def _train(
     from backend.engine.loop import Event
     from backend.methods import build_method
     from backend.pretext import PretrainTask, Reader, collated
-    from backend.training import Samples, prepared_loop
+    from backend.training import Samples, plan_of, prepared_loop
     from backend.watch import Watcher
 
     device = resolve_device(request.device)
@@ -304,7 +305,7 @@ def _train(
     loop = prepared_loop(
         task,
         train,
-        samples=len(learn),
+        plan=plan_of(train, samples=len(learn), least_part=config.method.least_batch),
         device=device,
         folder=folder,
         resume=request.resume,
@@ -315,6 +316,7 @@ def _train(
         read=reader.read,
         collate=lambda chosen: collated(chosen, seed=train.seed),
         workers=config.data.workers,
+        watch=stall_watch(reader.volumes, config.data, folder),
     )
     header = _encoder_header(config, recipe_of(config.preprocess), learn)
     loop.fit(
@@ -340,7 +342,7 @@ def _cached(
     )
     report = cache.build(rows, between=stop.check)
     for series, reason in report.failed.items():
-        log.warning("Left out %s: %s", series, reason)
+        folder.warn("scans", f"Left out {series}: {reason}")
     return {row.id: cache.open(row.id) for row in rows if row.id not in report.failed}
 
 

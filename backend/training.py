@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from backend.config import TrainConfig
+from backend.data.stall import StallWatch
 from backend.data.stream import Batches, Position, stream
 from backend.engine.device import autocast, device_text, memory_mb, use_bf16
 from backend.engine.distributed import SOLO, Team
@@ -39,12 +41,14 @@ class Samples(Generic[SampleT, BatchT]):
         read: reads the sample at a position.
         collate: makes a part of a batch of samples.
         workers: threads that read ahead.
+        watch: tells when a batch does not come.
     """
 
     count: int
     read: Callable[[Position], SampleT]
     collate: Callable[[Sequence[SampleT]], BatchT]
     workers: int
+    watch: StallWatch
 
     def batches(
         self,
@@ -62,8 +66,12 @@ class Samples(Generic[SampleT, BatchT]):
             between: called between samples; may raise to end.
             team: each of its processes reads its share of each part.
         """
-        size = train.batch_size // train.accumulate // team.size
-        batches = Batches(
+
+        def look() -> None:
+            between()
+            self.watch.look()
+
+        share = Batches(
             samples=self.count,
             size=train.batch_size,
             seed=train.seed,
@@ -71,14 +79,22 @@ class Samples(Generic[SampleT, BatchT]):
             processes=team.size,
             number=team.here.rank,
         )
-        for samples in stream(
-            self.read, batches, first_step=first_step, workers=self.workers, between=between
-        ):
-            yield [self.collate(samples[i : i + size]) for i in range(0, len(samples), size)]
+        size = train.batch_size // train.accumulate // team.size
+        batches = stream(
+            *(self.watch.noting(self.read), share),
+            first_step=first_step,
+            workers=self.workers,
+            between=look,
+        )
+        with closing(batches):
+            while True:
+                with self.watch.waiting():
+                    samples = next(batches)
+                yield [self.collate(samples[i : i + size]) for i in range(0, len(samples), size)]
 
 
-def plan_of(train: TrainConfig, *, samples: int) -> Plan:
-    """How long a run with so many samples in an epoch is."""
+def plan_of(train: TrainConfig, *, samples: int, least_part: int = 1) -> Plan:
+    """How long a run with so many samples in an epoch is, and into what its batches may be cut."""
     steps_per_epoch = samples / train.batch_size
     total = train.max_steps or math.ceil(train.epochs * steps_per_epoch)
     warmup = min(1.0, train.warmup_epochs / train.epochs)
@@ -94,6 +110,8 @@ def plan_of(train: TrainConfig, *, samples: int) -> Plan:
         clip_norm=train.clip_norm,
         checkpoint_every_steps=train.checkpoint_every_steps,
         checkpoint_every_s=60 * train.checkpoint_every_minutes,
+        least_part=least_part,
+        shrink=train.on_out_of_memory == "shrink",
     )
 
 
@@ -133,7 +151,7 @@ def prepared_loop(
     task: Trainable[BatchT],
     train: TrainConfig,
     *,
-    samples: int,
+    plan: Plan,
     device: torch.device,
     folder: RunFolder,
     resume: bool,
@@ -144,13 +162,12 @@ def prepared_loop(
     Args:
         task: what learns.
         train: how.
-        samples: in an epoch.
+        plan: how long.
         device: where the task's module lives.
         folder: the run.
         resume: continue from its last checkpoint.
         team: the processes that train together.
     """
-    plan = plan_of(train, samples=samples)
     if train.warmup_epochs >= train.epochs:
         log.warning(
             "The learning rate warms up over the whole run: train.warmup_epochs=%g of %d epochs.",

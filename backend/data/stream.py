@@ -7,12 +7,15 @@ first, which is what resuming needs.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from functools import lru_cache
 from itertools import count, islice
-from typing import NamedTuple, TypeVar
+from queue import SimpleQueue
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,9 @@ T = TypeVar("T")
 
 _LOOK_S = 0.2
 """Seconds between two calls of `between` while a sample is waited for."""
+
+_LAST_READ_S = 1.0
+"""How long threads are waited for that still read when no more samples are wanted."""
 
 _AT_ONCE = 32
 """Samples that are queued before one is waited for: a huge batch is queued little by little."""
@@ -132,12 +138,12 @@ def _read_ahead(
     most: int,
 ) -> Generator[T, None, None]:
     """Samples in their order; threads read up to `most` of them before they are asked for."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
+    readers = _Readers(read, workers)
     waiting: deque[Future[T]] = deque()
     try:
         while True:
             room = min(most - len(waiting), _AT_ONCE)
-            waiting.extend(pool.submit(read, place) for place in islice(positions, room))
+            waiting.extend(readers.submit(place) for place in islice(positions, room))
             future = waiting.popleft()
             between()
             while not future.done():
@@ -145,7 +151,51 @@ def _read_ahead(
                 between()
             yield future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for future in waiting:
+            future.cancel()
+        readers.close()
+
+
+class _Readers(Generic[T]):
+    """Threads that read.
+
+    Unlike an executor's the process does not wait for them in the end: a disk that does not answer
+    must not keep a run from ending.
+    """
+
+    def __init__(self, read: Callable[[Position], T], workers: int) -> None:
+        self._read = read
+        self._jobs: SimpleQueue[tuple[Position, Future[T]] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"reader {n}", daemon=True)
+            for n in range(1, workers + 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, place: Position) -> Future[T]:
+        """The sample at a place, as soon as it is read."""
+        future: Future[T] = Future()
+        self._jobs.put((place, future))
+        return future
+
+    def close(self) -> None:
+        """Let the threads end; one that is stuck is left behind."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        deadline = time.monotonic() + _LAST_READ_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            place, future = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self._read(place))
+                # Whatever it is, it belongs to whoever asks for the sample.
+                except BaseException as error:
+                    future.set_exception(error)
 
 
 def random_start(size: Index3, region: Index3, rng: np.random.Generator) -> Index3:

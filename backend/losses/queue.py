@@ -46,6 +46,10 @@ class KeyQueue(StepState):
         """Take the keys of a part of the batch into account."""
         self._seen.append(functional.normalize(keys.detach().float(), dim=1))
 
+    def forget(self) -> None:
+        """See `StepState`."""
+        self._seen.clear()
+
     @torch.no_grad()
     def update(self) -> None:
         """Let what was observed since the last update, on all processes, replace the oldest keys.

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from itertools import islice
 
 import pytest
 
+from backend.data.stall import StallWatch
 from backend.data.stream import Batches, Position, position, stream
+from backend.errors import ResourceError
 
 
 def _whole(position: Position) -> Position:
@@ -103,3 +108,59 @@ def test_threads_read_ahead_of_what_was_asked_for_but_not_without_end() -> None:
     next(batches)
     batches.close()
     assert len(read) <= 12
+
+
+def test_a_reader_that_is_stuck_keeps_no_process_from_ending() -> None:
+    program = (
+        "import threading\n"
+        "from backend.data.stream import Batches, stream\n"
+        "never, begun = threading.Event(), threading.Event()\n"
+        "read = lambda place: (begun.set(), never.wait())\n"
+        "def between():\n"
+        "    if begun.is_set(): raise SystemExit(7)\n"
+        "next(stream(read, Batches(1, size=1, seed=0), workers=1, between=between))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=100, check=False)
+    assert done.returncode == 7
+
+
+class Watched:
+    """A watch with what it told."""
+
+    def __init__(self, patience_s: float) -> None:
+        self.told: list[str | None] = []
+        self.watch = StallWatch(
+            name=lambda place: f"scan {place.sample}", tell=self.told.append, patience_s=patience_s
+        )
+
+
+def test_a_batch_that_is_late_is_told_with_scan_and_thread_and_again_when_it_came() -> None:
+    watched, disk = Watched(0.05), threading.Event()
+
+    def read(place: Position) -> Position:
+        disk.wait(60)
+        return place
+
+    def between() -> None:
+        watched.watch.look()
+        if watched.told:
+            disk.set()
+
+    one = Batches(samples=1, size=1, seed=0)
+    batches = stream(watched.watch.noting(read), one, workers=1, between=between)
+    with watched.watch.waiting():
+        next(batches)
+    batches.close()
+    late, *_, came = watched.told
+    assert late is not None
+    assert "scan 0 is being read by reader 1 for" in late
+    assert came is None
+
+
+def test_a_batch_that_does_not_come_at_all_ends_the_run() -> None:
+    watched = Watched(1e-6)
+    time.sleep(1e-3)
+    with pytest.raises(ResourceError, match="nothing is being read") as caught:
+        watched.watch.look()
+    assert "--resume" in caught.value.hint
+    assert watched.told == []

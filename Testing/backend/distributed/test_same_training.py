@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from backend.config import PretrainConfig, load_config
+from backend.data.stall import StallWatch
 from backend.data.stream import Position
 from backend.engine.distributed import SOLO, Place, Team
 from backend.engine.loop import Loop
@@ -93,7 +94,11 @@ def trained(config: PretrainConfig, team: Team) -> Trained:
     )
     seed = config.train.seed
     samples = Samples(
-        count=6, read=read, collate=lambda chosen: collated(chosen, seed=seed), workers=0
+        count=6,
+        read=read,
+        collate=lambda chosen: collated(chosen, seed=seed),
+        workers=0,
+        watch=StallWatch(name=str, tell=[].append, patience_s=600),
     )
     records = []
     batches = samples.batches(config.train, first_step=0, team=team)
