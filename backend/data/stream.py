@@ -60,12 +60,16 @@ class Batches(NamedTuple):
     number: int = 0
 
     @property
-    def share(self) -> list[int]:
+    def each(self) -> int:
+        """How many samples of a batch one process reads."""
+        return self.size // self.processes
+
+    def share(self) -> Iterator[int]:
         """The places in each batch that this process reads, in their order."""
         part = self.size // self.parts
         ours = part // self.processes
-        begins = range(self.number * ours, self.size, part)
-        return [place for begin in begins for place in range(begin, begin + ours)]
+        for begin in range(self.number * ours, self.size, part):
+            yield from range(begin, begin + ours)
 
 
 class Position(NamedTuple):
@@ -106,17 +110,16 @@ def stream(
     Raises:
         Whatever `read` raised, at the batch it belongs to, and whatever `between` raised.
     """
-    share = batches.share
-    places = (step * batches.size + place for step in count(first_step) for place in share)
+    places = (s * batches.size + place for s in count(first_step) for place in batches.share())
     positions = (position(p, samples=batches.samples, seed=batches.seed) for p in places)
     if workers == 0:
         one_by_one = _one_by_one(read, positions, between)
     else:
-        most = len(share) + min(_BATCHES_AHEAD * len(share), _SAMPLES_AHEAD)
+        most = batches.each + min(_BATCHES_AHEAD * batches.each, _SAMPLES_AHEAD)
         one_by_one = _read_ahead(read, positions, between, workers=workers, most=most)
     try:
         while True:
-            yield list(islice(one_by_one, len(share)))
+            yield list(islice(one_by_one, batches.each))
     finally:
         one_by_one.close()
 

@@ -34,6 +34,15 @@ def test_batches_follow_from_the_seed_alone_however_they_are_read(
     assert [place for batch in read for place in batch] == expected
 
 
+def test_processes_divide_each_part_of_a_batch_in_their_order() -> None:
+    whole = Batches(samples=9, size=12, seed=0, parts=2)
+    shares = [list(whole._replace(processes=3, number=n).share()) for n in range(3)]
+    assert shares == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
+    assert list(whole.share()) == list(range(12))
+    third = stream(_whole, whole._replace(processes=3, number=2), first_step=1, workers=0)
+    assert next(third) == [position(12 + p, samples=9, seed=0) for p in shares[2]]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_request_to_stop_ends_a_batch_that_would_take_for_ever(workers: int) -> None:
     stop = threading.Event()

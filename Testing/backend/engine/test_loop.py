@@ -454,6 +454,7 @@ class _SmitTask:
             ),
             epochs=3,
         ).train()
+        self.learner = self.module
         self.healthy = self.module.healthy
         self.loss = self.module.forward
         self.after_backward = self.module.after_backward
