@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal, NoReturn, Union
 
 import tyro
 from tyro.conf import (
@@ -29,7 +29,16 @@ from tyro.conf import (
 )
 
 import backend
-from backend.errors import TOLD_AT_THE_END, BackendError, UserError, told_plainly
+from backend.engine.distributed import place
+from backend.errors import (
+    TOLD_AT_THE_END,
+    BackendError,
+    Cancelled,
+    Interrupted,
+    UserError,
+    told_plainly,
+)
+from backend.progress import say_nothing
 from backend.tuning import tune_process
 
 # What happens where an option is left out stands in its own words, not as "(default: None)".
@@ -39,6 +48,7 @@ OptionalName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 OptionalCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...] | None, arg(metavar="NAME ...", help_behavior_hint="")]
 Device = Annotated[str, arg(metavar="auto|cpu|cuda[:i]|mps")]
+Processes = Annotated[int, arg(metavar="N")]
 Settings = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(name="set", metavar="KEY=VALUE", help_behavior_hint=""),
@@ -119,6 +129,8 @@ class Pretrain:
     """Length in passes over the data. Left out: as the preset says."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
+    devices: Processes = 1
+    """Train on so many GPUs, or in so many processes on a processor; batches are divided."""
     resume: Switch = False
     """Continue the run in --output from its last checkpoint."""
     init: Annotated[Path | None, arg(metavar="RUN|FILE", help_behavior_hint="")] = None
@@ -157,6 +169,8 @@ class Pretrain:
             argv=tuple(sys.argv),
         )
         if self.dry_run:
+            if self.devices != 1:
+                raise UserError("--dry-run measures one process.", "Leave out --devices.")
             from backend import dry_run
 
             dry_run.run(request, as_json=self.json)
@@ -165,6 +179,9 @@ class Pretrain:
             pretrain.resolve(request)
             _say(_told_done(output, given=f"--method NAME --data PATH --init {output}"))
             return
+        if _to_be_divided(self.devices):
+            pretrain.check(request, processes=self.devices)
+            _in_processes(self.devices, self.device)
         run = pretrain.run(request)
         _say(
             f"Encoder: {run / 'checkpoints' / 'encoder.safetensors'}\n"
@@ -201,6 +218,8 @@ class Finetune:
     """Length in passes over the data. Left out: as the preset says."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
+    devices: Processes = 1
+    """Train on so many GPUs, or in so many processes on a processor; batches are divided."""
     resume: Switch = False
     """Continue the run in --output from its last checkpoint."""
     cache: OptionalPath = None
@@ -235,6 +254,9 @@ class Finetune:
             finetune.resumed(request)
             _say(_told_done(self.output, given="--data SET --init PRETRAINED"))
             return
+        if _to_be_divided(self.devices):
+            finetune.check(request, processes=self.devices)
+            _in_processes(self.devices, self.device)
         run = finetune.run(request)
         if not self.folds:
             _say(
@@ -262,22 +284,28 @@ class Segment:
         str | None, arg(metavar=".nii.gz|.nrrd|.seg.nrrd|.mha", help_behavior_hint="")
     ] = None
     """Format of the label files when --output is a folder. Left out: .nii.gz."""
+    devices: Processes = 1
+    """Divide the scans of a folder among so many GPUs, or processes on a processor."""
     overwrite: Switch = False
     """Replace files. Left out: a folder keeps what the same model made of the same scan."""
 
     def run(self) -> None:
         """Segment."""
         from backend import segment
+        from backend.engine.signals import ending_at_once
 
-        segment.run(
-            self.model,
-            self.input,
-            self.output,
-            device=self.device,
-            structures=self.structures,
-            overwrite=self.overwrite,
-            ending=self.ending,
-        )
+        if _to_be_divided(self.devices):
+            _in_processes(self.devices, self.device)
+        with ending_at_once():
+            segment.run(
+                self.model,
+                self.input,
+                self.output,
+                device=self.device,
+                structures=self.structures,
+                overwrite=self.overwrite,
+                ending=self.ending,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,6 +518,42 @@ class CacheCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time what must be fast side by side with the peer named for it, and print one table."""
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...")] = ()
+    """Rows by name or number. Left out: all."""
+    list: Switch = False
+    """Show the rows and their goals; nothing is measured."""
+    output: OptionalPath = None
+    """JSON file, written anew after each row; what it holds of other rows stays."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto measures on the processor, and on a GPU where there is one."""
+    repeats: Annotated[int, arg(metavar="N")] = 3
+    """Measurements of each side, in turns."""
+    full: Switch = False
+    """Sizes of real work, which take far longer without a GPU."""
+    json: Switch = False
+    """Print JSON for programs."""
+
+    def run(self) -> None:
+        """Measure."""
+        from backend.bench import run
+
+        if self.list:
+            run.show_rows()
+            return
+        run.run(
+            self.names,
+            output=self.output,
+            device=self.device,
+            repeats=self.repeats,
+            full=self.full,
+            as_json=self.json,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Tell whether this machine is ready: Python, packages, devices, memory, disk."""
 
@@ -517,6 +581,7 @@ Command = Union[  # noqa: UP007 - tyro wants a type it can print in order
     Annotated[Stop, subcommand("stop")],
     Annotated[Report, subcommand("report")],
     Annotated[CacheCommand, subcommand("cache")],
+    Annotated[Bench, subcommand("bench")],
     Annotated[Doctor, subcommand("doctor")],
 ]
 
@@ -535,13 +600,44 @@ def main() -> None:
         config=(OmitSubcommandPrefixes, OmitArgPrefixes, FlagCreatePairsOff),
     )
     try:
+        if not place().leads:
+            _fall_silent()
         with _log_on_screen():
             command.run()
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as caught:
-        if _reader_left(caught):
+        if _reader_left(caught) or _stopped_with_leader(caught):
             return
         sys.exit(_tell(caught))
+
+
+def _fall_silent() -> None:
+    """Of processes that train together one speaks; it also tells the errors of the others."""
+    say_nothing()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+
+
+def _stopped_with_leader(caught: BaseException) -> bool:
+    """Whether this process has stopped on request beside the one that tells of it.
+
+    As a failure it would let a launcher end that one before its report is written.
+    """
+    return not place().leads and isinstance(caught, Cancelled | Interrupted)
+
+
+def _to_be_divided(devices: int) -> bool:
+    """Whether this process is to start others, and is none of them."""
+    if devices < 1:
+        raise UserError(f"--devices {devices}: at least one is needed.", "Leave out --devices.")
+    return devices > 1 and place().size == 1
+
+
+def _in_processes(devices: int, device: str) -> NoReturn:
+    from backend.launch import launch
+
+    sys.exit(launch(devices, device=device))
 
 
 def _reader_left(caught: BaseException) -> bool:

@@ -122,6 +122,9 @@ class DataConfig:
 
     workers: Annotated[int, Field(ge=0, le=256), NUMBER] = 2
     """Threads that read ahead; 0 reads in the training loop itself."""
+    patience_s: Positive = 300.0
+    """Seconds without a batch after which the scans that are being read are named; after twelve
+    times as many the run is saved and ends. Not with workers=0."""
     held_out: Annotated[float, Field(ge=0, le=0.5), NUMBER] = 0.05
     """Share of scans (at most 8, none of fewer than 10) that pretraining is only judged by."""
 
@@ -170,6 +173,8 @@ class TrainConfig:
     checkpoint_every_steps: Count | None = None
     checkpoint_every_minutes: Positive = 10.0
     """A checkpoint is written when either is due, and at the end."""
+    on_out_of_memory: Literal["fail", "shrink"] = "fail"
+    """shrink: cut the batch into more and more parts until a step fits, and say so."""
     preview_every_steps: Count | None = None
     """Pictures of what the run does; left out: ten over the run."""
 

@@ -34,6 +34,7 @@ from backend.preparation import (
     encoder_header,
     recipe_of,
     require_same_encoder,
+    stall_watch,
 )
 from backend.pretrain import (
     PretrainRequest,
@@ -303,7 +304,7 @@ def _measured(
     from backend.engine.device import device_text, resolve_device, use_bf16
     from backend.methods import build_method
     from backend.pretext import PretrainTask, Reader, collated
-    from backend.training import Samples, prepared_loop
+    from backend.training import Samples, plan_of, prepared_loop
 
     device, train = resolve_device(request.device), config.train
     free = _free_mb(device)
@@ -312,14 +313,16 @@ def _measured(
     if request.init is not None:
         initialise(method, request.init)
     task = PretrainTask(method.to(device).train(), config, device)
-    samples = Samples(
-        count=len(prepared.volumes),
-        read=Reader(prepared.volumes, config).read,
-        collate=lambda chosen: collated(chosen, seed=train.seed),
-        workers=config.data.workers,
-    )
     with RunFolder(place / "run", kind="pretrain", argv=(), resume=False) as folder:
-        loop = prepared_loop(task, train, samples=scans, device=device, folder=folder, resume=False)
+        samples = Samples(
+            count=len(prepared.volumes),
+            read=Reader(prepared.volumes, config).read,
+            collate=lambda chosen: collated(chosen, seed=train.seed),
+            workers=config.data.workers,
+            watch=stall_watch(prepared.volumes, config.data, folder),
+        )
+        plan = plan_of(train, samples=scans)
+        loop = prepared_loop(task, train, plan=plan, device=device, folder=folder, resume=False)
         with closing(samples.batches(train, first_step=0)) as batches, _peak(device) as peak_mb:
             seconds = _timed(loop, batches)
             memory = peak_mb()

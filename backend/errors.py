@@ -79,6 +79,8 @@ _MEMORY_WORDS = (
     "not enough memory",
     "bad allocation",
     "failed to allocate memory",  # ITK
+    "could not create a primitive",  # oneDNN
+    "could not create a memory",
 )
 
 

@@ -34,7 +34,15 @@ from backend.data.labelled import (
 )
 from backend.data.labels import Label
 from backend.data.stream import Position, random_start
-from backend.engine.record import STOP_FILE, RunFolder, check_target, read_json, read_status
+from backend.engine.distributed import Team, joined, place, share_of_device
+from backend.engine.record import (
+    STOP_FILE,
+    FollowedFolder,
+    RunFolder,
+    check_target,
+    read_json,
+    read_status,
+)
 from backend.engine.signals import StopRequest, ending_at_once
 from backend.errors import UserError
 from backend.files import write_json
@@ -51,8 +59,10 @@ from backend.preparation import (
     recipe_of,
     require_same_encoder,
     require_same_settings,
+    require_shares,
     segmentation_architecture,
     spaced,
+    stall_watch,
     stored,
     told_cache,
     write_report,
@@ -220,12 +230,20 @@ class FinetuneTask:
         network: the network, on its device.
         config: of the run.
         device: where it is trained.
+        learner: calls the network and averages its gradients over processes; None: the network.
     """
 
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
-    def __init__(self, network: nn.Module, config: FinetuneConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: FinetuneConfig,
+        device: torch.device,
+        learner: nn.Module | None = None,
+    ) -> None:
         self.module = network
+        self.learner = network if learner is None else learner
         self._config = config
         self._device = device
 
@@ -237,7 +255,7 @@ class FinetuneTask:
         image, target = self._augmented(batch)
         binary = self._config.loss == "dice_bce"
         loss = dice_binary_cross_entropy if binary else dice_cross_entropy
-        dice, ce = loss(self.module(image), target)
+        dice, ce = loss(self.learner(image), target)
         terms = {"dice": dice.detach(), "bce" if binary else "ce": ce.detach()}
         return Losses(dice + ce, terms, {})
 
@@ -294,19 +312,75 @@ def run(request: FinetuneRequest) -> Path:
     Raises:
         UserError, ResourceError, Cancelled, Interrupted: see `backend.errors`.
     """
+    here = place()
+    request = replace(request, device=share_of_device(request.device, here))
+    with joined(here) as team:
+        if team.leads:
+            _lead(request, team)
+            team.announce(None)
+        else:
+            _follow(request, team)
+    return request.output
+
+
+def check(
+    request: FinetuneRequest, *, processes: int = 1
+) -> tuple[FinetuneRequest, FinetuneConfig, LabelledSet]:
+    """The request with its configuration and cases, if it is one that can be run.
+
+    Raises:
+        UserError: if the folder, the settings, the weights or the shares of a batch do not fit.
+    """
     # Folds are runs of their own, so the folder around them is none.
     if not (request.folds and request.resume):
         check_target(request.output, kind="finetune", resume=request.resume)
     request, config, labelled = resolve(request)
+    require_shares(config.train, processes=processes)
+    return request, config, labelled
+
+
+def _lead(request: FinetuneRequest, team: Team) -> None:
+    if team.restarted and any((request.output / n).exists() for n in _REQUESTS):
+        request = replace(request, resume=True)
+    request, config, labelled = check(request, processes=team.size)
     check_device(request.device)
     cases = tuple(c for c in labelled.cases if c.split != "test")
     if request.folds:
-        return _cross_validate(request, config, labelled, cases)
+        _cross_validate(request, config, labelled, cases, team=team)
+        return
     split = Split(
         *split_cases(cases, validation_fraction=config.validation_fraction, seed=config.train.seed)
     )
     training = take_fraction(split.training, fraction=request.fraction, seed=config.train.seed)
-    return _one_run(request, config, labelled, split._replace(training=training))
+    _one_run(request, config, labelled, split._replace(training=training), team=team)
+
+
+def _follow(request: FinetuneRequest, team: Team) -> None:
+    """Take part in the runs that the leader prepares, one after the other."""
+    stop = StopRequest()
+    with stop.listening(), team.confessing():
+        for facts in team.announced(stop.check):
+            run = Path(facts["run"])
+            config, then = kept_run(run / "config.json", FinetuneConfig, _KeptRequest)
+            joining = replace(
+                request,
+                output=run,
+                data=request.data or then.data,
+                cases=then.cases,
+                cache=request.cache or then.cache,
+                resume=facts["resume"],
+                init=None if facts["init"] is None else Path(facts["init"]),
+            )
+            assert joining.data is not None, "the leader has read them"
+            labelled = load_labelled_set(joining.data, joining.cases or None)
+            kept = checked_json(run / _SPLIT, _KeptSplit)
+            split = _split_of(kept, labelled, run / _SPLIT)
+            cache = _cache(joining, config)
+            volumes = {case.id: cache.open(case.id) for part in split for case in part}
+            folder = FollowedFolder(run)
+            _train(
+                joining, config, _Set(labelled.labels, split, volumes), folder, stop=stop, team=team
+            )
 
 
 def resolve(request: FinetuneRequest) -> tuple[FinetuneRequest, FinetuneConfig, LabelledSet]:
@@ -449,7 +523,9 @@ def _cross_validate(
     config: FinetuneConfig,
     labelled: LabelledSet,
     cases: Sequence[LabelledCase],
-) -> Path:
+    *,
+    team: Team,
+) -> None:
     scores = []
     for number, split in enumerate(_fold_splits(request, config, labelled, cases), start=1):
         folder = request.output / f"fold_{number}"
@@ -459,9 +535,9 @@ def _cross_validate(
         if not (begun and read_json(folder / "status.json").get("state") == "done"):
             start = _start(folder, request.init)
             fold = replace(request, output=folder, folds=0, resume=begun, init=start)
-            _one_run(fold, config, labelled, split)
+            _one_run(fold, config, labelled, split, team=team)
         best = read_json(folder / "status.json").get("best") or {}
-        judged = checked_json(folder / "split.json", _KeptSplit).validation
+        judged = checked_json(folder / _SPLIT, _KeptSplit).validation
         scores.append({"fold": number, "cases": list(judged), **best})
     dice = [s["val/dice_mean"] for s in scores if s.get("val/dice_mean") is not None]
     summary = {
@@ -472,11 +548,14 @@ def _cross_validate(
     }
     write_json(request.output / "cross_validation.json", summary)
     log.info("Cross-validation: %s", json.dumps(summary))
-    return request.output
 
 
+_SPLIT = "split.json"
 _CROSS_VALIDATION = "cross_validation_request.json"
 """What a cross-validation was asked for and the cases of each fold, beside its folds."""
+
+_REQUESTS = ("config.json", _CROSS_VALIDATION)
+"""One of them stands where a run or a cross-validation has begun."""
 
 
 class _KeptSplit(BaseModel):
@@ -537,24 +616,36 @@ def _require_same_fold(folder: Path, config: FinetuneConfig) -> None:
 
 
 def _one_run(
-    request: FinetuneRequest, config: FinetuneConfig, labelled: LabelledSet, split: Split
-) -> Path:
+    request: FinetuneRequest,
+    config: FinetuneConfig,
+    labelled: LabelledSet,
+    split: Split,
+    *,
+    team: Team,
+) -> None:
     stop = StopRequest(request.output / STOP_FILE)
     with stop.listening():
         folder = RunFolder(
             request.output, kind="finetune", argv=request.argv, resume=request.resume
         )
         try:
-            with folder, folder.outcome():
+            with folder, folder.outcome(), team.explaining():
                 # The settings come first: with them, whatever happens next can be resumed.
                 if not request.resume:
                     folder.write_config(stored("finetune", config, _plain_request(request)))
                 stop.check()
                 split = _kept_split(folder, labelled, split, resume=request.resume)
-                _train(request, config, labelled.labels, split, folder=folder, stop=stop)
+                given = _prepared(request, config, labelled.labels, split, folder=folder, stop=stop)
+                team.announce(
+                    {
+                        "run": str(request.output),
+                        "resume": request.resume,
+                        "init": None if request.init is None else str(request.init),
+                    }
+                )
+                _train(request, config, given, folder, stop=stop, team=team)
         finally:
             write_report(request.output)
-    return request.output
 
 
 def _plain_request(request: FinetuneRequest) -> dict[str, Any]:
@@ -574,7 +665,7 @@ def _plain_request(request: FinetuneRequest) -> dict[str, Any]:
 
 def _kept_split(folder: RunFolder, labelled: LabelledSet, split: Split, *, resume: bool) -> Split:
     """Write the split, or take the one that the run was started with."""
-    path = folder.path / "split.json"
+    path = folder.path / _SPLIT
     # Without a checkpoint nothing was learnt yet: it makes no difference which cases are taken.
     learnt = (folder.checkpoints / "last.pt").exists()
     if not resume or not (learnt or path.exists()):
@@ -599,7 +690,15 @@ def _split_of(kept: _KeptSplit, labelled: LabelledSet, path: Path) -> Split:
     return Split(*(tuple(cases[n] for n in getattr(kept, part)) for part in Split._fields))
 
 
-def _train(
+class _Set(NamedTuple):
+    """What a run learns from: structures, cases, and their scans in the cache."""
+
+    labels: tuple[Label, ...]
+    split: Split
+    volumes: Mapping[str, CachedVolume]
+
+
+def _prepared(
     request: FinetuneRequest,
     config: FinetuneConfig,
     labels: Sequence[Label],
@@ -607,7 +706,7 @@ def _train(
     *,
     folder: RunFolder,
     stop: StopRequest,
-) -> None:
+) -> _Set:
     cases = [*split.training, *split.validation]
     folder.update(
         message=f"Checking {len(cases)} labelled scans",
@@ -617,20 +716,32 @@ def _train(
     stop.check()
     volumes = _cached(request, config, cases, folder=folder, stop=stop)
     stop.check()
+    return _Set(tuple(labels), split, volumes)
 
+
+def _train(
+    request: FinetuneRequest,
+    config: FinetuneConfig,
+    given: _Set,
+    folder: RunFolder,
+    *,
+    stop: StopRequest,
+    team: Team,
+) -> None:
+    labels, split, volumes = given
     folder.update(message="Preparing the network")
     import torch
 
     from backend.engine.device import resolve_device
     from backend.engine.loop import Event
-    from backend.training import Samples, prepared_loop
+    from backend.training import Samples, plan_of, prepared_loop
 
     device = resolve_device(request.device)
     torch.manual_seed(config.train.seed)
     network = _network(request, config, labels).to(device)
     # Measured on a CPU: convolutions are a third quicker with channels last.
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    task = FinetuneTask(network.train(), config, device)
+    task = FinetuneTask(network.train(), config, device, team.learner(network))
     log.info(
         "%s %s: %d scans to learn from, %d to validate, %d structures",
         config.method.name,
@@ -642,10 +753,11 @@ def _train(
     loop = prepared_loop(
         task,
         config.train,
-        samples=len(split.training),
+        plan=plan_of(config.train, samples=len(split.training)),
         device=device,
         folder=folder,
         resume=request.resume,
+        team=team,
     )
     crops = Crops([volumes[c.id] for c in split.training], labels, config)
     samples = Samples(
@@ -653,6 +765,7 @@ def _train(
         read=crops.read,
         collate=_batch,
         workers=config.data.workers,
+        watch=stall_watch(crops.volumes, config.data, folder),
     )
     header = _header(config, labels, split)
     judge = _Judge(
@@ -670,14 +783,18 @@ def _train(
     if split.validation:
         every = max(1, min(wanted, spaced(total, times=_VALIDATIONS_AT_LEAST)))
         events.insert(0, Event(every=every, action=judge.validate))
-    stop.check()
     loop.fit(
-        samples.batches(config.train, first_step=loop.step, between=stop.check),
+        samples.batches(config.train, first_step=loop.step, between=team.between(stop), team=team),
         stop=stop,
         events=events,
         on_save=lambda: judge.save("model.safetensors"),
         what="Fine-tuning",
     )
+
+
+def _cache(request: FinetuneRequest, config: FinetuneConfig) -> Cache:
+    beside = request.output if request.data is None else request.data
+    return Cache(cache_root(request.cache, beside), recipe_of(config.preprocess))
 
 
 def _cached(
@@ -688,8 +805,7 @@ def _cached(
     folder: RunFolder,
     stop: StopRequest,
 ) -> dict[str, CachedVolume]:
-    beside = request.output if request.data is None else request.data
-    cache = Cache(cache_root(request.cache, beside), recipe_of(config.preprocess))
+    cache = _cache(request, config)
     missing = cache.missing_pairs(cases)
     told_cache(cache, missing=len(missing), total=len(cases), folder=folder)
     report = cache.build_pairs(cases, between=stop.check)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from backend.config import (
     ConfigT,
+    DataConfig,
     FinetuneConfig,
     NetworkConfig,
     PreprocessConfig,
@@ -23,8 +25,9 @@ from backend.config import (
     to_plain,
     with_settings,
 )
-from backend.data.cache import Cache, default_cache_dir, told_bytes
+from backend.data.cache import Cache, CachedVolume, default_cache_dir, told_bytes
 from backend.data.preprocess import Recipe
+from backend.data.stall import StallWatch
 from backend.engine.record import RunFolder, read_json
 from backend.errors import UserError
 from backend.provenance import encoder_arguments, software_versions
@@ -79,6 +82,26 @@ def check_device(name: str) -> None:
         from backend.engine.device import resolve_device
 
         resolve_device(name)
+
+
+def require_shares(train: TrainConfig, *, processes: int) -> None:
+    """Refuse a batch that cannot be divided among processes, or may be cut by each for itself.
+
+    Raises:
+        UserError: naming batch and processes.
+    """
+    if processes > 1 and train.on_out_of_memory == "shrink":
+        raise UserError(
+            f"train.on_out_of_memory=shrink is for one process, and there are {processes}.",
+            "Set it to fail, and raise train.accumulate where memory is short.",
+        )
+    if train.batch_size % (train.accumulate * processes):
+        parts = f" in {train.accumulate} parts" * (train.accumulate > 1)
+        raise UserError(
+            f"train.batch_size {train.batch_size}{parts} cannot be divided among {processes} "
+            "processes.",
+            f"Choose a multiple of {train.accumulate * processes}, or other --devices.",
+        )
 
 
 INIT_FILES = ("encoder.safetensors", "best.safetensors", "model.safetensors")
@@ -228,6 +251,15 @@ def told_cache(
     need = f", about {told_bytes(estimated_bytes)} at most" if estimated_bytes else ""
     log.info("Cache %s: %d of %d scans to preprocess%s", cache.folder, missing, total, need)
     folder.update(message=f"Preprocessing {missing} of {total} scans into {cache.root}{need}")
+
+
+def stall_watch(volumes: Sequence[CachedVolume], data: DataConfig, folder: RunFolder) -> StallWatch:
+    """Tells log and status.json which of `volumes` a batch is waited for."""
+    return StallWatch(
+        name=lambda place: volumes[place.sample].id,
+        tell=partial(folder.warn, "stall"),
+        patience_s=data.patience_s,
+    )
 
 
 def write_report(run: Path) -> None:

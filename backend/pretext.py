@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from backend.config import PretrainConfig
 from backend.data.cache import CachedVolume
@@ -90,10 +91,18 @@ class PretrainTask:
         method: the pretext method.
         config: of the run.
         device: where it is trained.
+        learner: calls the method and averages its gradients over processes; None: the method.
     """
 
-    def __init__(self, method: Method, config: PretrainConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        method: Method,
+        config: PretrainConfig,
+        device: torch.device,
+        learner: nn.Module | None = None,
+    ) -> None:
         self.module = method
+        self.learner = method if learner is None else learner
         self.healthy = method.healthy
         self.preprocess = config.preprocess
         self._config = config
@@ -119,7 +128,7 @@ class PretrainTask:
 
     def loss(self, batch: Regions, progress: float) -> Losses:
         """See `Trainable`."""
-        losses: Losses = self.module(self.views(batch), progress)
+        losses: Losses = self.learner(self.views(batch), progress)
         return losses
 
     def after_backward(self, progress: float) -> None:

@@ -17,7 +17,8 @@ from backend.config import PretrainConfig, load_config
 from backend.data.cache import Cache, CachedVolume
 from backend.data.index import SeriesRow, found_series, usable, write_index
 from backend.data.preprocess import Recipe
-from backend.engine.record import STOP_FILE, RunFolder, check_target
+from backend.engine.distributed import Team, joined, place, share_of_device
+from backend.engine.record import STOP_FILE, FollowedFolder, RunFolder, check_target
 from backend.engine.signals import StopRequest, ending_at_once
 from backend.errors import UserError
 from backend.preparation import (
@@ -31,6 +32,8 @@ from backend.preparation import (
     recipe_of,
     require_same_encoder,
     require_same_settings,
+    require_shares,
+    stall_watch,
     stored,
     told_cache,
     write_report,
@@ -85,25 +88,51 @@ def run(request: PretrainRequest) -> Path:
     Raises:
         UserError, ResourceError, Cancelled, Interrupted: see `backend.errors`.
     """
-    # All that can be refused is refused before the time of a scan is spent.
+    here = place()
+    request = replace(request, device=share_of_device(request.device, here))
+    with joined(here) as team:
+        if not team.leads:
+            _follow(request, team)
+            return request.output
+        if team.restarted and (request.output / "config.json").exists():
+            request = replace(request, resume=True)
+        # All that can be refused is refused before the time of a scan is spent.
+        request, config = check(request, processes=team.size)
+        check_device(request.device)
+        rows = [] if request.resume else found_series(request.data)
+        stop = StopRequest(request.output / STOP_FILE)
+        with stop.listening():
+            _run_in_folder(request, config, rows, stop=stop, team=team)
+        return request.output
+
+
+def check(
+    request: PretrainRequest, *, processes: int = 1
+) -> tuple[PretrainRequest, PretrainConfig]:
+    """The request with its configuration, if it is one that can be run.
+
+    Raises:
+        UserError: if the folder, the settings, the weights or the shares of a batch do not fit.
+    """
     check_target(request.output, kind="pretrain", resume=request.resume)
     request, config = resolve(request)
+    require_shares(config.train, processes=processes)
     if request.init is not None:
         require_same_encoder(request.init, encoder_header(request.init), config.method)
-    check_device(request.device)
-    rows = [] if request.resume else found_series(request.data)
-    stop = StopRequest(request.output / STOP_FILE)
-    with stop.listening():
-        _run_in_folder(request, config, rows, stop)
-    return request.output
+    return request, config
 
 
 def _run_in_folder(
-    request: PretrainRequest, config: PretrainConfig, rows: list[SeriesRow], stop: StopRequest
+    request: PretrainRequest,
+    config: PretrainConfig,
+    rows: list[SeriesRow],
+    *,
+    stop: StopRequest,
+    team: Team,
 ) -> None:
     folder = RunFolder(request.output, kind="pretrain", argv=request.argv, resume=request.resume)
     try:
-        with folder, folder.outcome():
+        with folder, folder.outcome(), team.explaining():
             # The settings come first: with them, whatever happens next can be resumed.
             if not request.resume:
                 folder.write_config(stored("pretrain", config, _plain_request(request)))
@@ -115,9 +144,39 @@ def _run_in_folder(
             else:
                 rows = rows or found_series(request.data)
                 write_index(index, rows)
-            _train(request, config, usable(rows), folder=folder, stop=stop)
+            cache = _cache(request, config)
+            volumes = _cached(usable(rows), cache, folder=folder, stop=stop)
+            stop.check()
+            team.announce(
+                {
+                    "series": sorted(volumes),
+                    "resume": request.resume,
+                    "init": None if request.init is None else str(request.init),
+                }
+            )
+            _train(request, config, volumes, folder=folder, stop=stop, team=team)
+            team.announce(None)
     finally:
         write_report(request.output)
+
+
+def _follow(request: PretrainRequest, team: Team) -> None:
+    """Take part in the run that the leader has prepared."""
+    stop = StopRequest()
+    with stop.listening(), team.confessing():
+        for facts in team.announced(stop.check):
+            config, then = kept_run(request.output / "config.json", PretrainConfig, _KeptRequest)
+            joining = replace(
+                request,
+                data=then.data,
+                cache=request.cache or then.cache,
+                resume=facts["resume"],
+                init=None if facts["init"] is None else Path(facts["init"]),
+            )
+            cache = _cache(joining, config)
+            volumes = {series: cache.open(series) for series in facts["series"]}
+            folder = FollowedFolder(request.output)
+            _train(joining, config, volumes, folder=folder, stop=stop, team=team)
 
 
 class _KeptRequest(BaseModel):
@@ -196,20 +255,20 @@ def _plain_request(request: PretrainRequest) -> dict[str, Any]:
     }
 
 
+def _cache(request: PretrainRequest, config: PretrainConfig) -> Cache:
+    beside = request.data[0] if request.data else request.output
+    return Cache(cache_root(request.cache, beside), recipe_of(config.preprocess))
+
+
 def _train(
     request: PretrainRequest,
     config: PretrainConfig,
-    rows: Sequence[SeriesRow],
+    volumes: Mapping[str, CachedVolume],
     *,
     folder: RunFolder,
     stop: StopRequest,
+    team: Team,
 ) -> None:
-    recipe = recipe_of(config.preprocess)
-    beside = request.data[0] if request.data else request.output
-    cache = Cache(cache_root(request.cache, beside), recipe)
-    volumes = _cached(rows, cache, folder=folder, stop=stop)
-    stop.check()
-
     folder.update(message="Preparing the network")
     import torch
 
@@ -217,7 +276,7 @@ def _train(
     from backend.engine.loop import Event
     from backend.methods import build_method
     from backend.pretext import PretrainTask, Reader, collated
-    from backend.training import Samples, prepared_loop
+    from backend.training import Samples, plan_of, prepared_loop
     from backend.watch import Watcher
 
     device = resolve_device(request.device)
@@ -226,7 +285,8 @@ def _train(
     method = build_method(config.method, epochs=train.epochs)
     if request.init is not None:
         initialise(method, request.init)
-    task = PretrainTask(method.to(device).train(), config, device)
+    method = method.to(device).train()
+    task = PretrainTask(method, config, device, team.learner(method))
 
     learn, held_out = split_held_out(sorted(volumes), share=config.data.held_out, seed=train.seed)
     require_enough(config, scans=len(learn))
@@ -243,18 +303,24 @@ def _train(
         f"; {few}" if (few := too_few_to_hold_out(config, scans=len(volumes))) else "",
     )
     loop = prepared_loop(
-        task, train, samples=len(learn), device=device, folder=folder, resume=request.resume
+        task,
+        train,
+        plan=plan_of(train, samples=len(learn), least_part=config.method.least_batch),
+        device=device,
+        folder=folder,
+        resume=request.resume,
+        team=team,
     )
     samples = Samples(
         count=len(learn),
         read=reader.read,
         collate=lambda chosen: collated(chosen, seed=train.seed),
         workers=config.data.workers,
+        watch=stall_watch(reader.volumes, config.data, folder),
     )
-    header = _encoder_header(config, recipe, learn)
-    stop.check()
+    header = _encoder_header(config, recipe_of(config.preprocess), learn)
     loop.fit(
-        samples.batches(train, first_step=loop.step, between=stop.check),
+        samples.batches(train, first_step=loop.step, between=team.between(stop), team=team),
         stop=stop,
         events=[Event(every=preview_every(train, loop.plan.total_steps), action=watcher.look)],
         on_save=lambda: _save_encoder(folder, method, header),
@@ -276,7 +342,7 @@ def _cached(
     )
     report = cache.build(rows, between=stop.check)
     for series, reason in report.failed.items():
-        log.warning("Left out %s: %s", series, reason)
+        folder.warn("scans", f"Left out {series}: {reason}")
     return {row.id: cache.open(row.id) for row in rows if row.id not in report.failed}
 
 

@@ -13,6 +13,14 @@ T = TypeVar("T")
 
 _SOONEST_S, _LATEST_S = 5.0, 60.0
 
+_silent = False
+
+
+def say_nothing() -> None:
+    """Show no bars from now on: another process shows how far both are."""
+    global _silent
+    _silent = True
+
 
 def progress(
     items: Iterable[T], *, total: int | None = None, what: str, unit: str = "it"
@@ -39,6 +47,8 @@ def progress_bar(
 
     Where standard error is no terminal (a log file, the GUI) it is a few `Lines` instead.
     """
+    if _silent:
+        return tqdm(total=total, initial=first, disable=True)
     if not sys.stderr.isatty():
         return Lines(total=total, what=what, unit=unit, first=first)
     return tqdm(total=total, initial=first, desc=what, unit=f" {unit}", file=sys.stderr)

@@ -37,13 +37,21 @@ from backend.data.readers import read_volume
 from backend.data.scan import scan as scan_folders
 from backend.data.series import SeriesRow
 from backend.data.volume_file import volume_among
+from backend.engine.distributed import (
+    Team,
+    joined,
+    place,
+    repeated,
+    share_of_device,
+    told_of,
+)
 from backend.errors import BackendError, ResourceError, ScanError, UserError, told_plainly
 from backend.files import require_file_place, written_whole
 from backend.geometry import Volume
 from backend.inference.structures import header_labels, require_segmentation
 from backend.preparation import check_device
 from backend.progress import progress, progress_bar
-from backend.weights import read_header, resolve_weights
+from backend.weights import WeightsHeader, read_header, resolve_weights
 
 if TYPE_CHECKING:
     from backend.inference.predictor import Predictor
@@ -155,45 +163,109 @@ def run(
         targets = {scans[0].name: output}
     else:
         targets = {scan.name: output / f"{scan.name}{ending or _DEFAULT_ENDING}" for scan in scans}
-    check_device(device)
-    _require_writable(scans, targets)
     digest = _digest(weights)
-    records = {scan.name: _record(scan, digest, labels) for scan in scans}
-    table = None if single else output / _TABLE
-    index = output / _INDEX if table is not None and input.is_dir() else None
-    results = {} if overwrite else _already_done(scans, targets, records, table=table, index=index)
-    failed: dict[str, BackendError] = {}
-    waiting = [scan for scan in scans if scan.name not in results]
-    if waiting:
-        # A scan that cannot be read is told before the seconds that the network takes to load.
-        predictor = cache(lambda: _predictor(weights, device))
-        for scan in _shown(waiting):
-            begin = time.monotonic()
-            try:
-                found = _labels_of(predictor, scan, labels, show_windows=len(waiting) == 1)
-            except (ScanError, ResourceError) as error:
-                if single:
-                    raise
-                _log.warning("%s: %s", scan.name, error)
-                failed[scan.name] = error
-                continue
-            content = {
-                "schema": SCHEMA,
-                "name": scan.name,
-                "made_from": records[scan.name],
-                "method": header.method,
-                "preset": header.preset,
-                "device": str(predictor().device),
-                "version": __version__,
-                "seconds": round(time.monotonic() - begin, 2),
-            }
-            # A disk that is full or read-only stops the run: every later scan would meet it too.
-            results[scan.name] = _write(found, targets[scan.name], labels, content)
+    here = place()
+    work = _Work(
+        weights=weights,
+        header=header,
+        labels=labels,
+        targets=targets,
+        records={scan.name: _record(scan, digest, labels) for scan in scans},
+        device=share_of_device(device, here),
+        single=single,
+    )
+    with joined(here) as team:
+        if not team.leads:
+            _follow(work, scans, team)
+            return []
+        check_device(work.device)
+        _require_writable(scans, targets)
+        table = None if single else output / _TABLE
+        index = output / _INDEX if table is not None and input.is_dir() else None
+        results = {} if overwrite else _already_done(work, scans, table=table, index=index)
+        waiting = [scan for scan in scans if scan.name not in results]
+        failed = _shared(work, waiting, team)
+        results |= {
+            scan.name: _finished(work, scan.name) for scan in waiting if scan.name not in failed
+        }
+        team.announce(None)
     done = [results[scan.name] for scan in scans if scan.name in results]
     _write_tables(done, scans, table=table, index=index)
     _tell(done, index=index)
     _raise_failures(failed, total=len(scans))
     return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What is to be done with each scan.
+
+    Attributes:
+        weights: the network's file.
+        header: what it says of itself.
+        labels: the structures to write.
+        targets: the label file of each scan.
+        records: what decides the result of each.
+        device: to compute on.
+        single: whether there is one scan alone, whose failure is the command's.
+    """
+
+    weights: Path
+    header: WeightsHeader
+    labels: tuple[Label, ...]
+    targets: dict[str, Path]
+    records: dict[str, dict[str, Any]]
+    device: str
+    single: bool
+
+
+def _shared(work: _Work, waiting: Sequence[Scan], team: Team) -> dict[str, BackendError]:
+    """Divide scans among the processes; those that failed, each with its reason."""
+    team.announce({"waiting": [scan.name for scan in waiting]})
+    failed = _segment_each(work, waiting[:: team.size])
+    for answer in team.answers():
+        failed |= {name: repeated(told) for name, told in answer.items()}
+    return failed
+
+
+def _follow(work: _Work, scans: Sequence[Scan], team: Team) -> None:
+    """Segment this process' share of what the leader names."""
+    by_name = {scan.name: scan for scan in scans}
+    with team.confessing():
+        for facts in team.announced(lambda: None):
+            share = facts["waiting"][team.here.rank :: team.size]
+            failed = _segment_each(work, [by_name[name] for name in share])
+            team.answer({name: told_of(error) for name, error in failed.items()})
+
+
+def _segment_each(work: _Work, scans: Sequence[Scan]) -> dict[str, BackendError]:
+    """Write the label file of each scan; those that failed, each with its reason."""
+    failed: dict[str, BackendError] = {}
+    # A scan that cannot be read is told before the seconds that the network takes to load.
+    predictor = cache(lambda: _predictor(work.weights, work.device))
+    for scan in _shown(scans):
+        begin = time.monotonic()
+        try:
+            found = _labels_of(predictor, scan, work.labels, show_windows=len(scans) == 1)
+        except (ScanError, ResourceError) as error:
+            if work.single:
+                raise
+            _log.warning("%s: %s", scan.name, error)
+            failed[scan.name] = error
+            continue
+        content = {
+            "schema": SCHEMA,
+            "name": scan.name,
+            "made_from": work.records[scan.name],
+            "method": work.header.method,
+            "preset": work.header.preset,
+            "device": str(predictor().device),
+            "version": __version__,
+            "seconds": round(time.monotonic() - begin, 2),
+        }
+        # A disk that is full or read-only stops the run: every later scan would meet it too.
+        _write(found, work.targets[scan.name], work.labels, content)
+    return failed
 
 
 def find_scans(path: Path, *, single: bool) -> list[Scan]:
@@ -328,9 +400,7 @@ def _predictor(weights: Path, device: str) -> Predictor:
     return load_predictor(weights, device=str(resolve_device(device)))
 
 
-def _write(
-    found: Volume, target: Path, labels: Sequence[Label], content: dict[str, Any]
-) -> Segmented:
+def _write(found: Volume, target: Path, labels: Sequence[Label], content: dict[str, Any]) -> None:
     """The label file first, then its report: a report says that both are whole."""
     volumes = structure_volumes(found, labels)
     report = _report_path(target)
@@ -341,7 +411,6 @@ def _write(
     content = content | {"structures": [asdict(entry) for entry in volumes]}
     with written_whole(report) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    return Segmented(name=content["name"], file=target, volumes=volumes)
 
 
 def _require_writable(scans: Sequence[Scan], targets: dict[str, Path]) -> None:
@@ -366,10 +435,20 @@ def _require_writable(scans: Sequence[Scan], targets: dict[str, Path]) -> None:
         raise type(error)(error.message.replace(str(probe), str(folder)), error.hint) from None
 
 
+def _finished(work: _Work, name: str, *, reused: bool = False) -> Segmented:
+    """What the report of a scan says, which was written last."""
+    target = work.targets[name]
+    content = _read_report(_report_path(target))
+    if not _vouches(content, work.records[name]):
+        raise UserError(f"{target}: was changed while it was written.", "Start the command again.")
+    assert content is not None, "it vouches"
+    volumes = _VOLUMES.validate_python(content["structures"])
+    return Segmented(name=name, file=target, volumes=volumes, reused=reused)
+
+
 def _already_done(
+    work: _Work,
     scans: Sequence[Scan],
-    targets: dict[str, Path],
-    records: dict[str, dict[str, Any]],
     *,
     table: Path | None,
     index: Path | None,
@@ -377,9 +456,8 @@ def _already_done(
     """Finished scans that need no second pass; anything else in the way is refused.
 
     Args:
+        work: what is to be done with each scan.
         scans: all of the run.
-        targets: the label file of each.
-        records: what decides the result of each.
         table: of the output folder; None for a single file, which nothing is kept of.
         index: of the output folder, if there is to be one.
     """
@@ -388,12 +466,11 @@ def _already_done(
     if table is not None and index is not None and not _is_ours(index, table):
         in_the_way.append(index)
     for scan in scans:
-        target = targets[scan.name]
+        target = work.targets[scan.name]
         content = _read_report(_report_path(target))
-        finished = table is not None and target.exists() and _vouches(content, records[scan.name])
-        if content is not None and finished:
-            volumes = _VOLUMES.validate_python(content["structures"])
-            done[scan.name] = Segmented(name=scan.name, file=target, volumes=volumes, reused=True)
+        whole = target.exists() and _vouches(content, work.records[scan.name])
+        if table is not None and whole:
+            done[scan.name] = _finished(work, scan.name, reused=True)
         else:
             in_the_way += _in_the_way(target, ours=content is not None)
     if in_the_way:

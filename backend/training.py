@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 from backend.config import TrainConfig
-from backend.data.stream import Position, stream
+from backend.data.stall import StallWatch
+from backend.data.stream import Batches, Position, stream
 from backend.engine.device import autocast, device_text, memory_mb, use_bf16
+from backend.engine.distributed import SOLO, Team
 from backend.engine.lars import lars
 from backend.engine.loop import Loop, Plan, Trainable
 from backend.engine.optim import decay_groups
@@ -38,32 +41,60 @@ class Samples(Generic[SampleT, BatchT]):
         read: reads the sample at a position.
         collate: makes a part of a batch of samples.
         workers: threads that read ahead.
+        watch: tells when a batch does not come.
     """
 
     count: int
     read: Callable[[Position], SampleT]
     collate: Callable[[Sequence[SampleT]], BatchT]
     workers: int
+    watch: StallWatch
 
     def batches(
-        self, train: TrainConfig, *, first_step: int, between: Callable[[], None] = lambda: None
+        self,
+        train: TrainConfig,
+        *,
+        first_step: int,
+        between: Callable[[], None] = lambda: None,
+        team: Team = SOLO,
     ) -> Generator[list[BatchT], None, None]:
-        """The parts of each step's batch, from `first_step` on; `between` samples may end it."""
-        part = train.batch_size // train.accumulate
-        for samples in stream(
-            self.read,
+        """The parts of each step's batch, from `first_step` on.
+
+        Args:
+            train: how large batches are, and the seed.
+            first_step: step of the first batch.
+            between: called between samples; may raise to end.
+            team: each of its processes reads its share of each part.
+        """
+
+        def look() -> None:
+            between()
+            self.watch.look()
+
+        share = Batches(
             samples=self.count,
-            batch_size=train.batch_size,
+            size=train.batch_size,
             seed=train.seed,
+            parts=train.accumulate,
+            processes=team.size,
+            number=team.here.rank,
+        )
+        size = train.batch_size // train.accumulate // team.size
+        batches = stream(
+            *(self.watch.noting(self.read), share),
             first_step=first_step,
             workers=self.workers,
-            between=between,
-        ):
-            yield [self.collate(samples[i : i + part]) for i in range(0, len(samples), part)]
+            between=look,
+        )
+        with closing(batches):
+            while True:
+                with self.watch.waiting():
+                    samples = next(batches)
+                yield [self.collate(samples[i : i + size]) for i in range(0, len(samples), size)]
 
 
-def plan_of(train: TrainConfig, *, samples: int) -> Plan:
-    """How long a run with so many samples in an epoch is."""
+def plan_of(train: TrainConfig, *, samples: int, least_part: int = 1) -> Plan:
+    """How long a run with so many samples in an epoch is, and into what its batches may be cut."""
     steps_per_epoch = samples / train.batch_size
     total = train.max_steps or math.ceil(train.epochs * steps_per_epoch)
     warmup = min(1.0, train.warmup_epochs / train.epochs)
@@ -79,6 +110,8 @@ def plan_of(train: TrainConfig, *, samples: int) -> Plan:
         clip_norm=train.clip_norm,
         checkpoint_every_steps=train.checkpoint_every_steps,
         checkpoint_every_s=60 * train.checkpoint_every_minutes,
+        least_part=least_part,
+        shrink=train.on_out_of_memory == "shrink",
     )
 
 
@@ -118,22 +151,23 @@ def prepared_loop(
     task: Trainable[BatchT],
     train: TrainConfig,
     *,
-    samples: int,
+    plan: Plan,
     device: torch.device,
     folder: RunFolder,
     resume: bool,
+    team: Team = SOLO,
 ) -> Loop[BatchT]:
     """The loop of a run, at its first step or where it was left.
 
     Args:
         task: what learns.
         train: how.
-        samples: in an epoch.
+        plan: how long.
         device: where the task's module lives.
         folder: the run.
         resume: continue from its last checkpoint.
+        team: the processes that train together.
     """
-    plan = plan_of(train, samples=samples)
     if train.warmup_epochs >= train.epochs:
         log.warning(
             "The learning rate warms up over the whole run: train.warmup_epochs=%g of %d epochs.",
@@ -151,11 +185,12 @@ def prepared_loop(
         plan=plan,
         autocast=lambda: autocast(device, bf16=bf16),
         memory_mb=lambda: memory_mb(device),
+        team=team,
     )
     if resume:
         loop.resume()
     facts: dict[str, Any] = {
-        "device": device_text(device),
+        "device": device_text(device, processes=team.size),
         "precision": "bf16" if bf16 else "fp32",
         "total_steps": plan.total_steps,
         "step": loop.step,

@@ -10,6 +10,7 @@ import json
 import math
 import reprlib
 import struct
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -33,6 +34,7 @@ SCHEMA = 1
 
 Kind = Literal["encoder", "segmentation"]
 _HEADER_KEY = "sslsegmentation"
+_CHECKSUM = "crc32"
 _PICKLE_ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".bin")
 # A zip archive (torch.save) and a bare pickle: neither is ever opened here.
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")
@@ -116,7 +118,9 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeade
     plain = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    metadata = {_HEADER_KEY: json.dumps(asdict(header), ensure_ascii=False)}
+    told = json.loads(json.dumps(asdict(header)))
+    told[_CHECKSUM] = _checksum(told, plain)
+    metadata = {_HEADER_KEY: json.dumps(told, ensure_ascii=False)}
     with written_whole(path, failures=(SafetensorError,)) as part:
         save_file(plain, part, metadata=metadata)
 
@@ -147,6 +151,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
         UserError: as `read_header`; if a tensor holds what is no finite number.
     """
     header = read_header(path)
+    metadata = _checked_table(path)[1]
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -156,6 +161,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
         raise UserError(
             f"{path}: damaged weights ({error}).", "Copy the file again from where it came."
         ) from error
+    told = json.loads(metadata[_HEADER_KEY])
+    # Files that were written before there was one have no checksum.
+    if told.pop(_CHECKSUM, None) not in (None, _checksum(told, tensors)):
+        raise UserError(f"{path}: damaged weights (their checksum is another).", _COPY)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UserError(
@@ -213,6 +222,19 @@ def load_into(
         for name in matched:
             own[name].copy_(theirs[name])
     return report
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """Of what a header tells and the numbers of all tensors, in the order of their names."""
+    import torch
+
+    total = zlib.crc32(json.dumps(header).encode())
+    for name in sorted(tensors):
+        # Any type of number as bytes; a tensor without numbers has none.
+        numbers = tensors[name].contiguous().reshape(-1)
+        if numbers.numel():
+            total = zlib.crc32(numbers.view(torch.uint8).numpy().data, total)
+    return total
 
 
 MODEL_FILES = ("best.safetensors", "model.safetensors")

@@ -617,7 +617,7 @@ def test_too_little_memory_ends_with_code_4_and_says_what_to_lower(
         *("--set", "views.region=384", "--set", "views.main.size=384"),
         first=limited(resource.RLIMIT_AS, 3000 * MIB),
     )
-    assert_told(done, "emory", "batch size", "smaller crop", code=4)
+    assert_told(done, "emory", "train.batch_size=2", "smaller crop", code=4)
     assert status(tmp_path / "run")["state"] == "failed"
     assert status(tmp_path / "run")["error"]["type"] == "ResourceError"
 

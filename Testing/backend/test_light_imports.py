@@ -11,7 +11,7 @@ from cli_runner import FINETUNE, PRETRAIN, Ended, backend
 HEAVY = ("torch", "monai")
 COMMANDS = (
     *("demo", "scan", "pretrain", "finetune", "segment", "evaluate", "methods"),
-    *("describe", "convert", "stop", "report", "cache", "doctor", "serve"),
+    *("describe", "convert", "stop", "report", "cache", "doctor", "serve", "bench"),
 )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.config import TrainConfig
+from backend.data.stall import StallWatch
 from backend.data.stream import Position
 from backend.engine.loop import Loop
 from backend.engine.record import RunFolder, read_metrics, read_status
@@ -158,6 +159,7 @@ class _Regression:
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
         self.module: nn.Module = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 1))
+        self.learner = self.module
 
     def loss(self, batch: Tensor, progress: float) -> Losses:
         del progress
@@ -180,7 +182,8 @@ def _sample(at: Position) -> Tensor:
 
 
 def _batches(train: TrainConfig, *, first_step: int) -> Iterator[list[Tensor]]:
-    samples = Samples(count=6, read=_sample, collate=torch.stack, workers=0)
+    watch = StallWatch(name=str, tell=[].append, patience_s=600)
+    samples = Samples(count=6, read=_sample, collate=torch.stack, workers=0, watch=watch)
     return samples.batches(train, first_step=first_step)
 
 
@@ -192,7 +195,7 @@ def _run(
         loop = prepared_loop(
             _Regression(99 if resume else 0),
             train,
-            samples=6,
+            plan=plan_of(train, samples=6),
             device=torch.device("cpu"),
             folder=run,
             resume=resume,

@@ -150,6 +150,24 @@ def test_a_file_cut_off_anywhere_is_refused(file: Path, kept: int) -> None:
         load_weights(file)
 
 
+def test_a_single_wrong_bit_is_refused_where_a_network_is_loaded(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="checksum") as caught:
+        load_weights(file)
+    assert str(file) in caught.value.message
+
+
+def test_another_number_in_the_header_is_refused_where_a_network_is_loaded(file: Path) -> None:
+    before = file.read_bytes()
+    after = before.replace(b"1.5, 1.5]", b"1.6, 1.5]")
+    assert after != before
+    file.write_bytes(after)
+    with pytest.raises(UserError, match="checksum"):
+        load_weights(file)
+
+
 def test_safetensors_without_our_header_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="without our header"):

@@ -44,14 +44,14 @@ from backend.data.pool import map_in_processes, usable_cores
 from backend.data.preprocess import Recipe, preprocess, preprocess_pair
 from backend.data.readers import read_label, read_volume
 from backend.data.volume_file import read_volume_header
-from backend.errors import ResourceError, ScanError, UserError
+from backend.errors import ResourceError, ScanError, UserError, told_plainly
 from backend.geometry import Geometry, Index3, Vec3, direction9, index3, vec3
 from backend.progress import progress
 
 if TYPE_CHECKING:
     from backend.data.labelled import LabelledCase
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when older entries can no longer be read; they are then made anew."""
 
 FOREGROUND_SAMPLES = 10_000
@@ -144,7 +144,7 @@ class CachedVolume:
 
         Only the blocks that the box touches are decompressed.
         """
-        result: NDArray[np.int16] = _read_box(_beside(self.path, _IMAGE), start, size, fill=fill)
+        result: NDArray[np.int16] = _read_box(self.path, _IMAGE, start, size, fill=fill)
         return result
 
     def read_all(self) -> NDArray[np.int16]:
@@ -160,7 +160,7 @@ class CachedVolume:
         path = _beside(self.path, _LABEL)
         if not path.exists():
             raise UserError(f"{self.id} has no label map.", "Build it from a labelled set.")
-        return _read_box(path, start, size, fill=0)
+        return _read_box(self.path, _LABEL, start, size, fill=0)
 
     @cached_property
     def foreground(self) -> dict[int, NDArray[np.int64]]:
@@ -169,7 +169,8 @@ class CachedVolume:
         if not self.label_voxels or not path.exists():
             return {}
         counts = [min(n, FOREGROUND_SAMPLES) for n in self.label_voxels.values()]
-        flat = _open_array(path)[:]
+        with _naming_damage(path):
+            flat = _open_array(self.path, _FOREGROUND)[:]
         parts = np.split(flat, np.cumsum(counts)[:-1])
         voxels = (np.stack(np.unravel_index(p, self.geometry.size), axis=1) for p in parts)
         return dict(zip(self.label_voxels, voxels, strict=True))
@@ -325,7 +326,9 @@ class Cache:
             with _told_as_resource(self.folder):
                 _beside(path, _META).unlink(missing_ok=True)
             if job is None:
-                raise UserError(f"The cached {name} is damaged.", "Start again: it is made anew.")
+                raise UserError(
+                    f"{path}: the cached scan is damaged.", "Start again: it is made anew."
+                )
             _log.warning("The cached %s is damaged and is made anew.", name)
             outcome = _build_entry(job)
             if outcome.reason:
@@ -638,6 +641,7 @@ def _write_entry(job: _Job) -> int:
         "hu_percentiles": _percentiles(image.voxels),
         "label_voxels": counts,
     }
+    meta["crc32"] = _digest_of(json.loads(json.dumps(meta)))
     with _told_as_resource(job.folder):
         # A json that stays from an earlier entry must not vouch for the new arrays.
         _beside(job.path, _META).unlink(missing_ok=True)
@@ -766,32 +770,47 @@ def _read_meta(path: Path) -> dict[str, Any] | None:
     """The json of an entry whose files all have the sizes it tells, else None."""
     try:
         meta = json.loads(_beside(path, _META).read_bytes())
-        if meta["schema"] != SCHEMA or _IMAGE not in meta["files"]:
+        if meta["schema"] != SCHEMA or meta.pop("crc32") != _digest_of(meta):
             return None
         for suffix, told in meta["files"].items():
             if _beside(path, suffix).stat().st_size != told["bytes"]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return dict(meta)
 
 
-_compared: set[tuple[str, float]] = set()
-"""Entries whose checksums this process has compared: path and time of creation."""
+def _digest_of(meta: Mapping[str, Any]) -> int:
+    """A checksum of what an entry's json tells, however it is laid out."""
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+_compared: dict[Path, tuple[int, int]] = {}
+"""Files whose checksums this process has compared, and what they were like then."""
 
 
 def _intact(path: Path) -> bool:
-    """Whether an entry's files have the checksums that its json tells; compared once."""
+    """Whether an entry's files have the checksums that its json tells.
+
+    Compared once, and again when a file looks another: whatever writes to one changes its time. For
+    each crop that would take longer than reading it.
+    """
     meta = _read_meta(path)
     if meta is None:
         return False
-    mark = (str(path), float(meta["created"]))
-    if mark not in _compared:
-        for suffix, told in meta["files"].items():
-            if zlib.crc32(_beside(path, suffix).read_bytes()) != told["crc32"]:
+    for suffix, told in meta["files"].items():
+        file = _beside(path, suffix)
+        look = _look(file)
+        if _compared.get(file) != look:
+            if zlib.crc32(file.read_bytes()) != told["crc32"]:
                 return False
-        _compared.add(mark)
+            _compared[file] = look
     return True
+
+
+def _look(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _cached_volume(path: Path, meta: Mapping[str, Any]) -> CachedVolume:
@@ -816,14 +835,31 @@ def _geometry(told: Mapping[str, Any]) -> Geometry:
     )
 
 
-def _open_array(path: Path) -> Any:
+def _open_array(entry: Path, suffix: str) -> Any:
+    """One array of an entry, which must not have been changed under way.
+
+    Raises:
+        UserError: if it was, naming the file.
+    """
+    path = _beside(entry, suffix)
     # Opening takes 0.2 ms, a crop 1.5 ms: not worth an open file for each of thousands of scans,
     # and no handle is ever shared between threads. Blosc2 cannot map files on Windows.
     how: dict[str, Any] = {"mode": "r"} if sys.platform == "win32" else {"mmap_mode": "r"}
-    if not path.exists():
+    try:
+        # A disk that does not answer is waited for here, where other threads go on meanwhile:
+        # blosc2 holds them all up.
+        with path.open("rb") as stream:
+            stream.read(1)
+        changed = _compared.get(path) != _look(path) and not _intact(entry)
+    except FileNotFoundError:
         raise UserError(
-            f"{path} was removed from the cache while in use.", "Start again: it is made anew."
-        )
+            f"{path} was removed from the cache while in use.",
+            "Continue with --resume: it is made anew.",
+        ) from None
+    except OSError as error:
+        raise told_plainly(error, path) from error
+    if changed:
+        raise _damaged(path)
     return blosc2.open(str(path), dparams={"nthreads": 1}, **how)
 
 
@@ -833,15 +869,19 @@ def _naming_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: the cached scan was damaged while in use.",
-            "Continue with --resume: it is made anew.",
-        ) from error
+        raise _damaged(path) from error
 
 
-def _read_box(path: Path, start: Index3, size: Index3, *, fill: int) -> NDArray[Any]:
-    with _naming_damage(path):
-        return _box(_open_array(path), start, size, fill=fill)
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path}: the cached scan was damaged while in use.",
+        "Continue with --resume: it is made anew.",
+    )
+
+
+def _read_box(entry: Path, suffix: str, start: Index3, size: Index3, *, fill: int) -> NDArray[Any]:
+    with _naming_damage(_beside(entry, suffix)):
+        return _box(_open_array(entry, suffix), start, size, fill=fill)
 
 
 def _box(array: Any, start: Index3, size: Index3, *, fill: int) -> NDArray[Any]:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from pathlib import Path
+from typing import BinaryIO
+
+from backend.errors import ScanError
 
 _HEADER_LIMIT = 1 << 20
 _NRRD_LINE_LIMIT = 1000
@@ -21,6 +25,19 @@ _META_DIMENSIONS = re.compile(r"^\s*NDims\b\s*[=:]?\s*(\S*)", re.MULTILINE)
 _META_TEXTS = re.compile(
     r"^\s*(Object\w*|Name|Comment|AcquisitionDate)\s*[=:]\s*(.*)$", re.MULTILINE
 )
+
+
+_NRRD_END = re.compile(r"\n(?=\r?\n)")
+_COMPRESSED = re.compile(
+    r"^\s*(CompressedData\s*[=:]\s*(True|T|1)|encoding:\s*(gz|gzip))\s*$", re.MULTILINE | re.I
+)
+_ELSEWHERE = re.compile(
+    r"^\s*(HeaderSize\b|BinaryData\s*[=:]\s*(False|F|0)|(line|byte) ?skip:"
+    r"|encoding:(?!\s*(raw|gz|gzip)\s*$)|ElementDataFile\s*=\s*LIST|data ?file:.*(LIST|%))",
+    re.MULTILINE | re.I,
+)
+"""What makes voxels begin elsewhere than behind the header, or stand there as something else."""
+_PIECE = 1 << 20
 
 
 def printable(path: Path | str) -> str:
@@ -70,3 +87,45 @@ def nrrd_problem(path: Path) -> str:
 def _head(path: Path) -> str:
     with path.open("rb") as stream:
         return stream.read(_HEADER_LIMIT).decode("latin-1")
+
+
+def voxel_bytes(path: Path, detached: Path | None) -> int | None:
+    """Bytes of voxels that a file holds, None where its header does not tell how they lie there.
+
+    Args:
+        path: a MetaImage or NRRD file.
+        detached: the file that holds its voxels, None if they stand behind the header.
+
+    Raises:
+        ScanError: if compressed voxels are damaged. Their stream ends with a checksum, at which ITK
+            does not look.
+    """
+    head = _head(path)
+    end = _META_DATA_FILE.search(head) or _NRRD_END.search(head)
+    fields = head[: end.start() + 1] if end else head
+    if (end is None and detached is None) or _ELSEWHERE.search(fields):
+        return None
+    with (detached or path).open("rb") as stream:
+        # Latin-1 has one character a byte.
+        begin = head.find("\n", end.end()) + 1 if end and not detached else 0
+        if not _COMPRESSED.search(fields):
+            return stream.seek(0, os.SEEK_END) - begin
+        stream.seek(begin)
+        return _inflated_bytes(stream)
+
+
+def _inflated_bytes(stream: BinaryIO) -> int:
+    # zlib or gzip, as its first bytes say.
+    inflater = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
+    count = 0
+    try:
+        while not inflater.eof and (data := stream.read(_PIECE)):
+            while data and not inflater.eof:
+                # Little by little: a few bytes may stand for gigabytes.
+                count += len(inflater.decompress(data, _PIECE))
+                data = inflater.unconsumed_tail
+    except zlib.error as error:
+        raise ScanError(f"unreadable: voxels are missing or corrupt ({error})") from error
+    if not inflater.eof:
+        raise ScanError("unreadable: voxels are missing or corrupt (cut off)")
+    return count

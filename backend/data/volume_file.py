@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from backend.data.native_guard import metaimage_problem, nrrd_problem
+from backend.data.native_guard import metaimage_problem, nrrd_problem, voxel_bytes
 from backend.data.stacking import axes_problem, orthonormal, spacing_problem
 from backend.errors import ScanError
 from backend.geometry import Geometry, direction9, index3, vec3
@@ -99,9 +100,26 @@ def read_stored(path: Path) -> Stored:
     """
     if format_of(path) == "NIfTI":
         return _nifti_stored(path)
+    held = voxel_bytes(path, detached_data(path))
     with _told_as_unreadable(path, "voxels are missing or corrupt"), _native_silence():
-        image = SimpleITK.ReadImage(str(path))
-    return Stored(SimpleITK.GetArrayFromImage(image), 1.0, 0.0)
+        values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    if held is not None:
+        _refuse_surplus(values, values.nbytes, held)
+    return Stored(values, 1.0, 0.0)
+
+
+def _refuse_surplus(values: NDArray[Any], told: int, held: int) -> None:
+    """Raise for a file with a slice or more beyond what its header tells: its size is wrong.
+
+    Args:
+        values: the voxels, whose last axes are a slice.
+        told: bytes that the header tells of.
+        held: bytes that are there. Some writers fill up to a round number.
+    """
+    if held - told >= values[0].nbytes > 0:
+        raise ScanError(
+            f"unreadable: its header tells of {told} bytes of voxels, but it holds {held}"
+        )
 
 
 def segment_values(path: Path) -> dict[str, str]:
@@ -138,11 +156,13 @@ def _nifti_stored(path: Path) -> Stored:
     with _told_as_unreadable(path), _nifti_stream(path) as (kind, stream):
         image = kind.from_stream(stream)
         raw = np.asanyarray(image.dataobj.get_unscaled())
+        stream.seek(image.dataobj.offset + raw.nbytes)
         # gzip compares its checksum only at the very end, which the voxels do not reach.
-        while stream.read(_DRAIN):
-            pass
+        beyond = sum(map(len, iter(partial(stream.read, _DRAIN), b"")))
         scale, shift = float(image.dataobj.slope), float(image.dataobj.inter)
-    return Stored(raw.reshape(raw.shape[:3], order="F").T, scale, shift)
+    values = raw.reshape(raw.shape[:3], order="F").T
+    _refuse_surplus(values, raw.nbytes, raw.nbytes + beyond)
+    return Stored(values, scale, shift)
 
 
 def _refuse_hidden_gzip(path: Path) -> None:
@@ -169,8 +189,10 @@ def _nifti_header(path: Path) -> VolumeHeader:
         raise ScanError("not HU: several values per voxel, a colour or complex image")
     _refuse_too_large(path, shape, values.itemsize)
     _refuse_spacing(spacing)
-    _refuse_contradiction(image, spacing)
-    _refuse_no_place(image, shape)
+    # The library finds some numbers of the header impossible when it is asked for them.
+    with _told_as_unreadable(path):
+        _refuse_contradiction(image, spacing)
+        _refuse_no_place(image, shape)
     geometry = _nifti_geometry(path, image, shape)
     if intent == _NIFTI_LABEL_INTENT:
         return VolumeHeader(geometry, "label map: the header says so (intent 1002)")

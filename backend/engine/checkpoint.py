@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: there is no checkpoint yet.", "Delete the run folder and start again."
         )
     try:
+        # torch writes a checksum of every tensor and never looks at it.
+        with zipfile.ZipFile(path) as archive:
+            spoilt = archive.testzip()
+        if spoilt is not None:
+            raise ValueError(f"{spoilt} has another checksum")
         state: dict[str, Any] = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         # torch raises many kinds here (RuntimeError, EOFError, UnpicklingError, KeyError ...).

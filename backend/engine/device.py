@@ -46,13 +46,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def device_text(device: torch.device) -> str:
-    """The device in words, for the log and the report."""
+def device_text(device: torch.device, *, processes: int = 1) -> str:
+    """The device in words, for the log and the report; of several processes that of the first."""
+    several = "" if processes == 1 else f", one of {processes} processes"
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
+        return f"{device} ({torch.cuda.get_device_name(device)}{several})"
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        return f"cpu ({threads} thread{'s' * (threads != 1)})"
+        return f"cpu ({threads} thread{'s' * (threads != 1)}{several})"
     return str(device)
 
 

@@ -86,6 +86,25 @@ class _EveryLine(logging.Formatter):
         return "\n".join([first, *(f"{head}   {line}" for line in rest)])
 
 
+class _RunLog(logging.Handler):
+    """log.txt; lines that a full disk does not take are left out.
+
+    Whoever can act hears of the disk from what must be written; a handler of `logging` would put a
+    traceback on standard error for each line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self.setFormatter(_EveryLine("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add the lines of a record."""
+        text = self.format(record)
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{text}\n")
+
+
 class RunFolder:
     """One run on disk, owned by this process while it is open.
 
@@ -139,11 +158,11 @@ class RunFolder:
             "message": "Starting",
             "error": None,
         }
+        self._warnings: dict[str, str] = {}
         self._mutex = threading.Lock()
         self._closing = threading.Event()
         self._beat = threading.Thread(target=self._heartbeat, daemon=True, name="heartbeat")
-        self._handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
-        self._handler.setFormatter(_EveryLine("%(asctime)s %(levelname)s %(message)s"))
+        self._handler = _RunLog(path / "log.txt")
 
     @property
     def checkpoints(self) -> Path:
@@ -204,6 +223,14 @@ class RunFolder:
         with self._mutex:
             self._status.update(values)
 
+    def warn(self, about: str, text: str | None) -> None:
+        """Keep `warning` of status.json: the last of those that hold; None takes one back."""
+        self._warnings.pop(about, None)
+        if text is not None:
+            log.warning("%s", text)
+            self._warnings[about] = text
+        self.update(warning=next(reversed(self._warnings.values()), None))
+
     def through(self, items: Sequence[T], *, doing: str, unit: str = "scan") -> Iterator[T]:
         """Yield `items` while status.json and a bar tell how far and how much time is left.
 
@@ -251,6 +278,9 @@ class RunFolder:
             self.update(state=state, error=told, eta_s=None, message=_LAST_WORDS[state])
         except BackendError as unwritten:
             log.error("%s", unwritten)
+            # A run that is done must be seen to be.
+            if state == "done":
+                raise
         # What it asked for is done.
         with suppress(OSError):
             self.stop_file.unlink(missing_ok=True)
@@ -263,10 +293,18 @@ class RunFolder:
         log.log(level, "%s", words, extra={TOLD_AT_THE_END: True})
 
     def append(self, record: Mapping[str, float | int | str]) -> None:
-        """Add a line to metrics.jsonl; numbers that are not finite become null."""
+        """Add a line to metrics.jsonl; numbers that are not finite become null.
+
+        Raises:
+            ResourceError, UserError: if the disk does not take it.
+        """
         clean = {k: _finite(v) for k, v in record.items()}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(clean) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            raise told_plainly(error, path) from error
 
     def cut_metrics(self, step: int) -> None:
         """Drop records after `step`, so that each step stands once after resuming."""
@@ -282,6 +320,43 @@ class RunFolder:
             except BackendError as error:
                 # A full disk must not end the run from here; the next checkpoint tells of it.
                 log.warning("%s", error)
+
+
+class FollowedFolder(RunFolder):
+    """A run folder as the processes see it that do not lead: they read it, and write nothing.
+
+    Args:
+        path: of the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._started_at = time.monotonic()
+
+    def __enter__(self) -> RunFolder:
+        """Nothing is opened."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is closed."""
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """The leader does."""
+
+    def update(self, **values: Any) -> None:
+        """The leader does."""
+
+    def note(self, **values: Any) -> None:
+        """The leader does."""
+
+    def warn(self, about: str, text: str | None) -> None:
+        """The leader does."""
+
+    def append(self, record: Mapping[str, float | int | str]) -> None:
+        """The leader does."""
+
+    def cut_metrics(self, step: int) -> None:
+        """The leader does."""
 
 
 _LAST_WORDS: dict[State, str] = {
@@ -388,11 +463,17 @@ def check_target(path: Path, *, kind: Kind, resume: bool) -> None:
         )
     if path.is_file():
         raise UserError(f"{path}: is a file.", "Give a folder that does not exist yet.")
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and any(path.iterdir()) and not _never_began(path):
         raise UserError(
             f"{path}: exists already and is not empty.",
             "Choose another --output, or add --resume to continue the run in it.",
         )
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a run was ended before its settings were written, so that it is as good as none."""
+    written = (path / "config.json", path / "checkpoints" / "last.pt")
+    return (path / ".lock").exists() and not any(file.exists() for file in written)
 
 
 def _left(seconds: float, *, done: int, total: int) -> str:

@@ -26,7 +26,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 _SIGMA = 0.125
 """Standard deviation of the importance map, in window edges."""
-_SLAB_BYTES = 128 << 20
+_SLAB_BYTES = 16 << 20
 """A finished slab is handed out in pieces of about this size."""
 _SMALL_EDGE = 64
 """Below this edge a window is small: alone, it would not get PyTorch's fast convolutions."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Float
 from torch import Tensor
 
+from backend.losses.processes import processes, total
 from backend.losses.state import StepState
 
 
@@ -50,22 +50,34 @@ def entropy(distribution: Float[Tensor, "*batch k"]) -> Float[Tensor, ""]:
 
 
 def marginal_entropy(distribution: Float[Tensor, "*batch k"]) -> Float[Tensor, ""]:
-    """Entropy in nats of the mean of all: how many answers there are; 0 if it is always one."""
-    marginal = distribution.flatten(0, -2).mean(dim=0)
+    """Entropy in nats of the mean of all: how many answers there are; 0 if it is always one.
+
+    Of the answers in all processes.
+    """
+    marginal = total(distribution.flatten(0, -2).mean(dim=0)) / processes()
     nats: Tensor = torch.special.entr(marginal).sum()
     return nats
 
 
 def varied(distribution: Float[Tensor, "*batch k"]) -> bool:
     """Whether there are so many answers that their `marginal_entropy` says something."""
-    return distribution.numel() // distribution.shape[-1] >= _ANSWERS_AT_LEAST
+    answers = processes() * distribution.numel() // distribution.shape[-1]
+    return answers >= _ANSWERS_AT_LEAST
 
 
 def feature_std(features: Float[Tensor, "*batch c"]) -> Float[Tensor, ""]:
-    """How far features of length 1 spread, fp32: 1 evenly over the sphere, 0 when all are alike."""
+    """How far features of length 1 spread, fp32: 1 evenly over the sphere, 0 when all are alike.
+
+    Of the features in all processes.
+    """
     unit = F.normalize(features.float().flatten(0, -2), dim=-1)
-    # Over all that is there, so that a single feature has the spread 0 and not none.
-    spread: Tensor = unit.std(dim=0, correction=0).mean() * unit.shape[-1] ** 0.5
+    if processes() == 1:
+        # Over all that is there, so that a single feature has the spread 0 and not none.
+        deviation = unit.std(dim=0, correction=0)
+    else:
+        centre = total(unit.mean(dim=0)) / processes()
+        deviation = (total((unit - centre).square().mean(dim=0)) / processes()).sqrt()
+    spread: Tensor = deviation.mean() * unit.shape[-1] ** 0.5
     return spread
 
 
@@ -104,11 +116,10 @@ class Centre(StepState):
     @torch.no_grad()
     def update(self) -> None:
         """C <- m C + (1 - m) mean of what was observed since the last update, on all processes."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self._sum)
-            dist.all_reduce(self._count)
-        mean = self._sum / self._count.clamp(min=1)
+        observed = total(torch.cat([self._sum, self._count.view(1)]))
+        count = observed[-1]
+        mean = observed[:-1] / count.clamp(min=1)
         # Nothing observed moves nothing; decided on the device, without waiting for it.
-        self.value.lerp_(mean, (1 - self.momentum) * (self._count > 0))
+        self.value.lerp_(mean, (1 - self.momentum) * (count > 0))
         self._sum.zero_()
         self._count.zero_()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.losses.precision import full_precision
-from backend.losses.similarity import gather
+from backend.losses.processes import gather
 from backend.losses.state import StepState
 
 
@@ -45,6 +45,10 @@ class KeyQueue(StepState):
     def observe(self, keys: Float[Tensor, "b width"]) -> None:
         """Take the keys of a part of the batch into account."""
         self._seen.append(functional.normalize(keys.detach().float(), dim=1))
+
+    def forget(self) -> None:
+        """See `StepState`."""
+        self._seen.clear()
 
     @torch.no_grad()
     def update(self) -> None:

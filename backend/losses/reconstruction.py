@@ -5,6 +5,8 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from backend.losses.processes import mean_of_sums
+
 _EPSILON = 1e-5
 """Keeps the quotient finite where nothing is masked; the value of SMIT's released code."""
 
@@ -20,7 +22,7 @@ def masked_l1(
     """
     weight = mask.unsqueeze(1).float()
     error = (prediction.float() - target.float()).abs()
-    return (error * weight).sum() / (weight.sum() + _EPSILON)
+    return mean_of_sums((error * weight).sum(), weight.sum() + _EPSILON)
 
 
 def masked_mse(
@@ -35,4 +37,4 @@ def masked_mse(
     """
     weight = mask.float()
     error = (prediction.float() - target.float()).square().mean(dim=-1)
-    return (error * weight).sum() / weight.sum()
+    return mean_of_sums((error * weight).sum(), weight.sum())

@@ -9,6 +9,8 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from backend.losses.processes import total
+
 _SMOOTH = 1e-5
 
 
@@ -49,7 +51,7 @@ def dice_binary_cross_entropy(
     The logit of a structure is its channel less that of the background, so that the largest
     channel still tells the class of a voxel: a structure wins where its probability is above one
     half and above that of the others. Dice is 1 - (2 sum p y + s) / (sum p + sum y + s), summed
-    over the batch, as in the paper with s = 1e-5.
+    over the batch of all processes, as in the paper with s = 1e-5.
 
     Args:
         logits: one channel for each class, background first.
@@ -60,7 +62,7 @@ def dice_binary_cross_entropy(
     truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1)[:, 1:].to(binary.dtype)
     probability = torch.sigmoid(binary)
     axes = (0, 2, 3, 4)
-    overlap = (probability * truth).sum(axes)
-    size = probability.sum(axes) + truth.sum(axes)
+    overlap = total((probability * truth).sum(axes))
+    size = total(probability.sum(axes) + truth.sum(axes))
     dice = 1 - (2 * overlap + _SMOOTH) / (size + _SMOOTH)
     return DiceCE(dice.mean(), F.binary_cross_entropy_with_logits(binary, truth))

@@ -6,15 +6,13 @@ of which must hold equally many.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from backend.losses.precision import full_precision
+from backend.losses.processes import gather, rank
 
 
 def cosine_distance(
@@ -44,7 +42,7 @@ def info_nce(
         temperature: tau.
     """
     keys = gather(_unit(key.detach()))
-    own = _rank() * len(query) + torch.arange(len(query), device=query.device)
+    own = rank() * len(query) + torch.arange(len(query), device=query.device)
     with full_precision(query.device.type):
         logits = _unit(query) @ keys.T / temperature
         return 2 * temperature * functional.cross_entropy(logits, own)
@@ -67,8 +65,8 @@ def nt_xent(
     everyone = gather(ours).flatten(0, 1)
     ours = ours.flatten(0, 1)
     index = torch.arange(len(ours), device=ours.device)
-    here = _rank() * len(ours) + index
-    other = _rank() * len(ours) + (index ^ 1)
+    here = rank() * len(ours) + index
+    other = rank() * len(ours) + (index ^ 1)
     with full_precision(ours.device.type):
         logits = ours @ everyone.T / temperature
         itself = here.unsqueeze(1) == torch.arange(len(everyone), device=ours.device)
@@ -83,18 +81,19 @@ def koleo(features: Float[Tensor, "*views b c"]) -> Float[Tensor, ""]:
     samples are all alike. One sample has no neighbour and counts 0.
 
     Args:
-        features: of a batch, each view's samples among themselves.
+        features: of a batch, each view's samples among themselves and those of all processes.
     """
-    unit = functional.normalize(features.float(), dim=-1)
-    samples = unit.shape[-2]
-    if samples < _NEIGHBOURS_AT_LEAST:
-        return unit.sum() * 0.0
-    with full_precision(unit.device.type), torch.no_grad():
-        alike = unit @ unit.transpose(-1, -2)
-        alike.diagonal(dim1=-2, dim2=-1).fill_(-_NEVER_NEAREST)
-        nearest = alike.argmax(dim=-1, keepdim=True).expand_as(unit)
+    ours = functional.normalize(features.float(), dim=-1)
+    everyone = gather(ours.movedim(-2, 0)).movedim(0, -2)
+    if everyone.shape[-2] < _NEIGHBOURS_AT_LEAST:
+        return ours.sum() * 0.0
+    with full_precision(ours.device.type), torch.no_grad():
+        alike = ours @ everyone.transpose(-1, -2)
+        first = rank() * ours.shape[-2]
+        alike.diagonal(offset=first, dim1=-2, dim2=-1).fill_(-_NEVER_NEAREST)
+        nearest = alike.argmax(dim=-1, keepdim=True).expand_as(ours)
     # The distance itself is not taken from the product: it would be noise where it is small.
-    distance = (unit - unit.gather(-2, nearest)).norm(dim=-1)
+    distance = (ours - everyone.gather(-2, nearest)).norm(dim=-1)
     crowding: Tensor = -(distance + _SMALLEST_DISTANCE).log().mean()
     return crowding
 
@@ -104,34 +103,5 @@ _NEVER_NEAREST = 2.0
 _SMALLEST_DISTANCE = 1e-6
 
 
-def gather(mine: Float[Tensor, "b ..."]) -> Float[Tensor, "all ..."]:
-    """The samples of all processes in the order of their rank, with gradient to each of them."""
-    if _processes() == 1:
-        return mine
-    parts = [torch.empty_like(mine) for _ in range(_processes())]
-    dist.all_gather(parts, mine.detach().contiguous())
-    parts[_rank()] = mine
-    everyone = torch.cat(parts)
-    if everyone.requires_grad:
-        # What the other processes have as gradient for our part belongs to it too.
-        hook: Callable[[Callable[[Tensor], Tensor]], object] = everyone.register_hook
-        hook(_summed)
-    return everyone
-
-
-def _summed(gradient: Tensor) -> Tensor:
-    gradient = gradient.clone()
-    dist.all_reduce(gradient)
-    return gradient
-
-
 def _unit(vectors: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
     return functional.normalize(vectors.float(), dim=-1)
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _processes() > 1 else 0

@@ -13,3 +13,9 @@ class StepState(nn.Module, ABC):
     @abstractmethod
     def update(self) -> None:
         """Take in what was observed since the last update, on all processes."""
+
+    def forget(self) -> None:
+        """Drop what was observed since the last update and is kept elsewhere than in buffers.
+
+        For a step that is made again; buffers are put back by whoever makes it.
+        """

@@ -20,6 +20,7 @@ from typing import NamedTuple, cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from backend.losses.alignment import align
 from backend.losses.distillation import feature_std
@@ -104,7 +105,7 @@ class Pgl(Method):
         super().train(mode)
         if self.teacher is not None and self.config.target_statistics == "batch":
             for module in self.teacher.modules():
-                if isinstance(module, nn.BatchNorm3d):
+                if isinstance(module, _BatchNorm):
                     module.train(mode)
         return self
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from backend.models import chunked
+
 Grid = tuple[int, int, int]
 
 
@@ -166,7 +168,7 @@ class SwinBlock(nn.Module):
         if branch_scale is not None:
             first = first * branch_scale[0].view(-1, 1, 1, 1, 1).to(first.dtype)
         x = x + first
-        second = self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        second = chunked.mlp(self.norm2(x), self.linear1, self.linear2)
         if branch_scale is not None:
             second = second * branch_scale[1].view(-1, 1, 1, 1, 1).to(second.dtype)
         result: Tensor = x + second
@@ -211,7 +213,11 @@ class WindowAttention(nn.Module):
         b, w, n, c = x.shape
         index = relative_index(window, self.window).to(x.device)
         bias = self.relative_bias[index].permute(2, 0, 1)  # (h, n, n)
-        qkv = self.qkv(x).view(b, w, n, 3, self.heads, c // self.heads)
+        qkv = self.qkv(x)
+        if chunked.pays(qkv):
+            result: Tensor = self.project(chunked.window_attention(qkv, bias, mask))
+            return result
+        qkv = qkv.view(b, w, n, 3, self.heads, c // self.heads)
         if mask is None:
             # Every window has the same bias: windows go into the batch, nothing is repeated.
             q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, b * w, self.heads, n, -1).unbind()

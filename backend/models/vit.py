@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from backend.models import chunked
 from backend.models.swin import Grid
 
 _EPSILON = 1e-6
@@ -215,8 +216,7 @@ class VitBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Shape stays."""
         x = x + self._attend(self.norm1(x))
-        result: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
-        return result
+        return x + chunked.mlp(self.norm2(x), self.linear1, self.linear2)
 
     def _attend(self, x: Tensor) -> Tensor:
         b, n, c = x.shape

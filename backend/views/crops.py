@@ -259,17 +259,37 @@ def resampled(
     results = []
     for sample in range(len(volumes)):
         x: Tensor = volumes[sample]
+        steps = []
         for axis, edge in enumerate(size):
             centres = _centres(boxes, flip, edge, axis)[sample]
             last = sizes[sample, axis] - 1
             at = torch.minimum(centres.clamp(min=0), last)
             low = at.floor()
-            weight = (at - low).float().view(-1, *[1] * (2 - axis))
-            below = x.index_select(axis + 1, low.long()).float()
-            above = x.index_select(axis + 1, torch.minimum(low + 1, last).long()).float()
-            x = below + (above - below) * weight
+            above = torch.minimum(low + 1, last).long()
+            steps.append((low.long(), above, (at - low).float()))
+        if x.device.type == "cpu":
+            # Later axes need no more than the box; looking where it lies would hold up a GPU.
+            x, steps = _narrowed(x, steps)
+        for axis, (low, above, share) in enumerate(steps):
+            below = x.index_select(axis + 1, low).float()
+            step = x.index_select(axis + 1, above).float().sub_(below)
+            x = step.mul_(share.view(-1, *[1] * (2 - axis))).add_(below)
         results.append(x)
     return torch.stack(results)
+
+
+_Step = tuple[Tensor, Tensor, Tensor]
+"""Planes below and above each voxel along an axis, and the share of the upper one."""
+
+
+def _narrowed(x: Tensor, steps: Sequence[_Step]) -> tuple[Tensor, list[_Step]]:
+    """The part of (c, z, y, x) that is asked for, and the steps counted from its first voxel."""
+    moved = []
+    for axis, (low, above, share) in enumerate(steps, start=1):
+        first, last = int(low.min()), int(above.max())
+        x = x.narrow(axis, first, last + 1 - first)
+        moved.append((low - first, above - first, share))
+    return x, moved
 
 
 def _centres(boxes: Boxes, flip: Tensor, edge: int, axis: int) -> Float[Tensor, "b edge"]:
@@ -308,6 +328,8 @@ def _changed(image: Tensor, keys: Int64[Tensor, " b"], cut: Cut, *, bounded: boo
 def padded(volumes: Sequence[Tensor]) -> tuple[Tensor, Int64[Tensor, "b 3"]]:
     """Volumes (z, y, x) of unequal size as one batch (b, 1, z, y, x), and the size of each."""
     sizes = torch.tensor([v.shape for v in volumes])
+    if bool((sizes == sizes[0]).all()):
+        return torch.stack(list(volumes)).unsqueeze(1), sizes
     whole = volumes[0].new_zeros(len(volumes), 1, *sizes.amax(dim=0).tolist())
     for number, volume in enumerate(volumes):
         z, y, x = volume.shape

@@ -6,6 +6,7 @@ Every sample draws from its own key whether it is changed and how much.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ def noisy(
     chosen, amount = _drawn(keys, _NOISE, probability, variance)
     added = normal(keys, image[0].numel(), stream=_NOISE_VALUES).view_as(image)
     size = torch.where(chosen, amount.sqrt(), 0.0)
-    return image + added * _per_sample(size)
+    return added.mul_(_per_sample(size)).add_(image)
 
 
 def blurred(
@@ -85,6 +86,9 @@ def blurred(
     steps = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (steps / amount.unsqueeze(1)).square())
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    if image.device.type == "cpu":
+        drawn = zip(image, kernel.tolist(), chosen.tolist(), strict=True)
+        return torch.stack([_summed(x, weights) if c else x for x, weights, c in drawn])
     b = len(image)
     x = image.transpose(0, 1)  # each sample is a channel with a kernel of its own
     for axis in range(3):
@@ -93,6 +97,23 @@ def blurred(
         padding[4 - 2 * axis : 6 - 2 * axis] = [radius, radius]
         x = F.conv3d(F.pad(x, padding, mode="replicate"), kernel.view(b, 1, *shape), groups=b)
     return torch.where(_per_sample(chosen), x.transpose(0, 1), image)
+
+
+def _summed(x: Float[Tensor, "1 z y x"], weights: Sequence[float]) -> Float[Tensor, "1 z y x"]:
+    """Weighted sums of neighbours along each axis; edges are continued.
+
+    A processor does this several times faster than a convolution with one channel.
+    """
+    radius = len(weights) // 2
+    for axis in (1, 2, 3):
+        sides = [0] * 6
+        sides[6 - 2 * axis : 8 - 2 * axis] = [radius, radius]
+        wide = F.pad(x.unsqueeze(0), sides, mode="replicate")[0]
+        total = wide.narrow(axis, 0, x.shape[axis]) * weights[0]
+        for step, weight in enumerate(weights[1:], start=1):
+            total.add_(wide.narrow(axis, step, x.shape[axis]), alpha=weight)
+        x = total
+    return x
 
 
 def brightened(
@@ -105,7 +126,7 @@ def brightened(
     """Multiply by a factor drawn for each sample, and clip to the range the values had."""
     chosen, amount = _drawn(keys, _BRIGHTNESS, probability, factor)
     low, high = _range(image)
-    scaled = torch.minimum(torch.maximum(image * _per_sample(amount), low), high)
+    scaled = (image * _per_sample(amount)).clamp_(low, high)
     return torch.where(_per_sample(chosen), scaled, image)
 
 
@@ -120,7 +141,8 @@ def gamma_changed(
     chosen, amount = _drawn(keys, _GAMMA, probability, exponent)
     low, high = _range(image)
     width = (high - low).clamp(min=1e-7)
-    raised = ((image - low) / width).clamp(0, 1) ** _per_sample(amount) * width + low
+    raised = (image - low).div_(width).clamp_(0, 1).pow_(_per_sample(amount))
+    raised.mul_(width).add_(low)
     return torch.where(_per_sample(chosen), raised, image)
 
 

@@ -233,7 +233,7 @@ def test_damage_without_a_known_source_is_told_and_counts_as_missing(tmp_path: P
     Cache(tmp_path / "cache", RECIPE).build([row])
     stranger = Cache(tmp_path / "cache", RECIPE)
     flip_a_byte(stranger.folder / "a.b2nd")
-    with pytest.raises(UserError, match="cached a is damaged"):
+    with pytest.raises(UserError, match=r"a: the cached scan is damaged"):
         stranger.open("a")
     assert stranger.missing([row]) == [row]
 

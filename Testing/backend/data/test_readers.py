@@ -500,3 +500,50 @@ def test_what_a_decoder_says_is_told_not_its_announcement(tmp_path: Path) -> Non
     with pytest.raises(ScanError, match=r"unreadable: \w+\.dcm: .*[^:]\. Copy") as caught:
         read_volume(save(slices, tmp_path))
     assert "plugins" not in caught.value.message
+
+
+def written(path: Path, *, packed: bool) -> Path:
+    """Ten slices of voxels that pass for HU."""
+    hu = np.linspace(-1000, 900, 10 * 12 * 8).reshape(10, 12, 8).astype(np.int16)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(hu), str(path), packed)
+    return path
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("ending", [".mha", ".mhd", ".nrrd", ".nhdr", ".nii", ".nii.gz"])
+def test_a_header_that_says_less_than_the_file_holds_is_refused(
+    ending: str, packed: bool, tmp_path: Path
+) -> None:
+    path = written(tmp_path / f"ct{ending}", packed=packed)
+    assert read_volume((path,)).voxels.shape == (10, 12, 8)
+    data = path.read_bytes()
+    if "nii" in ending:
+        plain = bytearray(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        plain[46] = 9  # dim[3]
+        data = gzip.compress(plain) if ending == ".nii.gz" else bytes(plain)
+    else:
+        data = data.replace(b"8 12 10", b"8 12 9 ", 1)
+    path.write_bytes(data)
+    with pytest.raises(ScanError, match="header tells of 1728 bytes of voxels, but it holds 1920"):
+        read_volume((path,))
+
+
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_packed_voxels_with_another_checksum_are_refused(ending: str, tmp_path: Path) -> None:
+    path = written(tmp_path / f"ct{ending}", packed=True)
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ScanError, match="missing or corrupt"):
+        read_volume((path,))
+
+
+def test_a_nifti_that_is_turned_by_an_impossible_angle_is_told_with_its_name(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path / "ct.nii", packed=False)
+    data = bytearray(path.read_bytes())
+    data[256:260] = np.float32(2).tobytes()  # quatern_b
+    path.write_bytes(data)
+    with pytest.raises(ScanError, match=r"ct\.nii: unreadable: w2 should be positive"):
+        read_volume((path,))

@@ -68,6 +68,18 @@ def test_a_torn_checkpoint_is_told_by_name(tmp_path: Path, share: float) -> None
     assert str(path) in caught.value.message
 
 
+def test_a_checkpoint_with_a_single_wrong_bit_is_told_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"module": {"a": torch.zeros(1000)}})
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(4000)) + 2000] ^= 1
+    path.write_bytes(data)
+    # torch itself reads it.
+    assert torch.load(path, weights_only=True)["module"]["a"].count_nonzero() == 1
+    with pytest.raises(UserError, match="another checksum"):
+        load_checkpoint(path)
+
+
 def test_a_missing_or_newer_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint yet"):
         load_checkpoint(tmp_path / "last.pt")

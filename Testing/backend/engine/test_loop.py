@@ -19,7 +19,8 @@ from backend.engine.loop import Event, Loop, Plan, TrainingError
 from backend.engine.optim import decay_groups
 from backend.engine.record import RunFolder, read_metrics, read_status
 from backend.engine.signals import StopRequest
-from backend.errors import BackendError, Cancelled, Interrupted, UserError
+from backend.errors import BackendError, Cancelled, Interrupted, ResourceError, UserError
+from backend.losses.queue import KeyQueue
 from backend.losses.terms import Losses
 from backend.methods.smit import Smit
 from backend.schedules import cosine, warmed_up
@@ -36,6 +37,7 @@ class _Regression:
     def __init__(self, *, seed: int = 0, width: int = 6) -> None:
         torch.manual_seed(seed)
         self.module: nn.Module = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, 1))
+        self.learner = self.module
         self.calls: list[tuple[str, float]] = []
 
     def loss(self, batch: Tensor, progress: float) -> Losses:
@@ -452,6 +454,7 @@ class _SmitTask:
             ),
             epochs=3,
         ).train()
+        self.learner = self.module
         self.healthy = self.module.healthy
         self.loss = self.module.forward
         self.after_backward = self.module.after_backward
@@ -517,3 +520,74 @@ def test_smit_resumes_bit_for_bit_with_its_teacher_and_centres(tmp_path: Path) -
         loop.fit(_view_batches(loop.step), stop=StopRequest(), what="Test")
     assert _same(task.module.state_dict(), whole.module.state_dict())
     assert _told(tmp_path / "torn") == _told(tmp_path / "whole")
+
+
+class _Hungry(_Regression):
+    """Has memory for one sample at a time, and runs out of it once a part is observed."""
+
+    def __init__(self, *, most: int = 1) -> None:
+        super().__init__()
+        self._most = most
+        self.queue = KeyQueue(8, 3)
+        self.module.add_module("queue", self.queue)
+        self.module.register_buffer("seen", torch.zeros(()))
+
+    def loss(self, batch: Tensor, progress: float) -> Losses:
+        del progress
+        self.module.seen += len(batch)
+        self.queue.observe(batch)
+        if len(batch) > self._most:
+            raise MemoryError
+        near = (self.module[:3](batch) - batch.sum(1, keepdim=True)).square().mean()
+        return Losses(near, {}, {})
+
+    def after_step(self, progress: float) -> dict[str, float]:
+        self.queue.update()
+        return super().after_step(progress)
+
+
+def _fed(path: Path, task: _Hungry, *, parts: int, **changes: Any) -> dict[str, Tensor]:
+    with _folder(path) as run:
+        _loop(task, run, _plan(**changes)).fit(
+            _batches(parts=parts), stop=StopRequest(), what="Test"
+        )
+    return task.module.state_dict()
+
+
+def test_a_batch_cut_for_want_of_memory_trains_as_one_that_came_in_parts(tmp_path: Path) -> None:
+    apart = _fed(tmp_path / "apart", _Hungry(), parts=4)
+    whole = _fed(tmp_path / "whole", _Hungry(most=4), parts=1)
+    shrunk = _fed(tmp_path / "shrunk", _Hungry(), parts=1, shrink=True)
+    # What was observed before memory ran out does not count.
+    assert _same(shrunk, apart)
+    assert _told(tmp_path / "shrunk") == _told(tmp_path / "apart")
+    for one, two in zip(_told(tmp_path / "shrunk"), _told(tmp_path / "whole"), strict=True):
+        assert one["loss/total"] == pytest.approx(two["loss/total"], rel=1e-3)
+    assert torch.equal(shrunk["queue.keys"], whole["queue.keys"])
+    status = read_status(tmp_path / "shrunk")
+    assert status["accumulate"] == 4
+    assert "train.accumulate=4" in status["warning"]
+
+
+def test_a_batch_is_cut_no_further_than_its_method_can_tell_apart(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="2 samples at once"):
+        _fed(tmp_path / "least", _Hungry(), parts=1, shrink=True, least_part=2)
+    with pytest.raises(ResourceError, match="4 samples at once") as caught:
+        _fed(tmp_path / "never", _Hungry(), parts=1)
+    assert "train.batch_size=4" in caught.value.hint
+    assert "train.on_out_of_memory=shrink" in caught.value.hint
+
+
+def test_a_resumed_run_cuts_its_batches_as_before_and_refuses_other_scans(tmp_path: Path) -> None:
+    _fed(tmp_path / "run", _Hungry(), parts=1, shrink=True, total=4)
+    with _folder(tmp_path / "run", resume=True) as run:
+        task = _Hungry()
+        loop = _loop(task, run, _plan(8, shrink=True))
+        loop.resume()
+        loop.fit(_batches(loop.step), stop=StopRequest(), what="Test")
+        assert len([name for name, _ in task.calls if name == "after_step"]) == 4
+    assert "warning" not in read_status(tmp_path / "run")
+    with _folder(tmp_path / "run", resume=True) as run:
+        other = _loop(_Hungry(), run, _plan(8, steps_per_epoch=2.0))
+        with pytest.raises(UserError, match=r"epochs had 2\.5 steps"):
+            other.resume()

@@ -186,6 +186,13 @@ def test_what_pads_a_smaller_sample_is_never_seen(scale: tuple[float, float]) ->
         assert torch.allclose(view.image[1], torch.tensor(0.5))
 
 
+def test_samples_of_one_size_become_a_batch_as_they_are() -> None:
+    volumes = [torch.arange(24, dtype=torch.int16).view(2, 3, 4) + 100 * n for n in range(3)]
+    hu, sizes = padded(volumes)
+    assert torch.equal(hu[:, 0], torch.stack(volumes))
+    assert sizes.tolist() == [[2, 3, 4]] * 3
+
+
 def test_places_are_spread_over_all_the_room_there_is() -> None:
     view = _first(_empty(2000, (6, 7, 4)), size=(4, 4, 4))
     starts = view.affine[:, :3, 3]
@@ -328,3 +335,28 @@ def test_zscored_views_are_relative_to_the_scan_and_not_clipped_after_changes() 
     moved = cut_views(regions, shifted, hu_window=_CT, zscore=True)[0].image - plain
     spread = moved.flatten(1).amax(1) - moved.flatten(1).amin(1)
     assert float(spread.max()) < 1e-5  # one offset for all voxels, also at the ends
+
+
+def test_only_the_box_is_read_and_its_values_are_those_of_the_plain_formula() -> None:
+    hu = _noise(2, 13)
+    sizes = torch.tensor([[13, 13, 13], [11, 12, 13]])
+    boxes = Boxes(
+        torch.tensor([[2.5, 0.0, 4.0], [1.0, 3.25, 0.0]], dtype=torch.float64),
+        torch.tensor([[7.0, 13.0, 6.5], [9.5, 8.0, 5.0]], dtype=torch.float64),
+    )
+    flip = torch.tensor([[True, False, False], [False, False, True]])
+    found = resampled(hu, sizes, boxes, flip, (5, 6, 7))
+    for sample, size in enumerate(sizes):
+        x = hu[sample].float()
+        for axis, edge in enumerate((5, 6, 7)):
+            steps = torch.arange(edge, dtype=torch.float64)
+            steps = steps.flip(0) if flip[sample, axis] else steps
+            step = boxes.extent[sample, axis] / edge
+            at = boxes.start[sample, axis] - 0.5 + (steps + 0.5) * step
+            at = at.clamp(min=0).clamp(max=float(size[axis]) - 1)
+            low = at.floor().long()
+            share = (at - low).float().view(-1, *[1] * (2 - axis))
+            below = x.index_select(axis + 1, low)
+            above = x.index_select(axis + 1, (low + 1).clamp(max=int(size[axis]) - 1))
+            x = below + (above - below) * share
+        assert torch.equal(found[sample], x)

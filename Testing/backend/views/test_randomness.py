@@ -92,3 +92,13 @@ def test_whole_numbers_reach_every_value_below_the_bound_and_none_above() -> Non
     bounds = torch.tensor([1, 2, 33])
     found = integers(torch.arange(2000), bounds, 3, stream=1)
     assert [column.unique().tolist() for column in found.T] == [[0], [0, 1], list(range(33))]
+
+
+def test_numbers_made_chunk_by_chunk_are_those_of_the_formula() -> None:
+    keys = torch.tensor([5, -(2**62), 2**63 - 1])
+    numbers = uniform(keys, 40_000, stream=9)
+    states = derive_keys(keys, 9)
+    for place in (0, 1, 10_921, 10_922, 10_923, 39_999):
+        for row, state in enumerate(states.tolist()):
+            mixed = _mixed((state + (place + 1) * _GOLDEN) & _MASK)
+            assert float(numbers[row, place]) == (mixed >> 40) * 2.0**-24

@@ -1,0 +1,1 @@
+"""What the product is measured against: plain steps and MONAI's. Nothing else may import them."""
