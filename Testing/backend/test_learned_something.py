@@ -43,6 +43,7 @@ PRETRAINED_ON = range(100, 112)
 SOLVED_ON = range(200, 204)
 JUDGED_ON = range(204, 208)
 SEEDS = (0, 1, 2)
+LARGEST_WINDOW = 48
 WINDOWS = 12
 """Read from each phantom."""
 MUST_BEAT_RANDOM = ("smit", "glmae", "pgl", "mae3d")
@@ -80,7 +81,8 @@ def labelled(config: PretrainConfig, seeds: Sequence[int]) -> list[LabelledImage
         image, label = preprocess_pair(*phantom(seed), recipe_of(config.preprocess))
         seen = intensity_tensor(image.voxels, preprocessing(config.preprocess)).image[0]
         target = np.asarray(label.voxels).astype(np.int16)
-        size = triple(config.views.main.size)
+        # CPC-3D's view is a grid of patches, larger than a phantom; no encoder sees it whole.
+        size = tuple(min(n, LARGEST_WINDOW) for n in triple(config.views.main.size))
         middle = tuple(slice(s // 3, s - s // 3) for s in size)
         rng = np.random.default_rng(seed)
         for _ in range(WINDOWS):

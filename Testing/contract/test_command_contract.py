@@ -84,7 +84,11 @@ REQUESTS: list[Request] = [
     MethodsRequest(baselines=True),
     DescribeRequest(method="smit", preset="tiny", overrides=("train.batch_size=4",)),
 ]
-UNUSED = {"methods": {"measure"}, "describe": {"diff", "measure"}}
+UNUSED = {
+    "methods": {"measure"},
+    "describe": {"diff", "measure"},
+    **{name: {"devices"} for name in ("pretrain", "finetune", "segment")},
+}
 """Options of the command line that the GUI has no use for."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from backend.bench import data, processes, segmentation, training
+from backend.bench import data, processes, ranks, segmentation, training
 from backend.bench.catalogue import Size
 from backend.bench.measure import Pair
 
@@ -26,8 +26,9 @@ BUILDERS: dict[str, Callable[[Size, str, Path], Pair]] = {
     "classes105 here": segmentation.many_classes,
     "worker": processes.worker,
     "help": processes.start,
+    "ranks": ranks.ranks,
 }
-"""By name of the row. Two ranks (row 15) find their place here."""
+"""By name of the row."""
 
 
 def built(name: str, *, size: Size, device: str, folder: Path) -> Pair:

@@ -19,6 +19,7 @@ from backend.bench.peers.plain_tail import plain_follow, plain_optimizer
 from backend.config import PretrainConfig, load_config
 from backend.describe import views_of_noise
 from backend.engine.device import autocast, use_bf16
+from backend.engine.distributed import Team
 from backend.losses.reconstruction import masked_mse
 from backend.losses.state import StepState
 from backend.methods import build_method
@@ -30,7 +31,7 @@ from backend.methods.teacher import follow
 from backend.methods.trio import Trio
 from backend.models.vit import MaeDecoder, VitEncoder, patchify
 from backend.training import optimizer_of
-from backend.views.crops import ViewSet
+from backend.views.crops import View, ViewSet
 from backend.views.masking import CellMask, random_cells
 
 _RATE, _DECAY, _MOMENTUM, _PROGRESS = 1e-6, 0.01, 0.996, 0.5
@@ -87,17 +88,35 @@ def smit(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001 - rows 
     """Row 1: two views of 96³, with the teacher."""
     from backend.bench.peers.plain_smit import PlainSmit
 
+    config = _smit_config(size)
+    method = cast(Smit, _method(config, device))
+    return _pair(method, PlainSmit(method).train(), config, samples=1, device=device)
+
+
+def shared_smit(size: Size, device: str, team: Team, *, samples: int) -> Step:
+    """Row 15: a step on this process' share of a batch."""
+    config = _smit_config(size)
+    method = _method(config, device)
+    views = views_of_noise(config, samples=samples, device=torch.device(device))
+    main = (View(*(part.chunk(team.size)[team.here.rank] for part in view)) for view in views.main)
+    share, learner = ViewSet(tuple(main), ()), team.learner(method)
+    return Step(
+        lambda: cast(Tensor, learner(share, _PROGRESS).total),
+        _our_optimizer(method),
+        after=lambda: method.after_step(_PROGRESS),
+        around=_half(device),
+    )
+
+
+def _smit_config(size: Size) -> PretrainConfig:
     tiny = (
         *("method.encoder.embed_dim=4", "method.encoder.heads=[1, 1, 2]"),
         *("views.region=40", "views.main.size=32", "method.head.hidden=16"),
         *("method.head.bottleneck=8", "method.head.prototypes=32"),
     )
-    edge = () if size == "full" else ("views.main.size=64",)
-    config = (
-        _config("smit", "tiny", tiny) if size == "smallest" else _config("smit", "released", edge)
-    )
-    method = cast(Smit, _method(config, device))
-    return _pair(method, PlainSmit(method).train(), config, samples=1, device=device)
+    if size == "smallest":
+        return _config("smit", "tiny", tiny)
+    return _config("smit", "released", () if size == "full" else ("views.main.size=64",))
 
 
 def glmae(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001 - rows are built alike

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch._C._distributed_c10d import Store
 
-_PATIENCE = timedelta(days=7)
-"""How long one waits for another: the leader may validate for hours meanwhile. One that dies is
-noticed by its closed connection, or by what started it."""
+_MEETING, _PATIENCE = timedelta(minutes=5), timedelta(days=7)
+"""How long processes may take to find each other, and how long one then waits for another: the
+leader may validate for hours meanwhile. One that dies is noticed by its closed connection, or by
+what started it."""
 
 _POLL_S = 0.05
 _LAST_WORDS_S = 3.0
@@ -305,7 +306,7 @@ def joined(here: Place) -> Iterator[Team]:
         return
     import torch
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
     from torch.distributed.rendezvous import rendezvous
 
     os.environ.update(_meeting(here))
@@ -318,8 +319,9 @@ def joined(here: Place) -> Iterator[Team]:
         store=PrefixStore("group", store),
         rank=rank,
         world_size=size,
-        timeout=_PATIENCE,
+        timeout=_MEETING,
     )
+    _set_pg_timeout(_PATIENCE)
     try:
         yield Team(here, PrefixStore("team", store))
     finally:

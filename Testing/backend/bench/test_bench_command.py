@@ -14,6 +14,8 @@ from backend.bench.catalogue import ROWS, Goal
 from backend.bench.run import chosen, table, told_seconds
 from backend.errors import UserError
 
+NO_RAW_FORM = "not measured: the cache has no uncompressed form"
+
 
 def test_the_list_names_every_row_with_its_goals_and_measures_nothing(tmp_path: Path) -> None:
     shown = backend("bench", "--list", python=("-X", "importtime"), cwd=tmp_path)
@@ -31,7 +33,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, An
     """What is printed, what is written, and where."""
     file = tmp_path_factory.mktemp("bench") / "bench.json"
     done = backend_here(
-        "bench", "help", "ranks", "--repeats", 2, "--device", "auto", "--output", file
+        "bench", "help", "crop_raw", "--repeats", 2, "--device", "auto", "--output", file
     )
     assert done.code == 0, done.err
     assert "Measuring" in done.err
@@ -54,9 +56,9 @@ def test_the_file_holds_every_measurement_and_what_it_depends_on(
 
 def test_what_cannot_be_measured_says_why(figures: tuple[str, dict[str, Any], Path]) -> None:
     out, content, _ = figures
-    ranks = [row for row in content["rows"] if row["number"] == "15"]
-    assert [row["not_measured"] for row in ranks] == ["not measured yet"] * 2
-    assert out.count("not measured yet") == 2
+    raw = [row for row in content["rows"] if row["number"] == "9b"]
+    assert [row["not_measured"] for row in raw] == [NO_RAW_FORM]
+    assert out.count(NO_RAW_FORM) == 1
     assert "backend --help" in out
     assert "met" in out or "missed" in out
 
@@ -106,15 +108,15 @@ def test_a_file_of_another_kind_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_at_once_and_keeps_what_was_measured(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    words = ("bench", "ranks", "help", "--repeats", 1000, "--device", "cpu", "--output", file)
+    words = ("bench", "crop_raw", "help", "--repeats", 1000, "--device", "cpu", "--output", file)
     with started(*words) as process:
         wait_until(file.exists, process=process)
         process.send_signal(signal.SIGINT)
         done = ended(process)
     assert done.code == 3
     assert "Stopped by the keyboard" in done.told
-    assert "not measured yet" in done.out
-    assert [row["number"] for row in json.loads(file.read_text())["rows"]] == ["15"]
+    assert NO_RAW_FORM in done.out
+    assert [row["number"] for row in json.loads(file.read_text())["rows"]] == ["9b"]
 
 
 def test_a_number_with_parts_means_all_of_them() -> None:

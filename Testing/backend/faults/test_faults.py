@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import (
+from aftermath import (
     assert_alone,
     assert_little_lost,
     assert_same_run,

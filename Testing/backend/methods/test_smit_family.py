@@ -24,6 +24,8 @@ _DISTIL = ("ibot", "dino")
 _SMALL = (
     "method.encoder.embed_dim=4",
     "method.encoder.heads=[1, 1, 1]",
+    # It is told apart from the papers' terms, and tested on its own.
+    "method.weight_koleo=0",
     "method.encoder.depths=[1, 1, 1]",
     "method.head={hidden: 8, bottleneck: 6, prototypes: 10}",
     "method.teacher_temperature=[0.04, 0.07]",
