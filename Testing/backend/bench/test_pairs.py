@@ -18,7 +18,15 @@ from backend.geometry import Geometry, Volume
 
 # MONAI says so as soon as it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodec", "ignore:.*nvImageCodec")
-STEPS = ("smit", "glmae", "mae", "pgl", "trio", "tail", "ranks")
+STEPS = (
+    "smit",
+    "glmae",
+    "mae",
+    "pgl",
+    "trio",
+    "tail",
+    pytest.param("ranks", marks=pytest.mark.slow),
+)
 
 
 @contextmanager
