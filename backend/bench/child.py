@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from backend.bench.catalogue import Size
 from backend.tuning import tune_process
@@ -96,7 +96,7 @@ def main() -> None:
     from backend.bench.measure import measured, peak_growth_mib
 
     with tempfile.TemporaryDirectory(prefix="sslsegmentation-bench-") as folder:
-        pair = built(name, size=size, device=device, folder=Path(folder))  # type: ignore[arg-type]
+        pair = built(name, size=cast(Size, size), device=device, folder=Path(folder))
         try:
             if what in {"ours", "peer"}:
                 began = time.perf_counter()

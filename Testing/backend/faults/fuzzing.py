@@ -20,7 +20,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -86,8 +86,8 @@ def _random(data: bytes, at: int, rng: np.random.Generator) -> bytes:
 def _number(data: bytes, at: int, rng: np.random.Generator) -> bytes:
     width = int(rng.choice([1, 2, 4]))
     number = _NUMBERS[int(rng.integers(len(_NUMBERS)))] % (1 << 8 * width)
-    order = ("little", "big")[int(rng.integers(2))]
-    return data[:at] + number.to_bytes(width, order) + data[at + width :]  # type: ignore[arg-type]
+    order: Literal["little", "big"] = "big" if int(rng.integers(2)) else "little"
+    return data[:at] + number.to_bytes(width, order) + data[at + width :]
 
 
 def _text(data: bytes, at: int, rng: np.random.Generator) -> bytes:
@@ -311,7 +311,7 @@ def outcome(target: Target, good: Any, data: bytes) -> dict[str, str]:
         if error.exit_code == 1 or not error.message or not named:
             return {"became": "wrong", "why": f"{type(error).__name__}: {error}"}
         return {"became": "refused", "why": error.message}
-    # Anything else is what a user would see as a traceback.
+    # Anything else is what a user would see as a traceback, and counts as a defect.
     except Exception:
         return {"became": "wrong", "why": traceback.format_exc()[-1500:]}
     finally:
