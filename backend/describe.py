@@ -28,12 +28,9 @@ from backend.errors import UserError
 from backend.preparation import segmentation_architecture
 from backend.provenance import encoder_arguments
 from backend.settings.common import triple
-from backend.settings.views import ViewConfig
 
 if TYPE_CHECKING:
-    import torch
-
-    from backend.views.crops import ViewSet
+    pass
 
 _CLASSES = 14
 """Outputs of the segmentation networks that are counted: thirteen organs and background."""
@@ -161,10 +158,9 @@ def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
     return {
         "scans": f"{cost['scans_per_step']}",
         "arithmetic": f"{cost['gflop_per_step']:,} GFLOP",
-        "memory, fp32": f"{cost['memory_mib_fp32_at_least']:,} MB at least: "
-        f"{cost['saved_activations_mib_fp32']:,} activations, "
-        f"{cost['weights_and_optimizer_mib']:,} weights and optimizer",
-        "time on this machine": f"{cost['seconds_per_step_here_at_least']:g} s at least",
+        "memory, fp32": f"{cost['memory_mib_fp32']:,} MB, of which weights and optimizer are "
+        f"{cost['weights_and_optimizer_mib']:,}",
+        f"time on {cost['device']}": f"about {cost['seconds_per_step_here']:g} s",
     }
 
 
@@ -252,6 +248,7 @@ def measured(config: PretrainConfig, *, steps: int = 3) -> dict[str, Any]:
     """Time and memory of a step on this machine's best device, on scans of noise."""
     import torch
 
+    from backend.cost import views_of_noise
     from backend.engine.device import autocast, memory_mb, resolve_device, use_bf16
     from backend.methods import build_method
     from backend.training import optimizer_of
@@ -301,33 +298,27 @@ def parameters(config: PretrainConfig) -> dict[str, int]:
 
 
 def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Counted on torch's meta device: shapes only, nothing is computed or allocated."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    """Arithmetic, memory and time of a step, without taking one."""
+    import psutil
 
-    from backend.methods import build_method
+    from backend.cost import rates_of, step_cost
+    from backend.engine.device import resolve_device
 
-    with torch.device("meta"):
-        method = build_method(config.method, epochs=config.train.epochs).train()
-        views = views_of_noise(config, samples=_SAMPLES, device=torch.device("meta"))
-        saved = _SavedBytes()
-        with FlopCounterMode(display=False) as counter:
-            with torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
-                losses = method(views, 0.0)
-            losses.total.backward()
+    device = resolve_device("auto")
+    # Besides its tensors a run on a processor holds Python and the libraries, as we do here.
+    program = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
+    cost = step_cost(config)
     train = config.train
-    gflop = counter.get_total_flops() / _SAMPLES * train.batch_size / 1e9
-    saved_bytes = saved.total / _SAMPLES * (train.batch_size // train.accumulate)
     # Weights, gradients and the optimiser's moments for what learns; weights for the teacher.
     moments = 2 if train.optimizer in {"adamw", "adam"} else 1
     state = 4 * ((2 + moments) * counts["learned"] + counts["teacher"])
     return {
-        "gflop_per_step": round(gflop, 1),
+        "gflop_per_step": round((cost.product_flop + cost.convolution_flop) / 1e9, 1),
         "scans_per_step": train.batch_size,
-        "saved_activations_mib_fp32": round(saved_bytes / 2**20),
+        "memory_mib_fp32": round((program + cost.peak_bytes) / 2**20),
         "weights_and_optimizer_mib": round(state / 2**20),
-        "memory_mib_fp32_at_least": round((saved_bytes + state) / 2**20),
-        "seconds_per_step_here_at_least": round(gflop / _gflops_here(), 2),
+        "device": str(device),
+        "seconds_per_step_here": float(f"{cost.seconds(rates_of(device)):.3g}"),
     }
 
 
@@ -349,23 +340,6 @@ def _segmentation_parameters(method: NetworkConfig, preset: str) -> dict[str, in
         return {"segmentation_network": whole}
     encoder = parameter_count(encoder_of(network))
     return {"segmentation_network": whole, "segmentation_decoder": whole - encoder}
-
-
-def views_of_noise(config: PretrainConfig, *, samples: int, device: torch.device) -> ViewSet:
-    """Views of the shapes that a batch has."""
-    import torch
-
-    from backend.views.crops import View, ViewSet
-
-    def view(edges: Any) -> View:
-        image = torch.rand(samples, 1, *triple(edges), device=device)
-        affine = torch.eye(4, dtype=torch.float64, device=device).expand(samples, 4, 4)
-        return View(image, affine, torch.arange(samples, device=device))
-
-    def views(settings: ViewConfig | None) -> tuple[View, ...]:
-        return () if settings is None else tuple(view(settings.size) for _ in range(settings.count))
-
-    return ViewSet(views(config.views.main), views(config.views.local))
 
 
 def masking(config: PretrainConfig) -> dict[str, Any]:
@@ -397,40 +371,6 @@ def masking(config: PretrainConfig) -> dict[str, Any]:
 
 def _edges_text(edges: Sequence[int]) -> str:
     return f"{edges[0]}³" if len(set(edges)) == 1 else "×".join(map(str, edges))
-
-
-class _SavedBytes:
-    """Sums what autograd keeps for the backward pass, each storage once."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._kept: dict[int, Any] = {}
-
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if not tensor.is_leaf and storage._cdata not in self._kept:
-            # Holding the storage keeps its number from being given to another one.
-            self._kept[storage._cdata] = storage
-            self.total += storage.nbytes()
-        return tensor
-
-
-def _gflops_here() -> float:
-    """Rate of a matrix product on this machine's best device, measured in a moment."""
-    import torch
-
-    from backend.engine.device import resolve_device
-
-    device = resolve_device("auto")
-    edge = 8192 if device.type == "cuda" else 1024
-    matrix = torch.rand(edge, edge, device=device)
-    best = 0.0
-    for _ in range(4):
-        began = time.perf_counter()
-        # Reading one number waits for the device.
-        float((matrix @ matrix)[0, 0])
-        best = max(best, 2 * edge**3 / (time.perf_counter() - began) / 1e9)
-    return best
 
 
 def _recipe(name: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from backend.cli import main
 from backend.data.phantom import make_phantom
@@ -144,12 +145,14 @@ def backend_each(lines: Mapping[str, Sequence[object]]) -> dict[str, Ended]:
 
 
 @contextmanager
-def started(*words: object) -> Iterator[subprocess.Popen[str]]:
+def started(
+    *words: object, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """A command that goes on while the block runs; killed after it if it still does."""
     process = subprocess.Popen(
         [sys.executable, "-m", "backend", *map(str, words)],
         cwd=REPOSITORY,
-        env=environment(),
+        env=environment(**(env or {})),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -192,6 +195,14 @@ def status(run: Path) -> dict[str, Any]:
     """status.json as it stands."""
     content: dict[str, Any] = json.loads((run / "status.json").read_text("utf-8"))
     return content
+
+
+def note_figures(file: Path, name: str, figures: Mapping[str, Any]) -> None:
+    """Replace one entry of a committed JSON file of figures; several processes may do so."""
+    with FileLock(file.with_suffix(".lock")):
+        known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        text = json.dumps(dict(sorted({**known, name: dict(figures)}.items())), indent=1)
+        file.write_text(text + "\n", encoding="utf-8")
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int, bool]]:

@@ -133,7 +133,7 @@ def test_parameters_are_those_of_the_networks_that_are_built(method: str) -> Non
     network = build_segmentation(segmentation_architecture(tuned, classes=14))
     assert counts["segmentation_network"] == parameter_count(network)
     assert facts["cost"]["gflop_per_step"] > 0
-    assert facts["cost"]["saved_activations_mib_fp32"] > 0
+    assert facts["cost"]["memory_mib_fp32"] > 0
 
 
 def test_every_number_follows_from_the_settings_that_are_asked_for() -> None:

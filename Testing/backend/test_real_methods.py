@@ -11,10 +11,17 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cli_runner import REPOSITORY, backend, records, started, status, wait_until
+from cli_runner import (
+    REPOSITORY,
+    backend,
+    note_figures,
+    records,
+    started,
+    status,
+    wait_until,
+)
 from filelock import FileLock
 
 from backend.config import PRESETS
@@ -52,13 +59,6 @@ def work(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return folder
 
 
-def tell(name: str, figures: dict[str, Any]) -> None:
-    with FileLock(FIGURES.with_suffix(".lock")):
-        known = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
-        text = json.dumps(dict(sorted({**known, name: figures}.items())), indent=1)
-        FIGURES.write_text(text + "\n", encoding="utf-8")
-
-
 def pretrain(method: str, work: Path, run: Path, steps: int, *more: str) -> list[str | Path]:
     return [
         *("pretrain", "--method", method, "--preset", "tiny", "--data", work / "index.csv"),
@@ -92,7 +92,8 @@ def test_every_method_trains_on_real_scans_and_resumes_exactly(method: str, work
     assert losses(whole) == losses(killed)
     assert [r["step"] for r in losses(whole)] == list(range(1, STEPS + 1))
     last = records(whole)[-1]
-    tell(
+    note_figures(
+        FIGURES,
         method,
         {
             "losses": {k: v for k, v in last.items() if k.startswith("loss/")},
@@ -138,4 +139,5 @@ def test_each_paper_goes_from_scans_to_an_evaluation(method: str, work: Path, da
         done = backend(*words, limit_s=LIMIT_S)
         assert done.code == 0, (name, done.err)
     [scores] = (root / "evaluation").glob("*.json")
-    tell(f"{method}_all_the_way", {"steps": LONG, "evaluation": json.loads(scores.read_text())})
+    figures = {"steps": LONG, "evaluation": json.loads(scores.read_text())}
+    note_figures(FIGURES, f"{method}_all_the_way", figures)

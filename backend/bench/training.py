@@ -17,7 +17,7 @@ from backend.bench.catalogue import Size
 from backend.bench.measure import Pair, activations
 from backend.bench.peers.plain_tail import plain_follow, plain_optimizer
 from backend.config import PretrainConfig, load_config
-from backend.describe import views_of_noise
+from backend.cost import views_of_noise
 from backend.engine.device import autocast, use_bf16
 from backend.engine.distributed import Team
 from backend.losses.reconstruction import masked_mse

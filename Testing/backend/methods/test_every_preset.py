@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from backend.config import PRESETS, PretrainConfig, load_config
-from backend.describe import views_of_noise
+from backend.cost import views_of_noise
 from backend.methods import build_method
 
 PAPERS = ("smit", "glmae", "pgl")

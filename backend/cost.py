@@ -1,0 +1,266 @@
+"""What a training step costs, told without taking it: arithmetic, traffic and memory.
+
+A step is taken on torch's meta device, where tensors have shapes and no numbers, while an observer
+counts what passes: floating point operations of matrix products and convolutions, bytes that
+everything else reads and writes, and how many bytes are alive at once. How fast this machine does
+each of the three is measured in a moment; the sum is the time of a step (a roofline without
+overlap, Williams et al. 2009, doi:10.1145/1498765.1498785).
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody uses
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from backend.settings.common import triple
+from backend.settings.views import ViewConfig
+from backend.views.crops import View, ViewSet
+
+if TYPE_CHECKING:
+    from backend.config import PretrainConfig
+
+_aten = torch.ops.aten
+_ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
+_CONVOLUTIONS = frozenset({_aten.convolution, _aten.convolution_backward})
+_FEW, _MORE = 2, 3
+"""Scans that are counted with: some methods compare scans with each other; the rest is a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one optimizer step.
+
+    Attributes:
+        product_flop: operations in matrix products, attention among them.
+        convolution_flop: likewise in convolutions.
+        traffic_bytes: read and written by everything else.
+        peak_bytes: alive at once at most: weights, gradients, moments and activations in fp32.
+    """
+
+    product_flop: float
+    convolution_flop: float
+    traffic_bytes: float
+    peak_bytes: float
+
+    def seconds(self, rates: Rates) -> float:
+        """The time of a step on a machine of such rates."""
+        return (
+            self.product_flop / rates.product_flop
+            + self.convolution_flop / rates.convolution_flop
+            + self.traffic_bytes / rates.traffic_bytes
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a device does in a second.
+
+    Attributes:
+        product_flop: operations in matrix products.
+        convolution_flop: likewise in convolutions of 3x3x3 voxels.
+        traffic_bytes: read and written by operations whose results lie in fresh memory.
+    """
+
+    product_flop: float
+    convolution_flop: float
+    traffic_bytes: float
+
+
+def step_cost(config: PretrainConfig) -> Cost:
+    """The cost of an optimizer step with the settings of a pretraining run.
+
+    A batch in `accumulate` parts costs the arithmetic of all and the memory of one.
+    """
+    scans = config.train.batch_size // config.train.accumulate
+    few, more = (_counted(config, samples) for samples in (_FEW, _MORE))
+    share = (scans - _FEW) / (_MORE - _FEW)
+    return Cost(**{name: few[name] + (more[name] - few[name]) * share for name in few})
+
+
+def rates_of(device: torch.device) -> Rates:
+    """Measured in about a second, each as the best of a few times."""
+    edge, voxels, numbers = (8192, 96, 2**28) if device.type == "cuda" else (1024, 32, 2**24)
+    matrix = torch.rand(edge, edge, device=device)
+    image = torch.rand(2, 64, voxels, voxels, voxels, device=device)
+    kernel = torch.rand(64, 64, 3, 3, 3, device=device)
+    block = torch.rand(numbers // 64, 64, device=device)
+    return Rates(
+        product_flop=2 * edge**3 / _least(lambda: matrix @ matrix),
+        convolution_flop=2
+        * image.numel()
+        * kernel[0].numel()
+        / _least(lambda: F.conv3d(image, kernel, padding=1)),
+        # Half of what is moved in a step is moved out of order.
+        traffic_bytes=2 * 2 * block.nbytes / _least(lambda: F.gelu(block).T.contiguous()),
+    )
+
+
+def views_of_noise(config: PretrainConfig, *, samples: int, device: torch.device) -> ViewSet:
+    """Views of the shapes that a batch has."""
+
+    def view(edges: Any) -> View:
+        image = torch.rand(samples, 1, *triple(edges), device=device)
+        affine = torch.eye(4, dtype=torch.float64, device=device).expand(samples, 4, 4)
+        return View(image, affine, torch.arange(samples, device=device))
+
+    def views(settings: ViewConfig | None) -> tuple[View, ...]:
+        return () if settings is None else tuple(view(settings.size) for _ in range(settings.count))
+
+    return ViewSet(views(config.views.main), views(config.views.local))
+
+
+def _least(work: Callable[[], Tensor]) -> float:
+    """Seconds of the fastest of a few calls; reading one number waits for the device."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        float(work().flatten()[0])
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _counted(config: PretrainConfig, samples: int) -> dict[str, float]:
+    """The numbers of a `Cost` with so many scans in each part of the batch."""
+    from backend.methods import build_method
+    from backend.training import optimizer_of
+
+    with torch.device("meta"):
+        method = build_method(config.method, epochs=config.train.epochs).train()
+        views = views_of_noise(config, samples=samples, device=torch.device("meta"))
+    learned = [p for p in method.parameters() if p.requires_grad]
+    optimizer = optimizer_of(config.train, method.named_parameters())
+    fused = optimizer.defaults.get("fused")
+    moments = [torch.empty_like(p) for p in (*learned, *learned)] if fused else []
+    observer = Observer((*method.parameters(), *method.buffers(), *moments))
+    with observer, FusedAttention():
+        # The first step may make an optimizer's moments; the second is one of many.
+        for _ in range(1 if fused else 2):
+            optimizer.zero_grad(set_to_none=True)
+            observer.reset()
+            torch.autograd.backward(method(views, 0.0).total)
+            observer.multiply(config.train.accumulate)
+            if fused:
+                # It does not run without numbers: four are read and three written for each weight.
+                observer.traffic_bytes += 7 * sum(p.nbytes for p in learned)
+            else:
+                optimizer.step()
+            method.after_step(0.0)
+    return {
+        "product_flop": observer.product_flop,
+        "convolution_flop": observer.convolution_flop,
+        "traffic_bytes": observer.traffic_bytes,
+        "peak_bytes": observer.peak_bytes,
+    }
+
+
+def _attention(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+    """Logits and sums, of 2 operations for each pair of tokens and channel."""
+    return 2 * 2 * q.numel() * k.shape[-2]
+
+
+def _attention_backward(_: Tensor, q: Tensor, k: Tensor, *__: Any, **___: Any) -> int:
+    """Logits anew, and four gradients."""
+    return 5 * 2 * q.numel() * k.shape[-2]
+
+
+_PRODUCTS: Mapping[Any, Callable[..., int]] = {
+    **{op: flop_registry[op] for op in (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)},
+    _aten.addmm_: flop_registry[_aten.addmm],
+    _ATTENTION: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums the work of the operations under it, and tells how many bytes live at once.
+
+    Args:
+        present: tensors that are there before.
+
+    Attributes:
+        product_flop: as in `Cost`.
+        convolution_flop: likewise.
+        traffic_bytes: likewise.
+        peak_bytes: likewise.
+    """
+
+    def __init__(self, present: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._live = 0
+        self._known: dict[int, Any] = {}
+        self.reset()
+        for tensor in present:
+            self._see(tensor)
+
+    def reset(self) -> None:
+        """Begin anew with what is alive."""
+        self.product_flop = self.convolution_flop = self.traffic_bytes = 0.0
+        self.peak_bytes = self._live
+
+    def multiply(self, times: int) -> None:
+        """Take what was done so far so many times."""
+        self.product_flop *= times
+        self.convolution_flop *= times
+        self.traffic_bytes *= times
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count one operation."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        for tensor in made:
+            self._see(tensor)
+        kind = func._overloadpacket
+        if kind in _CONVOLUTIONS:
+            self.convolution_flop += flop_registry[kind](*args, **kwargs, out_val=out)
+        elif kind in _PRODUCTS:
+            self.product_flop += _PRODUCTS[kind](*args, **kwargs, out_val=out)
+        elif func._schema.is_mutable or not _views(made, read):
+            self.traffic_bytes += sum(t.nbytes for t in (*read, *made))
+        return out
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def gone(_: Any) -> None:
+            self._live -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, gone)
+        self._live += size
+        self.peak_bytes = max(self.peak_bytes, self._live)
+
+
+def _views(made: Iterable[Tensor], read: Iterable[Tensor]) -> bool:
+    """Whether results only look at what was there."""
+    there = {tensor.untyped_storage()._cdata for tensor in read}
+    return any(tensor.untyped_storage()._cdata in there for tensor in made)
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention as a device takes it, which never holds all logits.
+
+    By itself the meta device writes them out.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Take the fused way where attention is asked for."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _ATTENTION(*args, **kwargs)[0]
+        return func(*args, **kwargs)
