@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,8 +89,9 @@ def step_cost(config: PretrainConfig) -> Cost:
     return Cost(**{name: few[name] + (more[name] - few[name]) * share for name in few})
 
 
+@cache
 def rates_of(device: torch.device) -> Rates:
-    """Measured in about a second, each as the best of a few times."""
+    """Measured in about a second, once in a process, each as the best of a few times."""
     edge, voxels, numbers = (8192, 96, 2**28) if device.type == "cuda" else (1024, 32, 2**24)
     matrix = torch.rand(edge, edge, device=device)
     image = torch.rand(2, 64, voxels, voxels, voxels, device=device)

@@ -6,6 +6,7 @@ Run with `pytest -m slow Testing/backend/test_full_size.py` on a machine that do
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -69,7 +70,7 @@ def test_a_step_costs_what_is_predicted(preset: str, scans: Path, tmp_path: Path
     told = backend("describe", *which, "--json", env=several, limit_s=LIMIT_S)
     cost = json.loads(told.out)["cost"]
     times = [0.0, *(record["time_s"] for record in records(run))]
-    steps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(times)]
     seconds = statistics.median(steps[2:])
     figures: dict[str, Any] = {
         "seconds_per_step": {"measured": round(seconds, 2), "told": cost["seconds_per_step_here"]},
