@@ -12,6 +12,7 @@ from torch import nn
 
 from backend.config import BASELINES, PRESETS, FinetuneConfig, load_config
 from backend.inference.predictor import load_predictor
+from backend.losses.segmentation import dice_cross_entropy
 from backend.models.encoder import build_encoder
 from backend.models.segmentation import build_segmentation, encoder_of
 from backend.preparation import require_same_encoder, segmentation_architecture
@@ -81,6 +82,28 @@ def test_every_weight_of_a_network_learns(method: str) -> None:
     unused = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
     # What stands for hidden tokens has nothing to do in fine-tuning.
     assert [name for name in unused if not name.endswith("mask_token")] == []
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_channels_last_changes_no_loss(method: str) -> None:
+    config = _config(method)
+    edges = [max(32, 2 * stride) for stride in config.method.encoder.stride]
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.rand(2, 1, *edges, generator=generator)
+    target = torch.randint(CLASSES, (2, *edges), generator=generator)
+    traces = []
+    for memory in (torch.contiguous_format, torch.channels_last_3d):
+        network = _network(config).to(memory_format=memory)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        traces.append([])
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.manual_seed(1)
+            loss = sum(dice_cross_entropy(network(volume.contiguous(memory_format=memory)), target))
+            loss.backward()
+            optimizer.step()
+            traces[-1].append(loss.item())
+    assert traces[1] == pytest.approx(traces[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", SMALL)

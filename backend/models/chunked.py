@@ -64,9 +64,11 @@ def window_attention(
     return result.view(b, w, n, -1)
 
 
-def _rows(count: int, bytes_of_one: int) -> Iterator[slice]:
-    step = max(1, _CHUNK_BYTES // bytes_of_one)
-    return (slice(first, min(first + step, count)) for first in range(0, count, step))
+def _rows(like: Tensor, bytes_of_one: int) -> Iterator[slice]:
+    # Where nothing is computed each chunk costs the same; some more of them at once change no sum.
+    at_once = _CHUNK_BYTES * (16 if like.is_meta else 1)
+    step = max(1, at_once // bytes_of_one)
+    return (slice(first, min(first + step, len(like))) for first in range(0, len(like), step))
 
 
 class _Mlp(torch.autograd.Function):
@@ -74,7 +76,7 @@ class _Mlp(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         ctx.save_for_backward(x, w1, b1, w2)
         result = x.new_empty(len(x), len(w2))
-        for rows in _rows(len(x), 4 * len(w1)):
+        for rows in _rows(x, 4 * len(w1)):
             torch.addmm(b2, F.gelu(torch.addmm(b1, x[rows], w1.T)), w2.T, out=result[rows])
         return result
 
@@ -83,7 +85,7 @@ class _Mlp(torch.autograd.Function):
         x, w1, b1, w2 = ctx.saved_tensors
         dy = gradients[0].contiguous()
         dx, dw1, db1, dw2 = (torch.empty_like(x), *map(torch.zeros_like, (w1, b1, w2)))
-        for rows in _rows(len(x), 4 * len(w1)):
+        for rows in _rows(x, 4 * len(w1)):
             hidden = torch.addmm(b1, x[rows], w1.T)
             dw2.addmm_(dy[rows].T, F.gelu(hidden))
             inner = torch.ops.aten.gelu_backward(dy[rows] @ w2, hidden)
@@ -99,7 +101,7 @@ class _WindowAttention(torch.autograd.Function):
         ctx.save_for_backward(qkv, bias, mask)
         windows, n, width = qkv.shape
         result = qkv.new_empty(windows, n, width // 3)
-        for part in _rows(windows, 4 * len(bias) * n * n):
+        for part in _rows(qkv, 4 * len(bias) * n * n):
             q, k, v = _heads(qkv[part], len(bias))
             out = torch.matmul(_shares(q, k, bias, mask, part), v)
             result[part] = out.transpose(1, 2).reshape(-1, n, width // 3)
@@ -110,7 +112,7 @@ class _WindowAttention(torch.autograd.Function):
         qkv, bias, mask = ctx.saved_tensors
         heads, n = bias.shape[:2]
         dqkv, dbias = torch.empty_like(qkv), torch.zeros_like(bias)
-        for part in _rows(len(qkv), 4 * heads * n * n):
+        for part in _rows(qkv, 4 * heads * n * n):
             q, k, v = _heads(qkv[part], heads)
             shares = _shares(q, k, bias, mask, part)
             dy = gradients[0][part].view(len(q), n, heads, -1).transpose(1, 2).contiguous()
