@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from typing import Literal
 
 import torch
@@ -81,3 +83,15 @@ def memory_mb(device: torch.device) -> float:
     import psutil
 
     return float(psutil.Process().memory_info().rss / 2**20)
+
+
+def give_back_memory() -> None:
+    """Return to the system what was freed: pieces of it do not serve a request of another size.
+
+    C libraries other than glibc are left to themselves.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.engine.checkpoint import load_checkpoint, save_checkpoint
+from backend.engine.device import give_back_memory
 from backend.engine.distributed import SOLO, Team, kept_here
 from backend.engine.record import RunFolder
 from backend.engine.signals import StopRequest
@@ -366,8 +367,7 @@ class Loop(Generic[BatchT]):
                 + "choose smaller views, a smaller crop or preset, or close other programs.",
             )
         self._pieces *= cuts[0]
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back_memory()
         accumulated = len(parts) * self._pieces
         warning = f"{told}: from here on as with train.accumulate={accumulated}."
         self.run.warn("memory", warning)
