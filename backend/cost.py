@@ -68,8 +68,8 @@ class Rates:
     """What a device does in a second.
 
     Attributes:
-        product_flop: operations in matrix products.
-        convolution_flop: likewise in convolutions of 3x3x3 voxels.
+        product_flop: operations in products of long, narrow matrices.
+        convolution_flop: likewise in convolutions of one and of 3x3x3 voxels, with gradients.
         traffic_bytes: read and written by operations whose results lie in fresh memory.
     """
 
@@ -92,20 +92,37 @@ def step_cost(config: PretrainConfig) -> Cost:
 @cache
 def rates_of(device: torch.device) -> Rates:
     """Measured in about a second, once in a process, each as the best of a few times."""
-    edge, voxels, numbers = (8192, 96, 2**28) if device.type == "cuda" else (1024, 32, 2**24)
-    matrix = torch.rand(edge, edge, device=device)
-    image = torch.rand(2, 64, voxels, voxels, voxels, device=device)
-    kernel = torch.rand(64, 64, 3, 3, 3, device=device)
+    gpu = device.type == "cuda"
+    rows, voxels, numbers = (2**20, 64, 2**28) if gpu else (2**14, 24, 2**23)
+    tokens, weight = torch.rand(rows, 96, device=device), torch.rand(96, 384, device=device)
     block = torch.rand(numbers // 64, 64, device=device)
+    bottleneck = _Bottleneck(device=device)
+    image = torch.rand(2, 256, voxels, voxels, voxels, device=device)
+    with Observer(()) as seen:
+        bottleneck(image)
     return Rates(
-        product_flop=2 * edge**3 / _least(lambda: matrix @ matrix),
-        convolution_flop=2
-        * image.numel()
-        * kernel[0].numel()
-        / _least(lambda: F.conv3d(image, kernel, padding=1)),
-        # Half of what is moved in a step is moved out of order.
-        traffic_bytes=2 * 2 * block.nbytes / _least(lambda: F.gelu(block).T.contiguous()),
+        product_flop=2 * tokens.numel() * 384 / _least(lambda: tokens @ weight),
+        convolution_flop=seen.convolution_flop / _least(lambda: bottleneck(image)),
+        # Much of what is moved in a step is moved out of order.
+        traffic_bytes=4 * block.nbytes / _least(lambda: F.layer_norm(block, (64,)).T.contiguous()),
     )
+
+
+class _Bottleneck:
+    """The three convolutions of a residual block, forward and backward."""
+
+    def __init__(self, *, device: torch.device) -> None:
+        sizes = ((64, 256, 1), (64, 64, 3), (256, 64, 1))
+        self._kernels = [
+            torch.full((out, into, k, k, k), 1e-3, device=device, requires_grad=True)
+            for out, into, k in sizes
+        ]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        x = image
+        for kernel in self._kernels:
+            x = F.conv3d(x, kernel, padding=kernel.shape[-1] // 2)
+        return torch.autograd.grad(x.sum(), self._kernels)[0]
 
 
 def views_of_noise(config: PretrainConfig, *, samples: int, device: torch.device) -> ViewSet:
@@ -125,7 +142,7 @@ def views_of_noise(config: PretrainConfig, *, samples: int, device: torch.device
 def _least(work: Callable[[], Tensor]) -> float:
     """Seconds of the fastest of a few calls; reading one number waits for the device."""
     times = []
-    for _ in range(5):
+    for _ in range(7):
         began = time.perf_counter()
         float(work().flatten()[0])
         times.append(time.perf_counter() - began)

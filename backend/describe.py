@@ -305,9 +305,10 @@ def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
     from backend.engine.device import resolve_device
 
     device = resolve_device("auto")
-    # Besides its tensors a run on a processor holds Python and the libraries, as we do here.
+    cost, rates = step_cost(config), rates_of(device)
+    # Besides its tensors a run on a processor holds Python, libraries that have begun to compute,
+    # and freed memory, as we do here by now.
     program = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
-    cost = step_cost(config)
     train = config.train
     # Weights, gradients and the optimiser's moments for what learns; weights for the teacher.
     moments = 2 if train.optimizer in {"adamw", "adam"} else 1
@@ -318,7 +319,7 @@ def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
         "memory_mib_fp32": round((program + cost.peak_bytes) / 2**20),
         "weights_and_optimizer_mib": round(state / 2**20),
         "device": str(device),
-        "seconds_per_step_here": float(f"{cost.seconds(rates_of(device)):.3g}"),
+        "seconds_per_step_here": float(f"{cost.seconds(rates):.3g}"),
     }
 
 
