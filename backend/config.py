@@ -418,7 +418,7 @@ def _over(
 ) -> Mapping[str, Any]:
     """A file and then `key=value` texts over values; none of them may set what is an option."""
     layers = [] if file is None else [(str(file), read_mapping(file))]
-    layers += [(f"--set {text}", _parse_override(text)) for text in overrides]
+    layers += [(f"--set {text}", parsed_override(text)) for text in overrides]
     for source, layer in layers:
         _refuse_options(layer, values, source=source)
         values = merged(values, layer)
@@ -493,7 +493,7 @@ def build_config(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise UserError(*_explain(kind, error)) from None
+        raise UserError(*explained(kind, error)) from None
 
 
 def to_plain(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
@@ -598,7 +598,12 @@ def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def parsed_override(text: str) -> dict[str, Any]:
+    """The nested mapping that a `key=value` text stands for.
+
+    Raises:
+        UserError: if it is none.
+    """
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(
@@ -619,7 +624,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     return result
 
 
-def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
+def explained(kind: type, error: ValidationError) -> tuple[str, str]:
+    """The first fault of values for a dataclass: its message and the cure."""
     first = error.errors()[0]
     # Pydantic names, in brackets, which kind of number or list it tried.
     parts = [str(part) for part in first["loc"] if "[" not in str(part)]
@@ -627,7 +633,8 @@ def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
     location = [p for i, p in enumerate(parts) if not (i == 1 and parts[0] == "method")]
     path = ".".join(location)
     if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        known = _keys_at(kind, parts[:-1])
+        # A number is a place in a list, whose entries are all of one kind.
+        known = _keys_at(kind, [part for part in parts[:-1] if not part.isdecimal()])
         return f"Unknown setting {path!r}.", _did_you_mean(location[-1], known)
     if first["type"] == "missing":
         return f"Setting {path!r} is missing.", "Give it in the file or with --set."
