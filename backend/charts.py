@@ -214,6 +214,58 @@ def _tiny_tick(value: float, _position: int) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
+# --- over the number of labelled scans -----------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """What was reached with each number of labelled scans.
+
+    Attributes:
+        name: of the line.
+        labels: numbers of labelled scans, rising.
+        mean: reached with each.
+        low: lower ends of the intervals; NaN where there is none.
+        high: upper ends.
+    """
+
+    name: str
+    labels: Sequence[int]
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+def efficiency_chart(lines: Sequence[Efficiency], *, title: str, measure: str) -> str:
+    """Label-efficiency curves with their intervals; numbers of scans stand at equal distances.
+
+    Args:
+        lines: at least one; the first is drawn in ink, dashed, as what the others are compared to.
+        title: what they have in common.
+        measure: of the vertical axis.
+    """
+    with _style():
+        figure, ax = _figure(wide=True, height=2.9)
+        ticks = sorted({count for line in lines for count in line.labels})
+        # Side by side, or the intervals would hide each other.
+        shifts = np.linspace(-0.06, 0.06, len(lines)) if len(lines) > 1 else np.zeros(1)
+        for k, line in enumerate(lines):
+            at = np.array([ticks.index(n) for n in line.labels]) + shifts[k]
+            ax.errorbar(
+                at, line.mean, yerr=np.array([line.mean - line.low, line.high - line.mean]),
+                color=PALETTE[(k - 1) % len(PALETTE)] if k else _INK, label=line.name,
+                linestyle="solid" if k else (0, (5, 2)), linewidth=1.5, marker="o", markersize=4,
+                elinewidth=1.0, capsize=3,
+            )  # fmt: skip
+        ax.set_xticks(range(len(ticks)), [str(count) for count in ticks])
+        ax.set_xlim(-0.3, len(ticks) - 0.7)
+        ax.set_title(title, loc="left", fontsize=9, color=_INK)
+        ax.set_xlabel("labelled scans")
+        ax.set_ylabel(measure)
+        _legend_beside(figure, ax)
+        return inline_svg(figure, f"{measure} over the number of labelled scans: {title}")
+
+
 # --- two arms side by side ------------------------------------------------------------------------
 
 Scores = Mapping[str, Mapping[str, float]]

@@ -368,6 +368,45 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Compare pretrainings with random weights on equal terms; start again to go on."""
+
+    plan: Annotated[Positional[Path], arg(metavar="PLAN.yaml")]
+    """What to compare: data, methods, label counts, seeds (docs/benchmark.md)."""
+    output: OptionalPath = None
+    """Folder of tables, report and runs, which several processes may share; not with --check."""
+    check: Switch = False
+    """Tell what would be done and what of the data is missing; nothing is written."""
+    device: Device = "auto"
+    """Device to compute on; auto takes a GPU where there is one and says so."""
+    cache: OptionalPath = None
+    """Folder of preprocessed scans. Left out: in --output."""
+    overrides: Settings = ()
+    """One value over the plan, e.g. --set data.labelled=/scans/spleen; may be repeated."""
+
+    def run(self) -> None:
+        """Compare."""
+        if self.check:
+            from backend.benchmark.overview import show
+
+            show(self.plan, self.overrides)
+            return
+        if self.output is None:
+            raise UserError("No folder was given.", "Add --output DIR, or --check.")
+        from backend.benchmark import runner
+
+        runner.run(
+            runner.Request(
+                plan=self.plan,
+                output=self.output,
+                overrides=self.overrides,
+                device=self.device,
+                cache=self.cache,
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Methods:
     """List the pretext methods: what each does, for clinicians and for engineers."""
 
@@ -575,6 +614,7 @@ Command = Union[  # noqa: UP007 - tyro wants a type it can print in order
     Annotated[Segment, subcommand("segment")],
     Annotated[Serve, subcommand("serve")],
     Annotated[Evaluate, subcommand("evaluate")],
+    Annotated[Benchmark, subcommand("benchmark")],
     Annotated[Methods, subcommand("methods")],
     Annotated[Describe, subcommand("describe")],
     Annotated[Convert, subcommand("convert")],

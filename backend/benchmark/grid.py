@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -310,14 +310,14 @@ def _arm(plan: Plan, start: Start, cases: Cases, *, count: int, seed: int, froze
         "validation": [case.id for case in cases.validation],
         "test": [case.id for case in cases.test],
         "labels": [[label.value, label.name] for label in cases.labels],
-        "phantoms": None if plan.data.phantoms is None else plan.data.phantoms.seed,
+        "phantoms": plain_phantoms(plan),
     }
     return Arm(
         start=start,
         cases=names,
         seed=seed,
         frozen=frozen,
-        key=_hash(decides),
+        key=digest(decides),
         pretraining=pretraining,
     )
 
@@ -326,16 +326,20 @@ def _pretraining(plan: Plan, start: Start, cases: Cases, *, seed: int) -> Pretra
     assert plan.pretrain is not None, "the plan is checked"
     assert start.pretrain is not None, "asked for those alone"
     own = seed if plan.pretrain.each_seed else plan.pretrain.seed
-    phantoms = plan.data.phantoms
     decides = {
         "pretrain": to_plain(start.pretrain),
         "seed": own,
         # The folders around them may be others on another machine.
         "data": [Path(path).name for path in plan.pretrain.data],
-        "phantoms": None if phantoms is None else [phantoms.seed, phantoms.unlabelled],
+        "phantoms": plain_phantoms(plan),
         "without": [] if plan.pretrain_on_test else [case.id for case in cases.test],
     }
-    return Pretraining(start=start, seed=own, key=_hash(decides))
+    return Pretraining(start=start, seed=own, key=digest(decides))
+
+
+def plain_phantoms(plan: Plan) -> dict[str, Any] | None:
+    """The phantoms of a plan as plain values; another count of any part makes other patients."""
+    return None if plan.data.phantoms is None else asdict(plan.data.phantoms)
 
 
 def _origin(start: Start, pretraining: Pretraining | None) -> str:
@@ -347,11 +351,12 @@ def _origin(start: Start, pretraining: Pretraining | None) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _hash(value: Mapping[str, Any]) -> str:
+def digest(value: Mapping[str, Any]) -> str:
+    """A short name for plain values, the same for the same ones."""
     text = json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LETTERS]
 
 
 def plan_key(grid: Sequence[Arm]) -> str:
     """Hash of all that decides any number of a benchmark."""
-    return _hash({"arms": [arm.key for arm in grid]})
+    return digest({"arms": [arm.key for arm in grid]})
