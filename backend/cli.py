@@ -135,6 +135,10 @@ class Pretrain:
     """Continue the run in --output from its last checkpoint."""
     init: Annotated[Path | None, arg(metavar="RUN|FILE", help_behavior_hint="")] = None
     """Start from the encoder of this run or weights file. Left out: random weights."""
+    probe_data: Annotated[Path | None, arg(metavar="SET", help_behavior_hint="")] = None
+    """Labelled set (see `finetune --data`) that the features are asked of now and then; the best
+    encoder is kept. Half of its scans judge, so scans that you test a model on later do not belong
+    here. Left out: nothing is asked."""
     cache: OptionalPath = None
     """Folder of preprocessed scans. Left out: the project's, else the user's."""
     config: OptionalPath = None
@@ -165,6 +169,7 @@ class Pretrain:
             device=self.device,
             resume=self.resume,
             init=self.init,
+            probe_data=self.probe_data,
             cache=self.cache,
             argv=tuple(sys.argv),
         )
@@ -185,6 +190,7 @@ class Pretrain:
         run = pretrain.run(request)
         _say(
             f"Encoder: {run / 'checkpoints' / 'encoder.safetensors'}\n"
+            f"{_best_probe_of(run)}"
             f"Report:  {run / 'report.html'}\n"
             f"Next:    backend finetune --init {run} --data LABELLED --output RUN"
         )
@@ -762,6 +768,17 @@ def _told_done(run: Path, *, given: str) -> str:
         "Longer: its learning rate has come to the end; start a new run:\n"
         f"        backend {status['kind']} {given} --max-steps N --output NEW"
     )
+
+
+def _best_probe_of(run: Path) -> str:
+    """Where the encoder stands that did best in the probe, if one was made."""
+    from backend.engine.record import read_status
+
+    best = read_status(run).get("best")
+    if not best:
+        return ""
+    told = f"linear probe {best['probe/linear']:.3f}, step {best['step']}"
+    return f"Best:    {run / 'checkpoints' / 'best.safetensors'} ({told})\n"
 
 
 _HARDLY_ANYTHING = 0.01

@@ -47,6 +47,7 @@ from backend.settings.models_genesis import ModelsGenesisConfig
 from backend.settings.pcrl import PcrlConfig
 from backend.settings.pcrlv2 import Pcrlv2Config
 from backend.settings.pgl import PglConfig
+from backend.settings.probe import ProbeConfig
 from backend.settings.rubik import RubikConfig
 from backend.settings.rubik_pp import RubikPpConfig
 from backend.settings.simclr import SimclrConfig
@@ -209,6 +210,7 @@ class PretrainConfig:
     views: ViewsConfig = ViewsConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    probe: ProbeConfig = ProbeConfig()
 
     @model_validator(mode="after")
     def _check(self) -> PretrainConfig:
@@ -428,6 +430,7 @@ def _over(
 _OPTIONS = {
     **{name: f"--{name}" for name in ("method", "preset", "data", "output", "init", "device")},
     **{name: f"--{name}" for name in ("cases", "fraction", "folds", "resume", "cache", "config")},
+    "probe_data": "--probe-data",
     "method.name": "--method",
     "max_steps": "--max-steps N, or set train.max_steps",
     "epochs": "--epochs N, or set train.epochs",
