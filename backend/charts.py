@@ -227,6 +227,7 @@ class Efficiency:
         mean: reached with each.
         low: lower ends of the intervals; NaN where there is none.
         high: upper ends.
+        control: whether the others are compared to it; drawn in ink, dashed.
     """
 
     name: str
@@ -234,13 +235,14 @@ class Efficiency:
     mean: Floats
     low: Floats
     high: Floats
+    control: bool = False
 
 
 def efficiency_chart(lines: Sequence[Efficiency], *, title: str, measure: str) -> str:
     """Label-efficiency curves with their intervals; numbers of scans stand at equal distances.
 
     Args:
-        lines: at least one; the first is drawn in ink, dashed, as what the others are compared to.
+        lines: at least one.
         title: what they have in common.
         measure: of the vertical axis.
     """
@@ -253,9 +255,9 @@ def efficiency_chart(lines: Sequence[Efficiency], *, title: str, measure: str) -
             at = np.array([ticks.index(n) for n in line.labels]) + shifts[k]
             ax.errorbar(
                 at, line.mean, yerr=np.array([line.mean - line.low, line.high - line.mean]),
-                color=PALETTE[(k - 1) % len(PALETTE)] if k else _INK, label=line.name,
-                linestyle="solid" if k else (0, (5, 2)), linewidth=1.5, marker="o", markersize=4,
-                elinewidth=1.0, capsize=3,
+                color=_INK if line.control else PALETTE[k % len(PALETTE)], label=line.name,
+                linestyle=_DASHES[line.control], linewidth=1.5, elinewidth=1.0, capsize=3,
+                marker="o", markersize=4,
             )  # fmt: skip
         ax.set_xticks(range(len(ticks)), [str(count) for count in ticks])
         ax.set_xlim(-0.3, len(ticks) - 0.7)

@@ -12,6 +12,7 @@ HEAVY = ("torch", "monai")
 COMMANDS = (
     *("demo", "scan", "pretrain", "finetune", "segment", "evaluate", "methods"),
     *("describe", "convert", "stop", "report", "cache", "doctor", "serve", "bench"),
+    "benchmark",
 )
 
 

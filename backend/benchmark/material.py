@@ -13,7 +13,7 @@ from backend.benchmark.grid import Start, digest, plain_phantoms
 from backend.benchmark.plan import DataPlan, PhantomPlan, Plan
 from backend.benchmark.sharing import made_once
 from backend.data.index import read_index, usable
-from backend.data.labelled import load_labelled_set, stem
+from backend.data.labelled import LabelledSet, check_set, load_labelled_set, stem
 from backend.data.labels import write_labels
 from backend.data.series import SeriesRow
 from backend.errors import UserError
@@ -60,33 +60,33 @@ def prepared_cases(plan: Plan, output: Path) -> Cases:
     Raises:
         UserError: see `divided`.
     """
-    phantoms = phantom_folder(plan, output)
-    if plan.data.phantoms is not None:
-        made_once(phantoms, partial(_make_phantoms, plan.data.phantoms))
-    cases = divided_cases(plan.data, phantoms)
+    if plan.data.phantoms is None:
+        cases = divided_cases(plan.data)
+    else:
+        folder = phantom_folder(plan, output)
+        made_once(folder, partial(_make_phantoms, plan.data.phantoms))
+        cases = _phantom_cases(plan.data.phantoms, folder)
     made_once(reference_folder(cases, output), partial(_copy_references, cases))
     return cases
 
 
-def divided_cases(data: DataPlan, phantoms: Path) -> Cases:
-    """The labelled scans of a plan by what they are for.
-
-    Args:
-        data: of the plan.
-        phantoms: where its phantoms lie, if it has some.
+def divided_cases(data: DataPlan) -> Cases:
+    """The cases of a labelled set by what they are for.
 
     Raises:
         UserError: see `divided`.
     """
-    if data.phantoms is None:
-        assert data.labelled is not None, "the plan is checked"
-        return divided(data, load_labelled_set(Path(data.labelled)))
-    labelled = load_labelled_set(phantoms / "labelled")
+    assert data.labelled is not None, "the plan is checked"
+    return divided(data, load_labelled_set(Path(data.labelled), data.cases or None))
+
+
+def _phantom_cases(plan: PhantomPlan, folder: Path) -> Cases:
+    labelled = load_labelled_set(folder / "labelled")
     return Cases(
         labels=labelled.labels,
-        train=labelled.cases[: data.phantoms.train],
-        validation=labelled.cases[data.phantoms.train :],
-        test=load_labelled_set(phantoms / "test").cases,
+        train=labelled.cases[: plan.train],
+        validation=labelled.cases[plan.train :],
+        test=load_labelled_set(folder / "test").cases,
     )
 
 
@@ -100,11 +100,17 @@ def _make_phantoms(plan: PhantomPlan, folder: Path) -> None:
         labelled=plan.train + plan.validation,
         test=plan.test,
         broken=False,
+        difficulty=plan.difficulty,
     )
 
 
 def _copy_references(cases: Cases, folder: Path) -> None:
-    """The labels of the test cases in one folder, each under the name of its case."""
+    """The labels of the test cases in one folder, each under the name of its case.
+
+    Raises:
+        UserError: naming the case, if one could not be judged: better now than after its training.
+    """
+    check_set(LabelledSet(cases=cases.test, labels=cases.labels, layout=""))
     folder.mkdir()
     for case in cases.test:
         ending = case.label.name.removeprefix(stem(case.label))

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from backend.benchmark.cases import Cases, divided
+from backend.benchmark.cases import Cases
 from backend.benchmark.grid import Arm, Start, arms, plan_key, starts
-from backend.benchmark.material import require_present, require_unseen_by_weights
+from backend.benchmark.material import divided_cases, require_present, require_unseen_by_weights
 from backend.benchmark.plan import Plan, read_plan
-from backend.data.labelled import load_labelled_set
 from backend.report.words import plural
 
 
@@ -27,7 +26,7 @@ def show(file: Path, overrides: Sequence[str] = ()) -> None:
     if plan.data.labelled is None:
         _say("Phantoms are made when the benchmark runs.")
         return
-    cases = divided(plan.data, load_labelled_set(Path(plan.data.labelled)))
+    cases = divided_cases(plan.data)
     if not plan.pretrain_on_test:
         require_unseen_by_weights(found, cases)
     _say(*_grid_lines(cases, arms(plan, found, cases)))

@@ -72,6 +72,8 @@ class PhantomPlan:
     """Labelled scans for the curves over the steps."""
     test: Count
     """Scans that judge at the end."""
+    difficulty: Fraction = 0.0
+    """0: as in the demo; 1: hardly any contrast, other shapes, smaller organs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -82,6 +84,8 @@ class DataPlan:
     """Who divided the cases: "ours", or where the published division stands."""
     labelled: str | None = None
     """A labelled set (see `backend finetune --data`); relative to the plan's folder."""
+    cases: tuple[str, ...] = ()
+    """Names or patterns of its cases that take part; left out: all."""
     phantoms: PhantomPlan | None = None
     """Phantoms instead of a labelled set; they are divided already."""
     get: str = ""
@@ -193,7 +197,7 @@ def read_plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
     for text in overrides:
         values = merged(values, parsed_override(text))
     try:
-        plan = TypeAdapter(Plan).validate_python(_with_paths(values, root=file.parent))
+        plan = TypeAdapter(Plan).validate_python(_whole(values, root=file.parent))
     except ValidationError as error:
         message, hint = explained(Plan, error)
         raise UserError(f"{file}: {message}", hint) from None
@@ -202,8 +206,11 @@ def read_plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
     return plan
 
 
-def _with_paths(values: dict[str, Any], *, root: Path) -> dict[str, Any]:
-    """The values with absolute paths; what is no text is left for the check to refuse."""
+def _whole(values: dict[str, Any], *, root: Path) -> dict[str, Any]:
+    """The values with absolute paths and, where `data.split` names a file, what that says.
+
+    What is of the wrong kind is left as it is, for the check to refuse.
+    """
 
     def absolute(path: Any) -> Any:
         return str((root / Path(path).expanduser()).absolute()) if isinstance(path, str) else path
@@ -221,10 +228,29 @@ def _with_paths(values: dict[str, Any], *, root: Path) -> dict[str, Any]:
     def entries(found: Any) -> Any:
         return [changed(e, "start", start) for e in found] if isinstance(found, list) else found
 
-    values = changed(values, "data", lambda data: changed(data, "labelled", absolute))
+    def data(section: Any) -> Any:
+        section = changed(changed(section, "labelled", absolute), "split", absolute)
+        return _with_split(section) if isinstance(section, dict) else section
+
+    values = changed(values, "data", data)
     values = changed(values, "pretrain", lambda pretrain: changed(pretrain, "data", each))
     result: dict[str, Any] = changed(values, "entries", entries)
     return result
+
+
+_SPLIT_KEYS = ("split_source", "train", "validation", "test", "label_sets")
+
+
+def _with_split(data: dict[str, Any]) -> dict[str, Any]:
+    """The data of a plan with the division of its split file; what else is in that is left out."""
+    rest = {key: value for key, value in data.items() if key != "split"}
+    if not isinstance(data.get("split"), str):
+        return data
+    told = read_mapping(Path(data["split"]))
+    division = {key: told[key] for key in _SPLIT_KEYS if key in told}
+    if twice := next((key for key in division if key in rest), ""):
+        raise UserError(f"data.{twice}: stands in the plan and in {data['split']}.", "Remove one.")
+    return rest | division
 
 
 def _contradictions(plan: Plan) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from backend import charts
 from backend.benchmark.cases import Cases
-from backend.benchmark.grid import Arm, plan_key
+from backend.benchmark.grid import Arm, control_name, plan_key
 from backend.benchmark.plan import Plan
 from backend.benchmark.summary import (
     COLUMNS,
@@ -135,8 +135,10 @@ def _efficiency_charts(found: Sequence[Finding], plan: Plan) -> list[Chart]:
         by_start: dict[str, list[Finding]] = {}
         for finding in members:
             by_start.setdefault(finding.start, []).append(finding)
-        lines = [_line(name, of) for name, of in by_start.items()]
-        # Sorting has kept the order of the starts, in which controls come first.
+        lines = [
+            replace(_line(name, of), control=name == control_name(network))
+            for name, of in by_start.items()
+        ]
         svg = charts.efficiency_chart(
             lines, title=f"{network}, {mode}", measure=METRIC_NAMES[plan.metric]
         )

@@ -12,6 +12,7 @@ from benchmark_plans import write_plan
 
 from backend.benchmark.cases import Cases, copies_of, divided, label_set, scan_count
 from backend.benchmark.grid import Arm, arms, starts
+from backend.benchmark.material import divided_cases
 from backend.benchmark.plan import Plan, read_plan
 from backend.data.labelled import load_labelled_set
 from backend.errors import UserError
@@ -82,6 +83,28 @@ def test_paths_of_a_plan_begin_at_its_folder_and_overrides_lie_over_it(tmp_path:
     assert plan.finetune.steps == 7
     assert plan.pretrain is not None
     assert plan.pretrain.data == (str(tmp_path / "unlabelled"),)
+
+
+def test_a_split_file_divides_the_cases_that_take_part(tmp_path: Path) -> None:
+    labelled = _set(tmp_path / "set", ["a_1", "a_2", "a_3", "b_1"])
+    split = {"about": "ours", "split_source": "a paper", "test": ["a_3"], "train": ["a_1", "a_2"]}
+    sets = {"label_sets": {"0": [["a_2"], ["a_1", "a_2"]]}}
+    (tmp_path / "split.json").write_text(json.dumps({**split, **sets}))
+    data = {"labelled": str(labelled), "cases": ["a_*"], "split": "split.json"}
+    path = write_plan(tmp_path)
+    values = {**json.loads(path.read_text()), "data": data}
+    path.write_text(json.dumps(values))
+    plan = read_plan(path)
+    assert plan.data.split_source == "a paper"
+    cases = divided_cases(plan.data)
+    assert [[case.id for case in found] for found in cases.parts.values()] == [
+        ["a_1", "a_2"],
+        [],
+        ["a_3"],
+    ]
+    assert label_set(plan, cases, seed=0, count=1) == ("a_2",)
+    with pytest.raises(UserError, match=r"data\.test: stands in the plan and in .*split\.json"):
+        read_plan(path, ('data.test=["a_1"]',))
 
 
 def test_a_case_in_two_parts_is_refused_by_name(tmp_path: Path) -> None:
