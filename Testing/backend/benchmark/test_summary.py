@@ -1,4 +1,4 @@
-"""From rows to findings and words: organs before cases, pairs within a network, no claim too many."""
+"""From rows to findings and words: organs within cases, pairs within networks, no more claimed."""
 
 from __future__ import annotations
 
