@@ -250,7 +250,7 @@ def efficiency_chart(lines: Sequence[Efficiency], *, title: str, measure: str) -
         figure, ax = _figure(wide=True, height=2.9)
         ticks = sorted({count for line in lines for count in line.labels})
         # Side by side, or the intervals would hide each other.
-        shifts = np.linspace(-0.06, 0.06, len(lines)) if len(lines) > 1 else np.zeros(1)
+        shifts = 0.03 * (np.arange(len(lines)) - (len(lines) - 1) / 2)
         for k, line in enumerate(lines):
             at = np.array([ticks.index(n) for n in line.labels]) + shifts[k]
             ax.errorbar(

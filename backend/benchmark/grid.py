@@ -55,11 +55,6 @@ class Start:
     pretrain: PretrainConfig | None = None
     weights: Path | None = None
 
-    @property
-    def is_control(self) -> bool:
-        """Whether it starts at random weights, for others to be compared with."""
-        return self.entry.name == control_name(self.network)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
@@ -161,7 +156,7 @@ def _texts(*layers: Settings) -> tuple[str, ...]:
 
 
 def starts(plan: Plan) -> tuple[Start, ...]:
-    """The entries of a plan, resolved, and a control for each network.
+    """The entries of a plan, resolved, network by network; the control of each comes first.
 
     Raises:
         UserError: naming entry and setting, if two entries would not meet on equal terms.
@@ -172,15 +167,14 @@ def starts(plan: Plan) -> tuple[Start, ...]:
     )
     pretrained = [start for start in resolved if start.pretrain is not None]
     _require_equal(pretrained, _pretraining_budget, "all pretrainings have the same budget")
-    networks = _networks(resolved)
-    controls = []
-    for name, members in networks.items():
+    found: list[Start] = []
+    for name, members in _networks(resolved).items():
         _require_equal(members, _recipe, "entries with the same network are fine-tuned alike")
         first = members[0]
         entry = replace(first.entry, name=control_name(name), start=RANDOM)
-        controls.append(Start(entry=entry, network=name, finetune=first.finetune))
-    named = {start.entry.name: name for name, members in networks.items() for start in members}
-    return (*controls, *(replace(start, network=named[start.entry.name]) for start in resolved))
+        found.append(Start(entry=entry, network=name, finetune=first.finetune))
+        found += [replace(member, network=name) for member in members]
+    return tuple(found)
 
 
 def _resolved(plan: Plan, entry: Entry) -> Start:

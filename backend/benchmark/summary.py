@@ -170,7 +170,7 @@ def _cell(value: object) -> str:
 
 
 def verdict(found: Sequence[Finding], *, metric: Metric) -> list[str]:
-    """The findings in words, one sentence for each number of labelled scans and mode."""
+    """The findings in words: in all, for each number of labelled scans and mode, and the basis."""
     compared = [f for f in found if f.against is not None]
     if not compared:
         return ["Nothing is compared yet: no start and its control have both finished."]
@@ -187,7 +187,19 @@ def verdict(found: Sequence[Finding], *, metric: Metric) -> list[str]:
         if rest:
             told.append(f"no difference shown for {_listed(rest)}")
         sentences.append(f"{where}: {'; '.join(told)}.")
-    return [*sentences, _basis(compared)]
+    return [_in_all(compared), *sentences, _basis(compared)]
+
+
+def _in_all(compared: Sequence[Finding]) -> str:
+    shown = [f.against.mean for f in compared if f.against is not None and f.shown]
+    gains = sum(mean > 0 for mean in shown)
+    count = plural(len(compared), "comparison")
+    if not shown:
+        return f"No difference shown in {count} of pretrained with random weights."
+    return (
+        f"Of {count} of pretrained with random weights {gains} show a gain and "
+        f"{len(shown) - gains} a loss; no difference is shown in {len(compared) - len(shown)}."
+    )
 
 
 def _shown_words(f: Finding, name: str) -> str:
@@ -228,5 +240,5 @@ def _basis(compared: Sequence[Finding]) -> str:
     most = max(f.comparisons for f in compared)
     return (
         f"{basis} Shown means that chance alone brings up as much in less than {LEVEL:.0%}, "
-        f"after Holm's correction for {plural(most, 'comparison')}."
+        f"after Holm's correction for {plural(most, 'comparison')}; intervals are not corrected."
     )

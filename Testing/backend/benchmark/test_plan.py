@@ -238,7 +238,7 @@ def test_every_network_gets_one_control_and_every_start_every_count_and_seed(
     )
     grid = _grid(plan, labelled)
     names = list(dict.fromkeys(arm.start.entry.name for arm in grid))
-    assert names == ["random resnet", "random swin", "BYOL", "SMIT", "PGL"]
+    assert names == ["random resnet", "BYOL", "PGL", "random swin", "SMIT"]
     assert {(a.start.entry.name, a.start.network) for a in grid} >= {("PGL", "resnet")}
     assert {(len(a.cases), a.frozen) for a in grid} == {(1, False), (3, False), (2, True)}
     assert len(grid) == len({arm.key for arm in grid}) == len({a.folder for a in grid}) == 5 * 3 * 2

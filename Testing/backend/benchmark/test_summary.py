@@ -64,16 +64,20 @@ def test_each_start_is_compared_with_the_control_of_its_own_network() -> None:
 
 def test_the_words_claim_what_is_shown_and_nothing_else() -> None:
     shifts = {"random swin": 0.0, "SMIT": 0.1, "MIP": 0.0}
-    better, basis = verdict(findings(_rows(shifts), metric="dice", order=ORDER), metric="dice")
+    found = findings(_rows(shifts), metric="dice", order=ORDER)
+    in_all, better, basis = verdict(found, metric="dice")
+    assert in_all.startswith("Of 2 comparisons")
+    assert "1 show a gain and 0 a loss; no difference is shown in 1." in in_all
     assert better.startswith("With 5 labelled scans: SMIT is better than random swin by 0.")
     assert "no difference shown for MIP" in better
     assert "paired over 10 cases and 3 seeds" in basis
     assert "Holm's correction for 2 comparisons" in basis
     lost = {"random swin": 0.0, "SMIT": -0.1}
-    worse, _ = verdict(findings(_rows(lost), metric="dice", order=ORDER), metric="dice")
+    _, worse, _ = verdict(findings(_rows(lost), metric="dice", order=ORDER), metric="dice")
     assert "SMIT is worse than random swin by 0." in worse
     once = findings(_rows(shifts, seeds=1), metric="dice", order=ORDER)
     told = " ".join(verdict(once, metric="dice"))
+    assert told.startswith("No difference shown in 2 comparisons")
     assert "better" not in told
     assert "nothing can be shown" in told
 
