@@ -366,10 +366,11 @@ _COMPARED = (
 )
 
 PRESETS: dict[str, tuple[str, ...]] = {
-    "smit": ("released", "paper", "tiny"),
-    "glmae": ("vit_t", "vit_b", "tiny"),
-    "pgl": ("paper", "iso", "tiny"),
+    "smit": ("released", "paper", "tiny", "hn_small"),
+    "glmae": ("vit_t", "vit_b", "tiny", "hn_small"),
+    "pgl": ("paper", "iso", "tiny", "hn_small"),
     **dict.fromkeys(_COMPARED, ("paper", "tiny")),
+    **dict.fromkeys(("mae3d", "byol", "ibot"), ("paper", "tiny", "hn_small")),
 }
 """Presets of each method; the first is taken where none is named."""
 
@@ -481,10 +482,23 @@ def _preset_values(kind: type, *, method: str, preset: str) -> dict[str, Any]:
 
 def read_preset(method: str, preset: str) -> dict[str, Any]:
     """A preset as it stands in its file, over the one that it names as its `base`."""
-    text = files("backend").joinpath("presets", method, f"{preset}.yaml").read_text("utf-8")
-    values: dict[str, Any] = plain_yaml(text)
+    values = _preset_file(method, preset)
     base = values.pop("base", None)
     return values if base is None else merged(read_preset(*base.split("/")), values)
+
+
+def preset_line(method: str, preset: str) -> tuple[str, ...]:
+    """The name of a preset and of those it is built on, the nearest first."""
+    if preset not in preset_names(method):
+        return (preset,)
+    base = _preset_file(method, preset).get("base")
+    return (preset, *(() if base is None else preset_line(*base.split("/"))))
+
+
+def _preset_file(method: str, preset: str) -> dict[str, Any]:
+    text = files("backend").joinpath("presets", method, f"{preset}.yaml").read_text("utf-8")
+    values: dict[str, Any] = plain_yaml(text)
+    return values
 
 
 def build_config(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
