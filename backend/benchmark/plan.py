@@ -184,16 +184,18 @@ class Plan:
 
 
 def read_plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
-    """The plan in a YAML or JSON file.
+    """The plan in a YAML or JSON file, over the one that it may name as its `base`.
 
     Args:
-        file: the plan; paths in it become absolute, from its folder on.
+        file: the plan; paths become absolute, from its folder on.
         overrides: `key=value` texts over it, such as `data.labelled=/scans/spleen`.
 
     Raises:
         UserError: naming key and value, if something in it is missing, unknown or contradictory.
     """
     values = read_mapping(file)
+    if isinstance(base := values.pop("base", None), str):
+        values = merged(read_mapping(file.parent / base), values)
     for text in overrides:
         values = merged(values, parsed_override(text))
     try:
