@@ -48,7 +48,7 @@ def _set(folder: Path, names: list[str], *, splits: dict[str, str] | None = None
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"finetune": {"stepz": 3}}, "'steps'"),
-    "unknown key of an entry": ({"entries": [{**BYOL, "stard": "random"}]}, "'start'"),
+    "unknown key of an entry": ({"entries": [{**BYOL, "stat": "random"}]}, "'start'"),
     "missing steps": ({"finetune": {"steps": None}}, "finetune.steps"),
     "no number of scans": ({"labels": ["a tenth"]}, "'a tenth'"),
     "share above all": ({"labels": ["120%"]}, "120%"),
