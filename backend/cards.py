@@ -19,6 +19,7 @@ from backend.config import (
     PretrainConfig,
     load_config,
     plain_yaml,
+    preset_line,
     preset_names,
 )
 
@@ -133,11 +134,13 @@ def _lengths(kind: type[ConfigT], method: str) -> dict[str, dict[str, int]]:
 def deviations(config: PretrainConfig | FinetuneConfig) -> list[Deviation]:
     """Where settings leave the method's paper, and what was decided where it is silent."""
     told = card(config.method.name)
+    # A preset that says nothing of a setting has it, and the reason for it, from its base.
+    known = (*preset_line(config.method.name, config.preset), "")
     found = []
     for item in told.stated:
         here = _setting(config, item.setting)
         if _plain(here) != _plain(item.value):
-            reason = item.reasons.get(config.preset, item.reasons.get("", "Set by you."))
+            reason = next((item.reasons[p] for p in known if p in item.reasons), "Set by you.")
             found.append(
                 Deviation(what=item.what, paper=item.paper, here=_text(here), reason=reason)
             )

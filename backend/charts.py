@@ -214,6 +214,60 @@ def _tiny_tick(value: float, _position: int) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
+# --- over the number of labelled scans -----------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """What was reached with each number of labelled scans.
+
+    Attributes:
+        name: of the line.
+        labels: numbers of labelled scans, rising.
+        mean: reached with each.
+        low: lower ends of the intervals; NaN where there is none.
+        high: upper ends.
+        control: whether the others are compared to it; drawn in ink, dashed.
+    """
+
+    name: str
+    labels: Sequence[int]
+    mean: Floats
+    low: Floats
+    high: Floats
+    control: bool = False
+
+
+def efficiency_chart(lines: Sequence[Efficiency], *, title: str, measure: str) -> str:
+    """Label-efficiency curves with their intervals; numbers of scans stand at equal distances.
+
+    Args:
+        lines: at least one.
+        title: what they have in common.
+        measure: of the vertical axis.
+    """
+    with _style():
+        figure, ax = _figure(wide=True, height=2.9)
+        ticks = sorted({count for line in lines for count in line.labels})
+        # Side by side, or the intervals would hide each other.
+        shifts = 0.03 * (np.arange(len(lines)) - (len(lines) - 1) / 2)
+        for k, line in enumerate(lines):
+            at = np.array([ticks.index(n) for n in line.labels]) + shifts[k]
+            ax.errorbar(
+                at, line.mean, yerr=np.array([line.mean - line.low, line.high - line.mean]),
+                color=_INK if line.control else PALETTE[k % len(PALETTE)], label=line.name,
+                linestyle=_DASHES[line.control], linewidth=1.5, elinewidth=1.0, capsize=3,
+                marker="o", markersize=4,
+            )  # fmt: skip
+        ax.set_xticks(range(len(ticks)), [str(count) for count in ticks])
+        ax.set_xlim(-0.3, len(ticks) - 0.7)
+        ax.set_title(title, loc="left", fontsize=9, color=_INK)
+        ax.set_xlabel("labelled scans")
+        ax.set_ylabel(measure)
+        _legend_beside(figure, ax)
+        return inline_svg(figure, f"{measure} over the number of labelled scans: {title}")
+
+
 # --- two arms side by side ------------------------------------------------------------------------
 
 Scores = Mapping[str, Mapping[str, float]]

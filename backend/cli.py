@@ -135,6 +135,10 @@ class Pretrain:
     """Continue the run in --output from its last checkpoint."""
     init: Annotated[Path | None, arg(metavar="RUN|FILE", help_behavior_hint="")] = None
     """Start from the encoder of this run or weights file. Left out: random weights."""
+    probe_data: Annotated[Path | None, arg(metavar="SET", help_behavior_hint="")] = None
+    """Labelled set (see `finetune --data`) that the features are asked of now and then; the best
+    encoder is kept. Half of its scans judge, so scans that you test a model on later do not belong
+    here. Left out: nothing is asked."""
     cache: OptionalPath = None
     """Folder of preprocessed scans. Left out: the project's, else the user's."""
     config: OptionalPath = None
@@ -165,6 +169,7 @@ class Pretrain:
             device=self.device,
             resume=self.resume,
             init=self.init,
+            probe_data=self.probe_data,
             cache=self.cache,
             argv=tuple(sys.argv),
         )
@@ -185,6 +190,7 @@ class Pretrain:
         run = pretrain.run(request)
         _say(
             f"Encoder: {run / 'checkpoints' / 'encoder.safetensors'}\n"
+            f"{_best_probe_of(run)}"
             f"Report:  {run / 'report.html'}\n"
             f"Next:    backend finetune --init {run} --data LABELLED --output RUN"
         )
@@ -364,6 +370,45 @@ class Evaluate:
             labels=self.labels,
             tolerance_mm=self.tolerance_mm,
             allow_unmatched=self.allow_unmatched,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Compare pretrainings with random weights on equal terms; start again to go on."""
+
+    plan: Annotated[Positional[Path], arg(metavar="PLAN.yaml")]
+    """What to compare: data, methods, label counts, seeds (docs/benchmark.md)."""
+    output: OptionalPath = None
+    """Folder of tables, report and runs, which several processes may share; not with --check."""
+    check: Switch = False
+    """Tell what would be done and what of the data is missing; nothing is written."""
+    device: Device = "auto"
+    """Device to compute on; auto takes a GPU where there is one and says so."""
+    cache: OptionalPath = None
+    """Folder of preprocessed scans. Left out: in --output."""
+    overrides: Settings = ()
+    """One value over the plan, e.g. --set data.labelled=/scans/spleen; may be repeated."""
+
+    def run(self) -> None:
+        """Compare."""
+        if self.check:
+            from backend.benchmark.overview import show
+
+            show(self.plan, self.overrides)
+            return
+        if self.output is None:
+            raise UserError("No folder was given.", "Add --output DIR, or --check.")
+        from backend.benchmark import runner
+
+        runner.run(
+            runner.Request(
+                plan=self.plan,
+                output=self.output,
+                overrides=self.overrides,
+                device=self.device,
+                cache=self.cache,
+            )
         )
 
 
@@ -575,6 +620,7 @@ Command = Union[  # noqa: UP007 - tyro wants a type it can print in order
     Annotated[Segment, subcommand("segment")],
     Annotated[Serve, subcommand("serve")],
     Annotated[Evaluate, subcommand("evaluate")],
+    Annotated[Benchmark, subcommand("benchmark")],
     Annotated[Methods, subcommand("methods")],
     Annotated[Describe, subcommand("describe")],
     Annotated[Convert, subcommand("convert")],
@@ -722,6 +768,17 @@ def _told_done(run: Path, *, given: str) -> str:
         "Longer: its learning rate has come to the end; start a new run:\n"
         f"        backend {status['kind']} {given} --max-steps N --output NEW"
     )
+
+
+def _best_probe_of(run: Path) -> str:
+    """Where the encoder stands that did best in the probe, if one was made."""
+    from backend.engine.record import read_status
+
+    best = read_status(run).get("best")
+    if not best:
+        return ""
+    told = f"linear probe {best['probe/linear']:.3f}, step {best['step']}"
+    return f"Best:    {run / 'checkpoints' / 'best.safetensors'} ({told})\n"
 
 
 _HARDLY_ANYTHING = 0.01

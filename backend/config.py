@@ -47,6 +47,7 @@ from backend.settings.models_genesis import ModelsGenesisConfig
 from backend.settings.pcrl import PcrlConfig
 from backend.settings.pcrlv2 import Pcrlv2Config
 from backend.settings.pgl import PglConfig
+from backend.settings.probe import ProbeConfig
 from backend.settings.rubik import RubikConfig
 from backend.settings.rubik_pp import RubikPpConfig
 from backend.settings.simclr import SimclrConfig
@@ -209,6 +210,7 @@ class PretrainConfig:
     views: ViewsConfig = ViewsConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    probe: ProbeConfig = ProbeConfig()
 
     @model_validator(mode="after")
     def _check(self) -> PretrainConfig:
@@ -364,10 +366,11 @@ _COMPARED = (
 )
 
 PRESETS: dict[str, tuple[str, ...]] = {
-    "smit": ("released", "paper", "tiny"),
-    "glmae": ("vit_t", "vit_b", "tiny"),
-    "pgl": ("paper", "iso", "tiny"),
+    "smit": ("released", "paper", "tiny", "hn_small"),
+    "glmae": ("vit_t", "vit_b", "tiny", "hn_small"),
+    "pgl": ("paper", "iso", "tiny", "hn_small"),
     **dict.fromkeys(_COMPARED, ("paper", "tiny")),
+    **dict.fromkeys(("mae3d", "byol", "ibot"), ("paper", "tiny", "hn_small")),
 }
 """Presets of each method; the first is taken where none is named."""
 
@@ -418,7 +421,7 @@ def _over(
 ) -> Mapping[str, Any]:
     """A file and then `key=value` texts over values; none of them may set what is an option."""
     layers = [] if file is None else [(str(file), read_mapping(file))]
-    layers += [(f"--set {text}", _parse_override(text)) for text in overrides]
+    layers += [(f"--set {text}", parsed_override(text)) for text in overrides]
     for source, layer in layers:
         _refuse_options(layer, values, source=source)
         values = merged(values, layer)
@@ -428,6 +431,7 @@ def _over(
 _OPTIONS = {
     **{name: f"--{name}" for name in ("method", "preset", "data", "output", "init", "device")},
     **{name: f"--{name}" for name in ("cases", "fraction", "folds", "resume", "cache", "config")},
+    "probe_data": "--probe-data",
     "method.name": "--method",
     "max_steps": "--max-steps N, or set train.max_steps",
     "epochs": "--epochs N, or set train.epochs",
@@ -478,10 +482,23 @@ def _preset_values(kind: type, *, method: str, preset: str) -> dict[str, Any]:
 
 def read_preset(method: str, preset: str) -> dict[str, Any]:
     """A preset as it stands in its file, over the one that it names as its `base`."""
-    text = files("backend").joinpath("presets", method, f"{preset}.yaml").read_text("utf-8")
-    values: dict[str, Any] = plain_yaml(text)
+    values = _preset_file(method, preset)
     base = values.pop("base", None)
     return values if base is None else merged(read_preset(*base.split("/")), values)
+
+
+def preset_line(method: str, preset: str) -> tuple[str, ...]:
+    """The name of a preset and of those it is built on, the nearest first."""
+    if preset not in preset_names(method):
+        return (preset,)
+    base = _preset_file(method, preset).get("base")
+    return (preset, *(() if base is None else preset_line(*base.split("/"))))
+
+
+def _preset_file(method: str, preset: str) -> dict[str, Any]:
+    text = files("backend").joinpath("presets", method, f"{preset}.yaml").read_text("utf-8")
+    values: dict[str, Any] = plain_yaml(text)
+    return values
 
 
 def build_config(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
@@ -493,7 +510,7 @@ def build_config(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise UserError(*_explain(kind, error)) from None
+        raise UserError(*explained(kind, error)) from None
 
 
 def to_plain(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
@@ -598,7 +615,12 @@ def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def parsed_override(text: str) -> dict[str, Any]:
+    """The nested mapping that a `key=value` text stands for.
+
+    Raises:
+        UserError: if it is none.
+    """
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(
@@ -619,7 +641,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     return result
 
 
-def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
+def explained(kind: type, error: ValidationError) -> tuple[str, str]:
+    """The first fault of values for a dataclass: its message and the cure."""
     first = error.errors()[0]
     # Pydantic names, in brackets, which kind of number or list it tried.
     parts = [str(part) for part in first["loc"] if "[" not in str(part)]
@@ -627,7 +650,8 @@ def _explain(kind: type, error: ValidationError) -> tuple[str, str]:
     location = [p for i, p in enumerate(parts) if not (i == 1 and parts[0] == "method")]
     path = ".".join(location)
     if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        known = _keys_at(kind, parts[:-1])
+        # A number is a place in a list, whose entries are all of one kind.
+        known = _keys_at(kind, [part for part in parts[:-1] if not part.isdecimal()])
         return f"Unknown setting {path!r}.", _did_you_mean(location[-1], known)
     if first["type"] == "missing":
         return f"Setting {path!r} is missing.", "Give it in the file or with --set."

@@ -44,6 +44,7 @@ from backend.pretrain import (
     split_held_out,
     too_few_to_hold_out,
 )
+from backend.probe_scans import probed_cases
 
 if TYPE_CHECKING:
     import torch
@@ -165,6 +166,7 @@ def estimate(request: PretrainRequest) -> Estimate:
     request, config = resolve(request)
     if request.init is not None:
         require_same_encoder(request.init, encoder_header(request.init), config.method)
+    probed_cases(request.probe_data, config.probe)
     check_device(request.device)
     rows = usable(found_series(request.data))
     cache = Cache(cache_root(request.cache, request.data[0]), recipe_of(config.preprocess))

@@ -539,14 +539,22 @@ def _csv(result: EvaluationResult) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for row in result.rows:
-        found = asdict(row.score)
-        cells = {"case": row.case, "organ": row.label.name, "value": row.label.value}
-        cells |= {name: _cell(found[name]) for name in (*MEASURES, *_VOLUMES)}
-        writer.writerow(
-            cells | {"tolerance": f"{result.tolerance_mm:g}", "status": row.score.status}
-        )
+    writer.writerows(rows_of(result))
     return text.getvalue()
+
+
+def rows_of(result: EvaluationResult) -> list[dict[str, object]]:
+    """One row per case and organ, a cell for each of `COLUMNS`."""
+    return [_cells(row, tolerance_mm=result.tolerance_mm) for row in result.rows]
+
+
+def _cells(row: Row, *, tolerance_mm: float) -> dict[str, object]:
+    found = asdict(row.score)
+    return {
+        **{"case": row.case, "organ": row.label.name, "value": row.label.value},
+        **{name: _cell(found[name]) for name in (*MEASURES, *_VOLUMES)},
+        **{"tolerance": f"{tolerance_mm:g}", "status": row.score.status},
+    }
 
 
 def _cell(number: float | None) -> str:

@@ -32,7 +32,7 @@ from backend.data.labelled import (
     split_cases,
     take_fraction,
 )
-from backend.data.labels import Label
+from backend.data.labels import Label, class_table
 from backend.data.stream import Position, random_start
 from backend.engine.distributed import Team, joined, place, share_of_device
 from backend.engine.record import (
@@ -51,6 +51,7 @@ from backend.preparation import (
     INIT_FILES,
     KeptPath,
     cache_root,
+    cached_pairs,
     check_device,
     checked_json,
     encoder_header,
@@ -64,7 +65,6 @@ from backend.preparation import (
     spaced,
     stall_watch,
     stored,
-    told_cache,
     write_report,
 )
 from backend.provenance import (
@@ -176,7 +176,7 @@ class Crops:
         self, volumes: Sequence[CachedVolume], labels: Sequence[Label], config: FinetuneConfig
     ) -> None:
         self.volumes = volumes
-        self._classes = class_table(labels)
+        self._classes = class_table(labels).astype(np.uint8)
         self._size: Index3 = config.crop_size
         self._moments = ScanMoments(volumes, config.preprocess)
         self._count = config.crops_per_scan
@@ -213,14 +213,6 @@ class Crops:
 
 _CLASSES_AT_MOST = 255
 """Crops hold the class of a voxel in one byte."""
-
-
-def class_table(labels: Sequence[Label]) -> NDArray[np.uint8]:
-    """Class of each label value: 0 for background, 1, 2, … in the order of `labels`."""
-    table = np.zeros(max(label.value for label in labels) + 1, dtype=np.uint8)
-    for number, label in enumerate(labels, start=1):
-        table[label.value] = number
-    return table
 
 
 class FinetuneTask:
@@ -806,13 +798,8 @@ def _cached(
     stop: StopRequest,
 ) -> dict[str, CachedVolume]:
     cache = _cache(request, config)
-    missing = cache.missing_pairs(cases)
-    told_cache(cache, missing=len(missing), total=len(cases), folder=folder)
-    report = cache.build_pairs(cases, between=stop.check)
-    if report.failed:
-        name, reason = next(iter(report.failed.items()))
-        raise UserError(f"Case {name}: {reason}", "Mend it or leave it out with --cases.")
-    return {case.id: cache.open(case.id) for case in cases}
+    cure = "Mend it or leave it out with --cases."
+    return cached_pairs(cache, cases, folder=folder, between=stop.check, cure=cure)
 
 
 def _network(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -26,6 +26,7 @@ from backend.config import (
     with_settings,
 )
 from backend.data.cache import Cache, CachedVolume, default_cache_dir, told_bytes
+from backend.data.labelled import LabelledCase
 from backend.data.preprocess import Recipe
 from backend.data.stall import StallWatch
 from backend.engine.record import RunFolder, read_json
@@ -251,6 +252,35 @@ def told_cache(
     need = f", about {told_bytes(estimated_bytes)} at most" if estimated_bytes else ""
     log.info("Cache %s: %d of %d scans to preprocess%s", cache.folder, missing, total, need)
     folder.update(message=f"Preprocessing {missing} of {total} scans into {cache.root}{need}")
+
+
+def cached_pairs(
+    cache: Cache,
+    cases: Sequence[LabelledCase],
+    *,
+    folder: RunFolder,
+    between: Callable[[], None],
+    cure: str,
+) -> dict[str, CachedVolume]:
+    """Labelled cases by name, preprocessed where that is missing.
+
+    Args:
+        cache: where they are kept.
+        cases: what to prepare; none of them may be left out.
+        folder: the run that is told.
+        between: called between scans; may raise to end.
+        cure: what to do about a case that cannot be used.
+
+    Raises:
+        UserError: if one cannot.
+    """
+    missing = cache.missing_pairs(cases)
+    told_cache(cache, missing=len(missing), total=len(cases), folder=folder)
+    report = cache.build_pairs(cases, between=between)
+    if report.failed:
+        name, reason = next(iter(report.failed.items()))
+        raise UserError(f"Case {name}: {reason}", cure)
+    return {case.id: cache.open(case.id) for case in cases}
 
 
 def stall_watch(volumes: Sequence[CachedVolume], data: DataConfig, folder: RunFolder) -> StallWatch:

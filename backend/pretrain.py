@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,13 +35,16 @@ from backend.preparation import (
     require_same_encoder,
     require_same_settings,
     require_shares,
+    spaced,
     stall_watch,
     stored,
     told_cache,
     write_report,
 )
+from backend.probe_scans import Probed, cached_probe, probed_cases
 
 if TYPE_CHECKING:
+    from backend.engine.loop import Event, Loop
     from backend.methods.method import Method
 
 log = logging.getLogger("backend")
@@ -61,6 +66,7 @@ class PretrainRequest:
         device: auto, cpu, cuda, cuda:1, mps.
         resume: continue the run in `output`.
         init: run or weights file whose encoder is the start.
+        probe_data: labelled set that frozen features are asked of; None asks nothing.
         cache: folder of the preprocessing cache.
         argv: the command as it was given, for status.json.
     """
@@ -74,8 +80,23 @@ class PretrainRequest:
     device: str = "auto"
     resume: bool = False
     init: Path | None = None
+    probe_data: Path | None = None
     cache: Path | None = None
     argv: tuple[str, ...] = ()
+
+
+class _Material(NamedTuple):
+    """What a run needs of the cache.
+
+    Attributes:
+        volumes: scans by series.
+        probed: labelled scans, if this process asks them.
+        pairs: those, by case.
+    """
+
+    volumes: Mapping[str, CachedVolume]
+    probed: Probed | None = None
+    pairs: Mapping[str, CachedVolume] = MappingProxyType({})
 
 
 @ending_at_once()
@@ -119,6 +140,7 @@ def check(
     require_shares(config.train, processes=processes)
     if request.init is not None:
         require_same_encoder(request.init, encoder_header(request.init), config.method)
+    probed_cases(request.probe_data, config.probe)
     return request, config
 
 
@@ -147,6 +169,11 @@ def _run_in_folder(
             cache = _cache(request, config)
             volumes = _cached(usable(rows), cache, folder=folder, stop=stop)
             stop.check()
+            given = _Material(volumes)
+            if probed := probed_cases(request.probe_data, config.probe):
+                pairs = cached_probe(probed, cache, folder=folder, between=stop.check)
+                given = _Material(volumes, probed, pairs)
+            stop.check()
             team.announce(
                 {
                     "series": sorted(volumes),
@@ -154,7 +181,7 @@ def _run_in_folder(
                     "init": None if request.init is None else str(request.init),
                 }
             )
-            _train(request, config, volumes, folder=folder, stop=stop, team=team)
+            _train(request, config, given, folder=folder, stop=stop, team=team)
             team.announce(None)
     finally:
         write_report(request.output)
@@ -174,9 +201,9 @@ def _follow(request: PretrainRequest, team: Team) -> None:
                 init=None if facts["init"] is None else Path(facts["init"]),
             )
             cache = _cache(joining, config)
-            volumes = {series: cache.open(series) for series in facts["series"]}
+            given = _Material({series: cache.open(series) for series in facts["series"]})
             folder = FollowedFolder(request.output)
-            _train(joining, config, volumes, folder=folder, stop=stop, team=team)
+            _train(joining, config, given, folder=folder, stop=stop, team=team)
 
 
 class _KeptRequest(BaseModel):
@@ -186,6 +213,7 @@ class _KeptRequest(BaseModel):
 
     data: Annotated[tuple[KeptPath, ...], Field(min_length=1)]
     init: KeptPath | None
+    probe_data: KeptPath | None = None
     cache: KeptPath | None
 
 
@@ -215,6 +243,7 @@ def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
     return replace(
         request,
         data=then.data,
+        probe_data=then.probe_data,
         cache=request.cache or then.cache,
         init=None if learnt else then.init,
     ), config
@@ -223,12 +252,13 @@ def resolve(request: PretrainRequest) -> tuple[PretrainRequest, PretrainConfig]:
 def _refuse_other_sources(request: PretrainRequest, then: Mapping[str, Any]) -> None:
     """A resumed run goes on with its own index and weights; others would be left out in silence."""
     now = _plain_request(request)
-    for name in ("data", "init"):
+    for name in ("data", "init", "probe_data"):
         if now[name] and now[name] != then[name]:
+            option = name.replace("_", "-")
             raise UserError(
-                f"{request.output}: was started with --{name} {_told(then[name])}, "
+                f"{request.output}: was started with --{option} {_told(then[name])}, "
                 f"not {_told(now[name])}.",
-                f"Resume without --{name}, or start a new run.",
+                f"Resume without --{option}, or start a new run.",
             )
 
 
@@ -251,6 +281,7 @@ def _plain_request(request: PretrainRequest) -> dict[str, Any]:
         "data": [str(p.absolute()) for p in request.data],
         "cache": None if request.cache is None else str(request.cache.absolute()),
         "init": None if request.init is None else str(request.init.absolute()),
+        "probe_data": None if request.probe_data is None else str(request.probe_data.absolute()),
         "device": request.device,
     }
 
@@ -263,12 +294,13 @@ def _cache(request: PretrainRequest, config: PretrainConfig) -> Cache:
 def _train(
     request: PretrainRequest,
     config: PretrainConfig,
-    volumes: Mapping[str, CachedVolume],
+    given: _Material,
     *,
     folder: RunFolder,
     stop: StopRequest,
     team: Team,
 ) -> None:
+    volumes = given.volumes
     folder.update(message="Preparing the network")
     import torch
 
@@ -278,6 +310,7 @@ def _train(
     from backend.pretext import PretrainTask, Reader, collated
     from backend.training import Samples, plan_of, prepared_loop
     from backend.watch import Watcher
+    from backend.weights import save_weights
 
     device = resolve_device(request.device)
     train = config.train
@@ -319,11 +352,20 @@ def _train(
         watch=stall_watch(reader.volumes, config.data, folder),
     )
     header = _encoder_header(config, recipe_of(config.preprocess), learn)
+
+    def save(name: str) -> None:
+        save_weights(folder.checkpoints / name, method.encoder.state_dict(), header)
+
+    every = preview_every(train, loop.plan.total_steps)
+    keep = partial(save, "best.safetensors")
     loop.fit(
         samples.batches(train, first_step=loop.step, between=team.between(stop), team=team),
         stop=stop,
-        events=[Event(every=preview_every(train, loop.plan.total_steps), action=watcher.look)],
-        on_save=lambda: _save_encoder(folder, method, header),
+        events=[
+            Event(every=every, action=watcher.look),
+            *_probes(config, given, loop=loop, method=method, keep=keep),
+        ],
+        on_save=lambda: save("encoder.safetensors"),
         what="Pretraining",
     )
 
@@ -344,6 +386,35 @@ def _cached(
     for series, reason in report.failed.items():
         folder.warn("scans", f"Left out {series}: {reason}")
     return {row.id: cache.open(row.id) for row in rows if row.id not in report.failed}
+
+
+def _probes(
+    config: PretrainConfig,
+    given: _Material,
+    *,
+    loop: Loop[Any],
+    method: Method,
+    keep: Callable[[], None],
+) -> list[Event]:
+    """What is asked of labelled scans, if there are any."""
+    if given.probed is None:
+        return []
+    from backend.engine.loop import Event
+    from backend.probe import ProbeSettings
+    from backend.probing import Prober, labelled_windows
+
+    learn, judge = (
+        labelled_windows([given.pairs[case.id] for case in part], given.probed.labels, config)
+        for part in (given.probed.learn, given.probed.judge)
+    )
+    settings = ProbeSettings(voxels=config.probe.voxels, ridge=config.probe.ridge)
+    prober = Prober(
+        loop, lambda: method.encoder, learn=learn, judge=judge, settings=settings, keep=keep
+    )
+    every = spaced(loop.plan.total_steps, times=10)
+    if (epochs := config.probe.every_epochs) is not None:
+        every = max(1, round(epochs * loop.plan.steps_per_epoch))
+    return [Event(every=every, action=prober.ask, first=True)]
 
 
 def split_held_out(ids: Sequence[str], *, share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -431,9 +502,3 @@ def _encoder_header(config: PretrainConfig, recipe: Recipe, ids: Sequence[str]) 
         versions=software_versions(),
         citations=card(config.method.name).citations,
     )
-
-
-def _save_encoder(folder: RunFolder, method: Method, header: Any) -> None:
-    from backend.weights import save_weights
-
-    save_weights(folder.checkpoints / "encoder.safetensors", method.encoder.state_dict(), header)

@@ -1,13 +1,14 @@
-"""What frozen features know: a linear map from them to the structure at a voxel.
+"""What frozen features know: a linear map from them to the structure at a voxel, and their rank.
 
-Nothing is fine-tuned. Features are read at single voxels of a few labelled scans, a ridge
-regression onto the structures is solved, and judged on voxels of other scans. Structures count
-alike, however large they are, so that guessing gives 1 / structures.
+Nothing is fine-tuned. For the map, features are read at single voxels of a few labelled scans, a
+ridge regression onto the structures is solved, and judged on voxels of other scans. Structures
+count alike, however large they are, so that guessing gives 1 / structures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,31 +62,52 @@ def linear_probe(
 ) -> float:
     """Share of voxels whose class a linear map of frozen features tells, mean over classes.
 
+    Nothing random is drawn but from the settings' own seed.
+
     Args:
-        encoder: gives maps of features; set to evaluation mode and back.
+        encoder: gives maps of features, on any device; each of its modules is left in its mode.
         learn: scans that the linear map is solved on.
         judge: scans that it is judged on; classes that none of them has do not count.
         settings: see `ProbeSettings`.
     """
-    was_training = encoder.training
+    with _evaluating(encoder), torch.no_grad():
+        known = _samples(encoder, learn, settings)
+        asked = _samples(encoder, judge, settings)
+    return _balanced_accuracy(_solve(*known, asked[0], ridge=settings.ridge), asked[1])
+
+
+def effective_rank(features: Float[Tensor, "n c"]) -> float:
+    """How many directions features spread over: RankMe (Garrido et al., arXiv 2210.02885, eq. 1).
+
+    The exponential of the entropy of their singular values as shares, from 1 (all lie on a line, or
+    are nothing) to the smaller of n and c (all directions alike); so it compares only with what was
+    computed of as many features. Features are not centred, as there: all alike have rank 1.
+    """
+    values = torch.linalg.svdvals(features.double().cpu())
+    shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return float(torch.special.entr(shares).sum().exp())
+
+
+@contextmanager
+def _evaluating(encoder: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
-        with torch.no_grad():
-            known = _samples(encoder, learn, settings)
-            asked = _samples(encoder, judge, settings)
+        yield
     finally:
-        encoder.train(was_training)
-    return _balanced_accuracy(_solve(*known, asked[0], ridge=settings.ridge), asked[1])
+        for module, mode in modes:
+            module.training = mode
 
 
 def _samples(
     encoder: nn.Module, scans: Sequence[LabelledImage], settings: ProbeSettings
 ) -> tuple[Float[Tensor, "n c"], Int64[Tensor, " n"]]:
+    device = next(encoder.parameters()).device
     features, classes = [], []
     for number, (image, target) in enumerate(scans):
         rng = np.random.default_rng([settings.seed, number])
         places = _places(target, settings.voxels, rng)
-        maps = feature_maps(encoder, image[None, None])
+        maps = feature_maps(encoder, image[None, None].to(device))
         kept = maps[-1:] if settings.deepest else maps
         features.append(torch.cat([_at(m, places, image.shape) for m in kept], dim=1))
         classes.append(torch.from_numpy(target[tuple(places.T)].astype(np.int64)))

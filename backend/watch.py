@@ -17,6 +17,7 @@ from backend.methods.method import Reconstruction
 from backend.models.encoder import feature_maps
 from backend.pretext import PretrainTask, Reader, collated
 from backend.previews import columns_png, triptych_png, write_preview_volumes
+from backend.probe import effective_rank
 from backend.views.crops import Regions, View, ViewSet
 
 
@@ -25,6 +26,13 @@ class _Errors(NamedTuple):
 
     predicted: float
     filled: float
+
+
+class _Seen(NamedTuple):
+    """What was measured of a scan: the cells (n, c) of its coarsest map, errors if any."""
+
+    cells: Tensor
+    errors: _Errors | None
 
 
 class Watcher:
@@ -47,49 +55,41 @@ class Watcher:
 
     @torch.no_grad()
     def look(self, step: int) -> dict[str, float]:
-        """Draw the first scan and, where scans are held out, measure reconstructions on them."""
+        """Draw the first scan and, where scans are held out, measure on them."""
         self._task.module.eval()
         try:
             count = len(self._reader.volumes) if self._measured else 1
             seen = [self._see(sample, step) for sample in range(count)]
         finally:
             self._task.module.train()
-        errors = [e for e in seen if e is not None]
-        if not (self._measured and errors):
+        if not self._measured:
             return {}
-        predicted, filled = (sum(column) / len(errors) for column in zip(*errors, strict=True))
-        return {
-            "probe/held_out_error": predicted,
+        record = {"probe/feature_rank": effective_rank(torch.cat([s.cells for s in seen]))}
+        errors = [s.errors for s in seen if s.errors is not None]
+        if errors:
+            predicted, filled = (sum(column) / len(errors) for column in zip(*errors, strict=True))
+            record["probe/held_out_error"] = predicted
             # What one gets without learning: hidden voxels take the mean of the visible ones.
-            "probe/held_out_error_of_mean": filled,
-        }
+            record["probe/held_out_error_of_mean"] = filled
+        return record
 
-    def _see(self, number: int, step: int) -> _Errors | None:
+    def _see(self, number: int, step: int) -> _Seen:
         sample, start = self._reader.middle(number)
         regions = collated([sample], seed=self._reader.seed)
         views = self._task.views(regions, plain=True)
         view = views.main[0]
         seen = self._task.module.reconstruct(view)
+        features = feature_maps(self._task.module.encoder, view.image)[-1]
         if number == 0:
             geometry = view_geometry(
                 self._reader.volumes[0].geometry.cropped(start, sample.hu.shape), view
             )
             if seen is None:
-                self._draw_features(views, regions, geometry, step)
+                self._draw_features(views, features, regions, geometry, step)
             else:
                 self._draw(seen, regions, geometry, step)
-        if seen is None:
-            return None
-        hidden = seen.hidden
-        # Where all or nothing is hidden, all voxels count, and the mean is that of all.
-        if bool(hidden.all()) or not bool(hidden.any()):
-            known, hidden = seen.image, torch.ones_like(hidden)
-        else:
-            known = seen.image[~hidden.unsqueeze(1)]
-        return _Errors(
-            float(masked_l1(seen.prediction, seen.image, hidden)),
-            float(masked_l1(known.mean().expand_as(seen.image), seen.image, hidden)),
-        )
+        cells = features[0].flatten(1).T
+        return _Seen(cells, None if seen is None else _errors(seen))
 
     def _draw(self, seen: Reconstruction, regions: Regions, geometry: Geometry, step: int) -> None:
         image = self._grey(seen.image, regions)
@@ -110,14 +110,13 @@ class Watcher:
         self._write(shown, geometry, step)
 
     def _draw_features(
-        self, views: ViewSet, regions: Regions, geometry: Geometry, step: int
+        self, views: ViewSet, features: Tensor, regions: Regions, geometry: Geometry, step: int
     ) -> None:
         """Without a reconstruction: two views, and what the encoder tells apart in the first."""
         first = self._grey(views.main[0].image, regions)
         columns = {"View 1": first}
         if len(views.main) > 1:
             columns["View 2"] = self._grey(views.main[1].image, regions)
-        features = feature_maps(self._task.module.encoder, views.main[0].image)[-1]
         columns["Features of view 1"] = principal_component(features, first.shape)
         columns_png(
             self._folder.previews / f"step_{step:06d}.png",
@@ -152,6 +151,19 @@ class Watcher:
             geometry=geometry,
             hu_window=self._task.preprocess.hu_window,
         )
+
+
+def _errors(seen: Reconstruction) -> _Errors:
+    hidden = seen.hidden
+    # Where all or nothing is hidden, all voxels count, and the mean is that of all.
+    if bool(hidden.all()) or not bool(hidden.any()):
+        known, hidden = seen.image, torch.ones_like(hidden)
+    else:
+        known = seen.image[~hidden.unsqueeze(1)]
+    return _Errors(
+        float(masked_l1(seen.prediction, seen.image, hidden)),
+        float(masked_l1(known.mean().expand_as(seen.image), seen.image, hidden)),
+    )
 
 
 def view_geometry(region: Geometry, view: View) -> Geometry:

@@ -128,6 +128,7 @@ class Book:
         )
 
 
+_RANK = "probe/feature_rank"
 _NOT_SHOWN = frozenset({"step", "epoch", "time_s"})
 
 
@@ -140,6 +141,7 @@ def _titles() -> dict[str, str]:
         "val": _("Other validation scores"),
         "monitor": _("Health monitors"),
         "probe": _("Held-out probes"),
+        _RANK: _("Rank of the features"),
         "lr": _("Learning rate"),
         "gradient_norm": _("Size of the gradient"),
         "temperature": _("Temperatures"),
@@ -150,7 +152,8 @@ def _titles() -> dict[str, str]:
 
 
 def _group_key(key: str) -> str:
-    if key == "loss/total":
+    # Some ten directions beside shares and errors below 1 would press those to the floor.
+    if key in ("loss/total", _RANK):
         return key
     return "val/dice" if key.startswith("val/dice") else key.partition("/")[0]
 

@@ -23,7 +23,7 @@ import json, shutil, sys
 from pathlib import Path
 from backend.data.phantom import make_cohort
 folder = Path(sys.argv[1])
-make_cohort(folder, broken=False, workers=1, **json.loads(sys.argv[2]))
+make_cohort(folder, broken=False, **json.loads(sys.argv[2]))
 for names in folder.glob("labelled/*/labels.json"):
     # Whoever loads a label map looks for its names under its own name.
     shutil.copy(names, names.with_name("label.labels.json"))

@@ -524,6 +524,7 @@ def _preset_words(preset: str) -> str:
     """What a preset is for."""
     words = {
         "tiny": _("Small enough to learn something on two CPU cores: to try it out."),
+        "hn_small": _("For planning CT of head and neck, on two CPU cores."),
         "released": _("As its released code has it. Full size, for a GPU."),
         "paper": _("As the paper states it. Full size, for a GPU."),
         "iso": _("On cubes of equal voxels. Full size, for a GPU."),

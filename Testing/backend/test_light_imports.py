@@ -12,6 +12,7 @@ HEAVY = ("torch", "monai")
 COMMANDS = (
     *("demo", "scan", "pretrain", "finetune", "segment", "evaluate", "methods"),
     *("describe", "convert", "stop", "report", "cache", "doctor", "serve", "bench"),
+    "benchmark",
 )
 
 
@@ -77,6 +78,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "missing model": (("segment", "--model", "no", "--input", ".", "--output", "o"), "no"),
     "missing weights to convert": (("convert", "no.pt", "--from", "smit", "--output", "x"), "x"),
     "missing prediction": (("evaluate", "--prediction", "no", "--reference", "."), "no"),
+    "missing plan": (("benchmark", "no.yaml", "--output", "o"), "no.yaml"),
     "missing run": (("stop", "--run", "nowhere"), "nowhere"),
     "existing output of pretraining": ((*PRETRAIN, *TRAIN, "--output", "used"), "used"),
     "existing output of fine-tuning": ((*FINETUNE, *TRAIN, "--output", "used"), "used"),

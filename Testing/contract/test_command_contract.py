@@ -87,7 +87,8 @@ REQUESTS: list[Request] = [
 UNUSED = {
     "methods": {"measure"},
     "describe": {"diff", "measure"},
-    **{name: {"devices"} for name in ("pretrain", "finetune", "segment")},
+    "pretrain": {"devices", "probe_data"},
+    **{name: {"devices"} for name in ("finetune", "segment")},
 }
 """Options of the command line that the GUI has no use for."""
 

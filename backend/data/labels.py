@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from backend.errors import UserError
 from backend.files import write_json
 
@@ -69,6 +72,18 @@ class Label:
     name: str
     color: Color
     terminology: str = ""
+
+
+def class_table(labels: Sequence[Label]) -> NDArray[np.integer]:
+    """Class of each label value: 0 for background, 1, 2, … in the order of `labels`.
+
+    In one byte each where there are no more than 255.
+    """
+    kind = np.min_scalar_type(len(labels))
+    table = np.zeros(max(label.value for label in labels) + 1, dtype=kind)
+    for number, label in enumerate(labels, start=1):
+        table[label.value] = number
+    return table
 
 
 def read_labels(path: Path) -> tuple[Label, ...]:

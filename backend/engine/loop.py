@@ -107,10 +107,12 @@ class Event:
     Attributes:
         every: steps between two calls; the last step is always one.
         action: gets the number of steps made, returns numbers for the record.
+        first: whether it is done before the first step as well, with a record of its own.
     """
 
     every: int
     action: Callable[[int], dict[str, float]]
+    first: bool = False
 
 
 class Loop(Generic[BatchT]):
@@ -174,7 +176,8 @@ class Loop(Generic[BatchT]):
             UserError: if the checkpoint is damaged or does not fit the network.
         """
         if not self.last.exists():
-            self.run.cut_metrics(0)
+            # What was recorded before the first step is recorded again.
+            self.run.cut_metrics(-1)
             return
         state = load_checkpoint(self.last)
         try:
@@ -238,6 +241,8 @@ class Loop(Generic[BatchT]):
             Cancelled, Interrupted: if somebody asked to stop.
             ResourceError: if memory does not suffice.
         """
+        if self.step == 0 and (start := self._happened(events)):
+            self.run.append({"step": 0, "epoch": 0.0, "time_s": round(self.seconds, 3), **start})
         saved_at, saved_step = time.monotonic(), self.step
         # Closed before an error is told: a bar that is drawn last would stand below the message.
         with progress_bar(
@@ -271,12 +276,13 @@ class Loop(Generic[BatchT]):
                     raise request
 
     def _happened(self, events: Sequence[Event]) -> dict[str, float]:
-        """What is to be done after this step, by the leader alone; returns its numbers."""
+        """What is to be done at this step, by the leader alone; returns its numbers."""
         record: dict[str, float] = {}
         if not self._team.leads:
             return record
         for number, event in enumerate(events):
-            if self.step % event.every == 0 or self.step == self.plan.total_steps:
+            ends = self.step % event.every == 0 or self.step == self.plan.total_steps
+            if event.first if self.step == 0 else ends:
                 began = time.monotonic()
                 with alone():
                     record |= event.action(self.step)

@@ -16,6 +16,10 @@ _INTERRUPTING = ("SIGTERM", "SIGUSR1")
 _RESUME = "Continue with --resume."
 
 
+_listening: list[StopRequest] = []
+"""Those that listen, each inside the one before it."""
+
+
 class StopRequest:
     """Collects requests to stop; the loop asks between steps, so that a step is never torn.
 
@@ -48,13 +52,19 @@ class StopRequest:
         A second signal of the same kind acts at once, for a user who does not want to wait.
         """
         with _handled_by(self._on_signal):
-            yield self
+            _listening.append(self)
+            try:
+                yield self
+            finally:
+                _listening.remove(self)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self._signal == name:
             raise AtOnce(_told(name, _RESUME))
-        self._signal = name
+        # Work around this one stops as well, even if this one is done before it looks again.
+        for request in _listening:
+            request._signal = name
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from backend.report.run_view import view_run
 from backend.report.scan_table import ScanRow, scan_table
 from backend.report.words import duration_text
 
-__all__ = ["write_demo_report", "write_run_report"]
+__all__ = ["render_page", "write_demo_report", "write_run_report"]
 
 
 def write_run_report(run: Path) -> Path:
@@ -36,7 +36,7 @@ def write_run_report(run: Path) -> Path:
     Raises:
         UserError: if `run` is no run folder or one of its files is damaged.
     """
-    page = _render("run.html.j2", run=view_run(read_run(run)))
+    page = render_page("run.html.j2", run=view_run(read_run(run)))
     write_text(run / "report.html", page)
     return run / "report.html"
 
@@ -73,7 +73,7 @@ def write_demo_report(
     arms = {name: view_run(read_run(path)) for name, path in (finetune_runs or {}).items()}
     scores = {name: read_evaluation(path) for name, path in (evaluations or {}).items()}
     pretraining = view_run(read_run(pretrain_run)) if pretrain_run else None
-    page = _render(
+    page = render_page(
         "demo.html.j2",
         scans=scan_table(scan_rows) if scan_rows else None,
         pretraining=pretraining,
@@ -117,7 +117,8 @@ def _arms_chart(runs: Mapping[str, Path]) -> dict[str, Any]:
     return {"arm_chart": None, "arm_text": ""}
 
 
-def _render(template: str, **context: Any) -> str:
+def render_page(template: str, **context: Any) -> str:
+    """A page of the templates beside this file; `written` says when."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,

@@ -23,6 +23,12 @@ _HINTS = {
     "changes early, then levels off. Growth without end means that one answer takes over.",
     "held_out_error": "Mean absolute error of hidden voxels in scans that are not trained on, "
     "grey values 0 to 1. Healthy: falls below what the mean of the visible voxels would give.",
+    "linear": "How many voxels of labelled scans a linear map of the frozen features puts into the "
+    "right structure; structures and background count alike, guessing gives 1 over their number. "
+    "Step 0: the weights it began with. Healthy: rises above them. A fall that lasts: stop here, "
+    "the best encoder is kept.",
+    "feature_rank": "Over how many directions the encoder's coarsest features spread (RankMe). "
+    "Healthy: stays far above 1, where everything looks the same to the network (collapse).",
     "gradient_norm": "Size of the gradient. Healthy: falls early, then stays within a band; "
     "lasting growth announces that the training diverges.",
 }
@@ -46,6 +52,8 @@ _HEALTH = "Does the network still tell things apart? A collapse often shows here
 _NAMES = {
     "held_out_error": "error on held-out scans",
     "of_mean": "with the mean instead",
+    "linear": "linear probe, balanced accuracy",
+    "feature_rank": "effective rank of the features",
     "lr": "learning rate",
     "ema_momentum": "teacher momentum (EMA)",
     "volumes_per_s": "volumes per second",

@@ -142,6 +142,10 @@ def _figures(run: RunFiles) -> list[Figure]:
         best = last_best(mean.values)
         remark = f"mean, at step {mean.steps[best]:,.0f}"
         figures.append(Figure("Best validation Dice", f"{mean.values[best]:.3f}", remark))
+    if (probe := curves.get("probe/linear")) is not None:
+        best = last_best(probe.values)
+        remark = f"at step {probe.steps[best]:,.0f}; {probe.values[0]:.3f} at the start"
+        figures.append(Figure("Best linear probe", f"{probe.values[best]:.3f}", remark))
     if (loss := curves.get("loss/total")) is not None:
         first, last = _ends(loss)
         start = number_text(first)

@@ -145,6 +145,26 @@ def test_smaller_organs_are_smaller() -> None:
         Difficulty(organ_size=0.0)
 
 
+def test_a_level_orders_phantoms_by_how_hard_they_are() -> None:
+    assert Difficulty.of(0.0) == Difficulty()
+    kidneys, contrasts = [], []
+    for level in (0.0, 0.5, 1.0):
+        ct, label = _small(2, phase="portal", difficulty=Difficulty.of(level))
+        liver, kidney = (
+            ct.voxels[binary_erosion(label.voxels == VALUES[name])]
+            for name in ("liver", "kidney_left")
+        )
+        kidneys.append(len(kidney))
+        contrasts.append((np.median(kidney) - np.median(liver)) / liver.std())
+    assert kidneys == sorted(kidneys, reverse=True)
+    assert contrasts == sorted(contrasts, reverse=True)
+    # At the hardest level noise covers what tells one organ from the other.
+    assert contrasts[0] > 2
+    assert contrasts[-1] < 1
+    with pytest.raises(ValueError, match="difficulty is 2"):
+        Difficulty.of(2)
+
+
 def test_patient_stays_the_same_on_other_grids() -> None:
     _, straight = _small(8)
     _, turned = _small(8, orientation="RAS")
@@ -236,8 +256,8 @@ def test_dicom_names_no_person_and_gives_every_slice_its_own_uid(cohort: Cohort)
 
 
 def test_same_seed_writes_the_same_bytes_and_a_full_folder_is_refused(tmp_path: Path) -> None:
-    def written(name: str, seed: int) -> dict[str, str]:
-        options = {"unlabelled": 1, "labelled": 0, "test": 0, "workers": 1}
+    def written(name: str, seed: int, **more: float) -> dict[str, str]:
+        options = {"unlabelled": 1, "labelled": 0, "test": 0, **more}
         made = make_cohort(tmp_path / name, seed=seed, **options)  # type: ignore[arg-type]
         files = (path for path in made.folder.rglob("*") if path.is_file())
         return {
@@ -248,6 +268,8 @@ def test_same_seed_writes_the_same_bytes_and_a_full_folder_is_refused(tmp_path: 
     first = written("one", 3)
     assert first == written("two", 3)
     assert first.items() != written("three", 4).items()
+    assert first.items() != written("hard", 3, difficulty=1.0).items()
+    assert json.loads((tmp_path / "hard" / "cohort.json").read_text())["difficulty"] == 1.0
     with pytest.raises(UserError, match="not empty"):
         make_cohort(tmp_path / "one", seed=3)
 

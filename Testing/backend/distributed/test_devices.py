@@ -136,23 +136,28 @@ SHORT = ("--max-steps", LENGTH)
 
 
 def losses(run: Path) -> list[float]:
-    return [record["loss/total"] for record in records(run)]
+    return [record["loss/total"] for record in records(run) if record["step"]]
 
 
 def test_a_run_of_two_processes_that_was_stopped_goes_on_in_one(
     tmp_path: Path, material: Material
 ) -> None:
     run, alone = tmp_path / "run", tmp_path / "alone"
-    with started(*line(run, material), *SHORT, *TWO) as process:
-        wait_until(lambda: len(records(run)) >= 4, process=process)
+    # The leader alone asks the features; the other waits for it.
+    probe = ("--probe-data", material.labelled, "--set", "probe.windows=1")
+    with started(*line(run, material), *SHORT, *TWO, *probe) as process:
+        wait_until(lambda: len(records(run)) >= 5, process=process)
         (run / "stop").touch()
         assert ended(process).code == 3
-    steps = len(records(run))
+    steps = records(run)[-1]["step"]
     assert status(run)["state"] == "cancelled"
     assert status(run)["step"] == steps < LENGTH
     assert backend_here(*line(run, material), *SHORT, "--resume").code == 0
     assert backend_here(*line(alone, material), *SHORT).code == 0
-    assert [record["step"] for record in records(run)] == list(range(1, LENGTH + 1))
+    start, *made = records(run)
+    assert start["probe/linear"] > 0
+    assert [record["step"] for record in made] == list(range(1, LENGTH + 1))
+    assert [r["step"] for r in made if "probe/linear" in r] == [10, 20, LENGTH]
     # Rounding alone: what is read, cut, hidden and dropped follows from seed, epoch and scan.
     assert losses(run)[:steps] == pytest.approx(losses(alone)[:steps], rel=1e-3)
     assert losses(run)[-1] == pytest.approx(losses(alone)[-1], rel=0.05)

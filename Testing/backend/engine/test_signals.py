@@ -52,6 +52,17 @@ def test_the_same_signal_twice_acts_at_once_but_another_one_does_not() -> None:
     assert reached == ["a second signal of another kind"]
 
 
+def test_work_around_one_that_ended_in_time_stops_as_well() -> None:
+    around, inner, later = StopRequest(), StopRequest(), StopRequest()
+    with around.listening():
+        with inner.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+        with later.listening():
+            later.check()
+        with pytest.raises(Interrupted):
+            around.check()
+
+
 def test_handlers_are_given_back_even_after_an_error() -> None:
     names = ("SIGINT", "SIGTERM", "SIGUSR1")
     before = [signal.getsignal(getattr(signal, name)) for name in names]

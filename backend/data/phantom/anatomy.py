@@ -164,11 +164,13 @@ def _paint_chest(canvas: Canvas, patient: Patient, trunk: Trunk, rng: np.random.
 def _paint_bowel(canvas: Canvas, patient: Patient, trunk: Trunk, rng: np.random.Generator) -> None:
     inside = trunk.cavity.grown(-2) & trunk.under_diaphragm.grown(-6)
     _paint_mesentery(canvas, patient, rng)
-    loops = round(11 - 5 * patient.visceral)
+    crowding = patient.difficulty.crowding
+    loops = round(crowding * (11 - 5 * patient.visceral))
+    top = -8 + 25 * (crowding - 1)
     for _ in range(loops):
-        path = _wandering(rng, low=(-78, -72, -128), high=(88, -4, -8), steps=7)
+        path = _wandering(rng, low=(-78, -72, -128), high=(88, -4, top), steps=7)
         fill = 190.0 if patient.oral_contrast else rng.uniform(10, 45)
-        content = Tissue(hu=fill, mid=14.0, fine=6.0)
+        content = Tissue(hu=patient.faded(fill), mid=14.0, fine=6.0)
         _paint_gut(canvas, patient, inside, path, radius=rng.uniform(9, 12.5), content=content)
     stool = Tissue(hu=18.0, mid=75.0, fine=35.0)
     ascending = [(-98, 20, -140), (-102, 22, -90), (-98, 12, -50), (-84, -20, -32)]
@@ -243,7 +245,7 @@ def _paint_stomach(
     canvas.paint(stomach, wall, label=STOMACH, rim_mm=2.5)
     lumen = stomach.grown(-4.0)
     fluid = 150.0 if patient.oral_contrast else rng.uniform(8, 40)
-    canvas.paint(lumen, Tissue(hu=fluid, coarse=9.0, mid=13.0))
+    canvas.paint(lumen, Tissue(hu=patient.faded(fluid), coarse=9.0, mid=13.0))
     # The patient lies on the back: gas gathers in front, above a level that is straight.
     level = np.quantile(path[:, 1] - radii * 0.4, rng.uniform(0.1, 0.45))
     canvas.paint(lumen & Region(lumen.window, canvas.y[lumen.window] - np.float32(level)), _AIR)
@@ -353,7 +355,8 @@ def _paint_gallbladder(canvas: Canvas, patient: Patient, rng: np.random.Generato
     radii = size * np.interp(np.linspace(0, 1, 9), [0, 0.3, 0.7, 1], [4, 9, 14, 12])
     bladder = canvas.tube(path, radii)
     canvas.paint(bladder, Tissue(hu=patient.hu["bowel_wall"] - 15), label=GALLBLADDER, rim_mm=1.5)
-    canvas.paint(bladder.grown(-2.0), Tissue(hu=rng.uniform(4, 18), mid=3.0))
+    bile = patient.faded(rng.uniform(4, 18))
+    canvas.paint(bladder.grown(-2.0), Tissue(hu=bile, mid=3.0))
 
 
 def _paint_kidney(canvas: Canvas, patient: Patient, rng: np.random.Generator, *, side: int) -> None:

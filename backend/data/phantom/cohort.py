@@ -16,11 +16,15 @@ import SimpleITK
 
 from backend.data.phantom.anatomy import LABELS
 from backend.data.phantom.dicom import Series, localizer, write_series
+from backend.data.phantom.patient import Difficulty
 from backend.data.phantom.render import make_phantom
 from backend.errors import UserError
 from backend.files import written_whole
 from backend.geometry import Index3, Vec3, Volume
 from backend.progress import progress
+
+_FEW = 6
+"""So many scans are made in this process: to start others would take as long."""
 
 _SMALL: Index3 = (24, 64, 64)
 _SMALL_SPACING_MM: Vec3 = (8.0, 6.0, 6.0)
@@ -77,6 +81,7 @@ class _Job:
     part: str
     number: int
     seed: int
+    difficulty: Difficulty
 
 
 def make_cohort(
@@ -87,9 +92,9 @@ def make_cohort(
     labelled: int = 3,
     test: int = 3,
     broken: bool = True,
-    workers: int | None = None,
+    difficulty: float = 0.0,
 ) -> Cohort:
-    """Write a cohort of phantoms; the same seed gives the same files.
+    """Write a cohort of phantoms; the same seed and difficulty give the same files.
 
     Args:
         folder: made if missing; must be empty.
@@ -98,12 +103,14 @@ def make_cohort(
         labelled: scans with labels for fine-tuning.
         test: scans whose labels are kept apart.
         broken: whether to add what must be refused.
-        workers: processes; all cores if not given, 1 stays in this process.
+        difficulty: how hard all patients are, 0 to 1: see `Difficulty.of`.
 
     Raises:
         UserError: if the folder holds something already.
         ResourceError: if the disk is full or the folder cannot be written.
+        ValueError: if the difficulty is below 0 or above 1.
     """
+    hard = Difficulty.of(difficulty)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty.", "Choose a new folder for the phantoms.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,12 +123,19 @@ def make_cohort(
             "test": test,
             "broken": int(broken),
         },
+        difficulty=hard,
     )
-    entries = tuple(entry for done in _run(jobs, workers=workers) for entry in done)
+    entries = tuple(entry for done in _run(jobs) for entry in done)
     _write_text(
         folder / "cohort.json",
         json.dumps(
-            {"schema": 1, "seed": seed, "entries": [asdict(entry) for entry in entries]}, indent=1
+            {
+                "schema": 1,
+                "seed": seed,
+                "difficulty": difficulty,
+                "entries": [asdict(entry) for entry in entries],
+            },
+            indent=1,
         ),
     )
     return Cohort(
@@ -135,7 +149,7 @@ def make_cohort(
     )
 
 
-def _jobs(folder: Path, *, seed: int, counts: dict[str, int]) -> list[_Job]:
+def _jobs(folder: Path, *, seed: int, counts: dict[str, int], difficulty: Difficulty) -> list[_Job]:
     """One job per scan; patient numbers run through all parts, so no patient is in two."""
     jobs: list[_Job] = []
     for part, count in counts.items():
@@ -150,13 +164,22 @@ def _jobs(folder: Path, *, seed: int, counts: dict[str, int]) -> list[_Job]:
             }[part]
             # A seed per patient that no other cohort seed nearby shares.
             patient = int(np.random.SeedSequence([seed, len(jobs)]).generate_state(1)[0])
-            jobs.append(_Job(write=write, folder=folder, part=part, number=number, seed=patient))
+            jobs.append(
+                _Job(
+                    write=write,
+                    folder=folder,
+                    part=part,
+                    number=number,
+                    seed=patient,
+                    difficulty=difficulty,
+                )
+            )
     return jobs
 
 
-def _run(jobs: Sequence[_Job], *, workers: int | None) -> list[list[CohortEntry]]:
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    if workers <= 1:
+def _run(jobs: Sequence[_Job]) -> list[list[CohortEntry]]:
+    workers = 1 if len(jobs) <= _FEW else min(os.cpu_count() or 1, len(jobs))
+    if workers == 1:
         return list(progress(map(_work, jobs), total=len(jobs), what="Phantoms", unit="scan"))
     # Spawned, since forking a process that holds threads of torch may hang.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -193,6 +216,7 @@ def _phantom(job: _Job, *, orientation: str = "LPS", oblique: bool = False) -> l
             # As in a department: what somebody labels, and wants labelled, is of one protocol;
             # the archive holds all phases.
             phase=None if job.part == "unlabelled" else "portal",
+            difficulty=job.difficulty,
         )
     )
 

@@ -41,6 +41,7 @@ class Difficulty:
         organ_size: factor on the size of liver, spleen, kidneys, stomach and gallbladder.
         noise: factor on the image noise.
         texture: factor on the organs' own textures.
+        crowding: factor on the number of bowel loops, which lie higher where there are more.
     """
 
     contrast: float = 1.0
@@ -48,14 +49,34 @@ class Difficulty:
     organ_size: float = 1.0
     noise: float = 1.0
     texture: float = 1.0
+    crowding: float = 1.0
+
+    @classmethod
+    def of(cls, level: float) -> Difficulty:
+        """A level from 0, an ordinary patient, to 1, where even people must look twice.
+
+        All factors change evenly with the level, so that one number orders phantoms by how hard
+        they are.
+
+        Raises:
+            ValueError: if the level is below 0 or above 1.
+        """
+        if not 0 <= level <= 1:
+            raise ValueError(f"difficulty is {level}, but must lie in [0, 1]")
+        factors = {name: 1 + level * (hard - 1) for name, hard in _HARDEST.items()}
+        return cls(**factors)
 
     def __post_init__(self) -> None:
         """Refuse factors that make no image."""
-        for name in ("contrast", "shape", "noise", "texture"):
+        for name in ("contrast", "shape", "noise", "texture", "crowding"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative")
         if not 0.3 <= self.organ_size <= 1.3:
             raise ValueError(f"organ_size is {self.organ_size}, but must lie in [0.3, 1.3]")
+
+
+_HARDEST = {"contrast": 0.25, "shape": 2.2, "organ_size": 0.7, "noise": 2.2, "crowding": 3.0}
+"""The factors at level 1; an organ then differs from muscle by less than the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +105,10 @@ class Patient:
     kernel_mm: float
     oral_contrast: bool
     difficulty: Difficulty
+
+    def faded(self, hu: float) -> float:
+        """A density that is drawn with an organ, as near to muscle as the difficulty asks for."""
+        return hu + (1 - self.difficulty.contrast) * (self.hu["muscle"] - hu)
 
 
 def draw_patient(

@@ -1,0 +1,56 @@
+"""Plans for tests, as YAML files like those that people write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from backend.config import merged
+
+SMALL: dict[str, Any] = {
+    "preprocess": {"spacing_mm": [6, 6, 6]},
+    "data": {"workers": 0},
+}
+"""The coarsest grid on which a phantom is still a body."""
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {
+        "labelled": "labelled",
+        "split_source": "ours",
+        "test": ["case_3"],
+        "validation": ["case_2"],
+    },
+    "pretrain": {
+        "steps": 2,
+        "data": ["unlabelled"],
+        "settings": {**SMALL, "train": {"batch_size": 2}},
+    },
+    "finetune": {
+        "steps": 3,
+        "settings": {**SMALL, "crop": 32, "crops_per_scan": 1, "decoder": {"width": 4}},
+    },
+    "entries": [
+        {
+            "name": "SMIT",
+            "method": "smit",
+            "preset": "tiny",
+            "network": {"method": {"encoder": {"embed_dim": 4, "heads": [1, 1, 2]}}},
+            "pretrain": {
+                "method": {"head": {"hidden": 16, "bottleneck": 8, "prototypes": 32}},
+                "views": {"region": 40, "main": {"size": 32}},
+            },
+        }
+    ],
+    "labels": [1],
+    "seeds": [0],
+}
+
+
+def write_plan(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """The smallest plan with changes over it; paths in it are relative to the folder."""
+    path = folder / "plan.yaml"
+    path.write_text(json.dumps(merged(TINY, changes or {})), encoding="utf-8")
+    return path

@@ -1,0 +1,121 @@
+"""From rows to findings and words: organs within cases, pairs within networks, no more claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backend.benchmark.summary import COLUMNS, findings, scores_of, summary_rows, verdict
+from backend.benchmark.tables import RESULTS, Table
+from backend.errors import UserError
+
+ORDER = ("random swin", "random vit", "SMIT", "MIP", "GL-MAE")
+NETWORK = {"SMIT": "swin", "MIP": "swin", "GL-MAE": "vit"}
+
+
+def _row(start: str, case: str, seed: int, dice: float, **more: str) -> dict[str, str]:
+    return {
+        **{"start": start, "network": NETWORK.get(start, start.split()[-1])},
+        **{"mode": "end to end", "labels": "5", "seed": str(seed), "case": case},
+        **{"organ": "liver", "value": "1", "status": "ok", "dice": str(dice)},
+        **more,
+    }
+
+
+def _rows(shifts: Mapping[str, float], *, seeds: int = 3, cases: int = 10) -> list[dict[str, str]]:
+    """Every start on the same cases, better by its shift, with a little chance of its own."""
+    rng = np.random.default_rng(0)
+    own = rng.normal(0.6, 0.05, cases)
+    return [
+        _row(start, f"c{k}", seed, own[k] + shift + rng.normal(0, 0.01))
+        for start, shift in shifts.items()
+        for seed in range(seeds)
+        for k in range(cases)
+    ]
+
+
+def test_a_case_is_the_mean_over_the_organs_that_its_reference_has() -> None:
+    rows = [
+        _row("SMIT", "a", 0, 0.8),
+        _row("SMIT", "a", 0, 0.0, organ="spleen", value="2", status="missed"),
+        _row("SMIT", "a", 0, 0.0, organ="aorta", value="3", status="false_positive"),
+        _row("SMIT", "a", 0, 0.0, organ="gland", value="4", status="absent"),
+        _row("SMIT", "a", 0, 0.99, organ="background", value="0"),
+        _row("SMIT", "b", 1, 0.5),
+    ]
+    assert scores_of(rows, "dice") == {("a", 0): 0.4, ("b", 1): 0.5}
+
+
+def test_each_start_is_compared_with_the_control_of_its_own_network() -> None:
+    shifts = {"random swin": 0.0, "random vit": -0.2, "SMIT": 0.1, "MIP": 0.0, "GL-MAE": -0.2}
+    found = findings(_rows(shifts), metric="dice", order=ORDER)
+    assert [f.start for f in found] == list(ORDER)
+    against = {f.start: f.against.mean for f in found if f.against is not None}
+    assert against == pytest.approx({"SMIT": 0.1, "MIP": 0.0, "GL-MAE": 0.0}, abs=0.01)
+    assert {f.comparisons for f in found if f.against is not None} == {3}
+    assert {f.start for f in found if f.shown} == {"SMIT"}
+    rows = summary_rows(found)
+    assert all(list(row) == list(COLUMNS) for row in rows)
+    assert [row["control"] for row in rows] == ["", "", "random swin", "random swin", "random vit"]
+
+
+def test_the_words_claim_what_is_shown_and_nothing_else() -> None:
+    shifts = {"random swin": 0.0, "SMIT": 0.1, "MIP": 0.0}
+    found = findings(_rows(shifts), metric="dice", order=ORDER)
+    in_all, better, basis = verdict(found, metric="dice")
+    assert in_all.startswith("Of 2 comparisons")
+    assert "1 show a gain and 0 a loss; no difference is shown in 1." in in_all
+    assert better.startswith("With 5 labelled scans: SMIT is better than random swin by 0.")
+    assert "no difference shown for MIP" in better
+    assert "paired over 10 cases and 3 seeds" in basis
+    assert "Holm's correction for 2 comparisons" in basis
+    lost = {"random swin": 0.0, "SMIT": -0.1}
+    _, worse, _ = verdict(findings(_rows(lost), metric="dice", order=ORDER), metric="dice")
+    assert "SMIT is worse than random swin by 0." in worse
+    once = findings(_rows(shifts, seeds=1), metric="dice", order=ORDER)
+    told = " ".join(verdict(once, metric="dice"))
+    assert told.startswith("No difference shown in 2 comparisons")
+    assert "better" not in told
+    assert "nothing can be shown" in told
+
+
+def test_seeds_that_a_start_has_not_finished_are_in_no_pair() -> None:
+    rows = _rows({"random swin": 0.0, "SMIT": 0.1})
+    unfinished = [row for row in rows if row["start"] != "SMIT" or row["seed"] != "2"]
+    control, smit = findings(unfinished, metric="dice", order=ORDER)
+    assert control.mean.seeds == 3
+    assert smit.against is not None
+    assert smit.against.seeds == 2
+    alone = findings([r for r in rows if r["start"] == "SMIT"], metric="dice", order=ORDER)
+    assert alone[0].against is None
+    assert verdict(alone, metric="dice")[0].startswith("Nothing is compared yet")
+
+
+def test_a_table_is_the_same_in_whatever_order_its_arms_come(tmp_path: Path) -> None:
+    first, second = Table(tmp_path / "a.csv", RESULTS), Table(tmp_path / "b.csv", RESULTS)
+    arms = {"x": [_row("SMIT", "c10", 0, 0.5), _row("SMIT", "c9", 0, 0.5, labels="10")],
+            "y": [_row("MIP", "c1", 0, 0.25)]}  # fmt: skip
+    for key in ("x", "y"):
+        first.put(key, arms[key])
+    for key in ("y", "x", "y"):
+        second.put(key, arms[key])
+    assert first.path.read_bytes() == second.path.read_bytes()
+    assert [(row["start"], row["labels"]) for row in first.rows()] == [
+        ("MIP", "5"),
+        ("SMIT", "5"),
+        ("SMIT", "10"),
+    ]
+    assert [row["key"] for row in first.rows()] == ["y", "x", "x"]
+    # What was done again takes the place of what was there.
+    first.put("x", [_row("SMIT", "c10", 0, 0.75)])
+    assert [row["dice"] for row in first.rows()] == ["0.25", "0.75"]
+
+
+def test_another_table_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("case,dice\na,0.5\n")
+    with pytest.raises(UserError, match=r"results\.csv, line 1: column 'start' is missing"):
+        Table(path, RESULTS).rows()

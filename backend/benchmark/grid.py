@@ -1,0 +1,356 @@
+"""The arms of a benchmark: every start with every number of labels and seed, on equal terms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backend.benchmark.cases import Cases, label_set, scan_count
+from backend.benchmark.plan import Entry, Plan, Settings
+from backend.config import (
+    FinetuneConfig,
+    PretrainConfig,
+    first_difference,
+    load_config,
+    merged,
+    to_plain,
+)
+from backend.errors import UserError
+from backend.preparation import INIT_FILES, encoder_header, require_same_encoder
+from backend.provenance import encoder_arguments
+from backend.weights import resolve_weights
+
+RANDOM = "random"
+
+_BUDGET = ("augment", "loss", "crop", "crops_per_scan", "foreground")
+_GRID = ("spacing_mm", "orientation", "body_margin_mm", "body_threshold_hu")
+"""Of the preprocessing; the grey values that a network is shown belong to its own recipe."""
+
+_TRAINED = ("max_steps", "batch_size", "precision")
+_KEY_LETTERS = 12
+_SELDOM = 1_000_000
+"""Epochs between validations that never come up: then each run is judged five times, evenly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A network and where its encoder starts.
+
+    Attributes:
+        entry: of the plan; that of a control has random weights.
+        network: name of the network; starts with the same one are compared with its control.
+        finetune: resolved, the same in all arms of this start but for seed and freezing.
+        pretrain: resolved, or None where nothing is pretrained.
+        weights: a run folder or weights file that is given.
+    """
+
+    entry: Entry
+    network: str
+    finetune: FinetuneConfig
+    pretrain: PretrainConfig | None = None
+    weights: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """One pretraining, whose encoder several arms start from."""
+
+    start: Start
+    seed: int
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        return f"{_slug(self.start.entry.name)}_seed{self.seed}_{self.key[:6]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One fine-tuning and its judgement.
+
+    Attributes:
+        start: network and weights.
+        cases: names of those it learns from.
+        seed: of label set, crops and decoder.
+        frozen: whether the encoder stays as it is.
+        key: hash of all in the plan that decides its numbers.
+        pretraining: what comes before it, if anything.
+    """
+
+    start: Start
+    cases: tuple[str, ...]
+    seed: int
+    frozen: bool
+    key: str
+    pretraining: Pretraining | None
+
+    @property
+    def mode(self) -> str:
+        """As it stands in tables."""
+        return "frozen" if self.frozen else "end to end"
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        kind = "_frozen" * self.frozen
+        name = _slug(self.start.entry.name)
+        return f"{name}_{len(self.cases)}_seed{self.seed}{kind}_{self.key[:6]}"
+
+    def __str__(self) -> str:
+        """As it is told while it runs."""
+        return f"{self.start.entry.name}, {_scans(len(self.cases))}, seed {self.seed}, {self.mode}"
+
+
+def control_name(network: str) -> str:
+    """Name of the start at random weights of a network."""
+    return f"{RANDOM} {network}"
+
+
+def _scans(count: int) -> str:
+    return f"{count} labelled scan{'s' * (count != 1)}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name).strip("-").lower()
+
+
+def settings_texts(settings: Mapping[str, Any], *, prefix: str = "") -> Iterator[str]:
+    """Nested settings as `key=value` texts."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from settings_texts(value, prefix=f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value)}"
+
+
+def pretrain_texts(plan: Plan, entry: Entry) -> tuple[str, ...]:
+    """Settings of a pretraining over its preset, but for the seed."""
+    assert plan.pretrain is not None, "the plan is checked"
+    layers = (plan.pretrain.settings, entry.network, entry.pretrain)
+    return _texts({"train": {"max_steps": plan.pretrain.steps}}, *layers)
+
+
+def finetune_texts(plan: Plan, entry: Entry) -> tuple[str, ...]:
+    """Settings of a fine-tuning over its preset, but for seed and freezing."""
+    steps = plan.finetune.steps
+    fixed = {
+        "train": {"max_steps": steps, "preview_every_steps": steps},
+        # The plan divides the cases, and the last weights are judged: nothing is chosen.
+        "validation_fraction": 0,
+        "validate_every_epochs": _SELDOM,
+    }
+    return _texts(fixed, plan.finetune.settings, entry.network, entry.finetune)
+
+
+def _texts(*layers: Settings) -> tuple[str, ...]:
+    together: dict[str, Any] = {}
+    for layer in layers:
+        together = merged(together, layer)
+    return tuple(settings_texts(together))
+
+
+def starts(plan: Plan) -> tuple[Start, ...]:
+    """The entries of a plan, resolved, network by network; the control of each comes first.
+
+    Raises:
+        UserError: naming entry and setting, if two entries would not meet on equal terms.
+    """
+    resolved = [_resolved(plan, entry) for entry in plan.entries]
+    _require_equal(
+        resolved, _budget, "all entries have the same budget, crops, grid and augmentation"
+    )
+    pretrained = [start for start in resolved if start.pretrain is not None]
+    _require_equal(pretrained, _pretraining_budget, "all pretrainings have the same budget")
+    found: list[Start] = []
+    for name, members in _networks(resolved).items():
+        _require_equal(members, _recipe, "entries with the same network are fine-tuned alike")
+        first = members[0]
+        entry = replace(first.entry, name=control_name(name), start=RANDOM)
+        found.append(Start(entry=entry, network=name, finetune=first.finetune))
+        found += [replace(member, network=name) for member in members]
+    return tuple(found)
+
+
+def _resolved(plan: Plan, entry: Entry) -> Start:
+    pretrain = weights = None
+    below: tuple[str, ...] = ()
+    try:
+        if entry.start == "pretrain":
+            pretrain = load_config(
+                PretrainConfig,
+                method=entry.method,
+                preset=entry.preset,
+                overrides=pretrain_texts(plan, entry),
+            )
+            below = (f"preprocess.orientation={pretrain.preprocess.orientation}",)
+        elif entry.start != RANDOM:
+            weights = Path(entry.start)
+            header = encoder_header(weights)
+            below = (f"preprocess.orientation={header.preprocessing['orientation']}",)
+        finetune = load_config(
+            FinetuneConfig,
+            method=entry.method,
+            preset=entry.preset,
+            below=below,
+            overrides=finetune_texts(plan, entry),
+        )
+        if weights is not None:
+            require_same_encoder(weights, header, finetune.method)
+        if pretrain is not None:
+            _require_one_encoder(pretrain, finetune)
+    except UserError as error:
+        raise UserError(f"Entry {entry.name!r}: {error.message}", error.hint) from None
+    return Start(entry=entry, network="", finetune=finetune, pretrain=pretrain, weights=weights)
+
+
+def _require_one_encoder(pretrain: PretrainConfig, finetune: FinetuneConfig) -> None:
+    different = first_difference(
+        encoder_arguments(pretrain.method), encoder_arguments(finetune.method)
+    )
+    if different:
+        raise UserError(
+            f"its pretraining has an encoder with {different} in fine-tuning.",
+            "Set what both share under network.",
+        )
+
+
+def _require_equal(found: Sequence[Start], terms: Any, rule: str) -> None:
+    """Refuse the first start whose terms differ from those of the first."""
+    for start in found[1:]:
+        different = first_difference(terms(start), terms(found[0]))
+        if different:
+            raise UserError(
+                f"Entry {start.entry.name!r} has {different} as {found[0].entry.name!r}: {rule}.",
+                "Set it for all, in the settings that the plan gives for every entry.",
+            )
+
+
+def _budget(start: Start) -> dict[str, Any]:
+    preprocess = to_plain(start.finetune)["preprocess"]
+    return _terms(start.finetune, _BUDGET) | {"preprocess": {k: preprocess[k] for k in _GRID}}
+
+
+def _pretraining_budget(start: Start) -> dict[str, Any]:
+    assert start.pretrain is not None, "only those are compared"
+    return _terms(start.pretrain, ())
+
+
+def _terms(config: PretrainConfig | FinetuneConfig, keys: Sequence[str]) -> dict[str, Any]:
+    plain = to_plain(config)
+    return {k: plain[k] for k in keys} | {"train": {k: plain["train"][k] for k in _TRAINED}}
+
+
+def _recipe(start: Start) -> dict[str, Any]:
+    """All of a fine-tuning but which method it is named after."""
+    plain = to_plain(start.finetune)
+    return {k: v for k, v in plain.items() if k not in ("method", "preset")}
+
+
+def _networks(found: Sequence[Start]) -> dict[str, list[Start]]:
+    """Starts by their network, each named after its kind of encoder."""
+    same: dict[str, list[Start]] = {}
+    for start in found:
+        decoder = to_plain(start.finetune)["decoder"]
+        network = json.dumps([encoder_arguments(start.finetune.method), decoder], sort_keys=True)
+        same.setdefault(network, []).append(start)
+    kinds = [members[0].finetune.method.encoder.kind for members in same.values()]
+    named = {}
+    for number, members in enumerate(same.values()):
+        kind = kinds[number]
+        before = kinds[:number].count(kind)
+        named[f"{kind} {before + 1}" if kinds.count(kind) > 1 else kind] = members
+    return named
+
+
+def arms(plan: Plan, found: Sequence[Start], cases: Cases) -> tuple[Arm, ...]:
+    """The grid, in the order in which it is worked off: seed by seed, few labels first.
+
+    Raises:
+        UserError: if label sets or numbers of labels do not fit the cases.
+    """
+    modes = ((False, plan.labels), (True, plan.frozen_labels))
+    sizes = [
+        (frozen, scan_count(labels, available=len(cases.train)))
+        for frozen, counts in modes
+        for labels in counts
+    ]
+    if twice := next((size for size in sizes if sizes.count(size) > 1), None):
+        raise UserError(
+            f"labels: two of them mean {_scans(twice[1])}.", "Leave one of the two out."
+        )
+    return tuple(
+        _arm(plan, start, cases, count=count, seed=seed, frozen=frozen)
+        for seed in plan.seeds
+        for frozen, count in sizes
+        for start in found
+    )
+
+
+def _arm(plan: Plan, start: Start, cases: Cases, *, count: int, seed: int, frozen: bool) -> Arm:
+    names = label_set(plan, cases, seed=seed, count=count)
+    pretraining = None if start.pretrain is None else _pretraining(plan, start, cases, seed=seed)
+    decides = {
+        "finetune": to_plain(start.finetune),
+        "encoder": _origin(start, pretraining),
+        "seed": seed,
+        "frozen": frozen,
+        "train": names,
+        "validation": [case.id for case in cases.validation],
+        "test": [case.id for case in cases.test],
+        "labels": [[label.value, label.name] for label in cases.labels],
+        "phantoms": plain_phantoms(plan),
+    }
+    return Arm(
+        start=start,
+        cases=names,
+        seed=seed,
+        frozen=frozen,
+        key=digest(decides),
+        pretraining=pretraining,
+    )
+
+
+def _pretraining(plan: Plan, start: Start, cases: Cases, *, seed: int) -> Pretraining:
+    assert plan.pretrain is not None, "the plan is checked"
+    assert start.pretrain is not None, "asked for those alone"
+    own = seed if plan.pretrain.each_seed else plan.pretrain.seed
+    decides = {
+        "pretrain": to_plain(start.pretrain),
+        "seed": own,
+        # The folders around them may be others on another machine.
+        "data": [Path(path).name for path in plan.pretrain.data],
+        "phantoms": plain_phantoms(plan),
+        "without": [] if plan.pretrain_on_test else [case.id for case in cases.test],
+    }
+    return Pretraining(start=start, seed=own, key=digest(decides))
+
+
+def plain_phantoms(plan: Plan) -> dict[str, Any] | None:
+    """The phantoms of a plan as plain values; another count of any part makes other patients."""
+    return None if plan.data.phantoms is None else asdict(plan.data.phantoms)
+
+
+def _origin(start: Start, pretraining: Pretraining | None) -> str:
+    if pretraining is not None:
+        return pretraining.key
+    if start.weights is None:
+        return RANDOM
+    with resolve_weights(start.weights, prefer=INIT_FILES).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """A short name for plain values, the same for the same ones."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LETTERS]
+
+
+def plan_key(grid: Sequence[Arm]) -> str:
+    """Hash of all that decides any number of a benchmark."""
+    return digest({"arms": [arm.key for arm in grid]})

@@ -1,0 +1,136 @@
+"""Where the labelled scans of a plan come from, and what has to be there before its first arm."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from backend.benchmark.cases import Cases, copies_of, divided
+from backend.benchmark.grid import Start, digest, plain_phantoms
+from backend.benchmark.plan import DataPlan, PhantomPlan, Plan
+from backend.benchmark.sharing import made_once
+from backend.data.index import read_index, usable
+from backend.data.labelled import LabelledSet, check_set, load_labelled_set, stem
+from backend.data.labels import write_labels
+from backend.data.series import SeriesRow
+from backend.errors import UserError
+
+
+def phantom_folder(plan: Plan, output: Path) -> Path:
+    """Where the phantoms of a plan lie; of another cohort they lie elsewhere."""
+    return output / f"phantoms_{_short({'phantoms': plain_phantoms(plan)})}"
+
+
+def reference_folder(cases: Cases, output: Path) -> Path:
+    """The labels of the test cases."""
+    return output / f"reference_{_short({'test': [case.id for case in cases.test]})}"
+
+
+def _short(value: Mapping[str, Any]) -> str:
+    return digest(value)[:6]
+
+
+def missing(plan: Plan) -> list[str]:
+    """What of the data of a plan is not on this disk, one sentence for each."""
+    scans = () if plan.pretrain is None else plan.pretrain.data
+    named = [
+        ("data.labelled", plan.data.labelled),
+        *(("pretrain.data", path) for path in scans),
+    ]
+    return [f"{key}: {path} does not exist." for key, path in named
+            if path is not None and not Path(path).exists()]  # fmt: skip
+
+
+def require_present(plan: Plan) -> None:
+    """Refuse a plan whose data is not there.
+
+    Raises:
+        UserError: naming every path, and how to get the data.
+    """
+    if absent := missing(plan):
+        raise UserError(" ".join(absent), plan.data.get or "Correct the path in the plan.")
+
+
+def prepared_cases(plan: Plan, output: Path) -> Cases:
+    """The labelled scans, and in the output folder all that is judged by.
+
+    Raises:
+        UserError: see `divided`.
+    """
+    if plan.data.phantoms is None:
+        cases = divided_cases(plan.data)
+    else:
+        folder = phantom_folder(plan, output)
+        made_once(folder, partial(_make_phantoms, plan.data.phantoms))
+        cases = _phantom_cases(plan.data.phantoms, folder)
+    made_once(reference_folder(cases, output), partial(_copy_references, cases))
+    return cases
+
+
+def divided_cases(data: DataPlan) -> Cases:
+    """The cases of a labelled set by what they are for.
+
+    Raises:
+        UserError: see `divided`.
+    """
+    assert data.labelled is not None, "the plan is checked"
+    return divided(data, load_labelled_set(Path(data.labelled), data.cases or None))
+
+
+def _phantom_cases(plan: PhantomPlan, folder: Path) -> Cases:
+    labelled = load_labelled_set(folder / "labelled")
+    return Cases(
+        labels=labelled.labels,
+        train=labelled.cases[: plan.train],
+        validation=labelled.cases[plan.train :],
+        test=load_labelled_set(folder / "test").cases,
+    )
+
+
+def _make_phantoms(plan: PhantomPlan, folder: Path) -> None:
+    from backend.data.phantom import make_cohort
+
+    make_cohort(
+        folder,
+        seed=plan.seed,
+        unlabelled=plan.unlabelled,
+        labelled=plan.train + plan.validation,
+        test=plan.test,
+        broken=False,
+        difficulty=plan.difficulty,
+    )
+
+
+def _copy_references(cases: Cases, folder: Path) -> None:
+    """The labels of the test cases in one folder, each under the name of its case.
+
+    Raises:
+        UserError: naming the case, if one could not be judged: better now than after its training.
+    """
+    check_set(LabelledSet(cases=cases.test, labels=cases.labels, layout=""))
+    folder.mkdir()
+    for case in cases.test:
+        ending = case.label.name.removeprefix(stem(case.label))
+        shutil.copyfile(case.label, folder / f"{case.id}{ending}")
+    write_labels(folder / "labels.json", cases.labels)
+
+
+def require_unseen_by_weights(found: Sequence[Start], cases: Cases) -> None:
+    """Refuse a run folder as start that has pretrained on the image of a test case."""
+    for start in found:
+        index = None if start.weights is None else start.weights / "index.csv"
+        if index is not None and index.is_file():
+            for test in copies_of(cases.test, present_files(read_index(index))).values():
+                raise UserError(
+                    f"Entry {start.entry.name!r}: {start.weights} has pretrained on test case "
+                    f"{test}.",
+                    "Take another run, or say pretrain_on_test: true.",
+                )
+
+
+def present_files(rows: Sequence[SeriesRow]) -> dict[str, tuple[Path, ...]]:
+    """Files by the id of each usable series that is on this disk."""
+    return {r.id: r.files for r in usable(rows) if all(file.is_file() for file in r.files)}

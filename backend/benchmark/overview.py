@@ -1,0 +1,69 @@
+"""`backend benchmark --check`: what a plan would do, and what of its data is missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from backend.benchmark.cases import Cases
+from backend.benchmark.grid import Arm, Start, arms, plan_key, starts
+from backend.benchmark.material import divided_cases, require_present, require_unseen_by_weights
+from backend.benchmark.plan import Plan, read_plan
+from backend.report.words import plural
+
+
+def show(file: Path, overrides: Sequence[str] = ()) -> None:
+    """Print what a plan would do; nothing is written.
+
+    Raises:
+        UserError: if it is refused, or some of its data is missing (after all else is told).
+    """
+    plan = read_plan(file, overrides)
+    found = starts(plan)
+    _say(plan.name, *([plan.text] if plan.text else []), *_start_lines(found), *_budget(plan))
+    require_present(plan)
+    if plan.data.labelled is None:
+        _say("Phantoms are made when the benchmark runs.")
+        return
+    cases = divided_cases(plan.data)
+    if not plan.pretrain_on_test:
+        require_unseen_by_weights(found, cases)
+    _say(*_grid_lines(cases, arms(plan, found, cases)))
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def _start_lines(found: Sequence[Start]) -> list[str]:
+    width = max(len(start.entry.name) for start in found)
+    return [
+        f"  {start.entry.name:<{width}}  {start.entry.method}/{start.entry.preset}, "
+        f"from {start.entry.start}, network {start.network}"
+        for start in found
+    ]
+
+
+def _budget(plan: Plan) -> list[str]:
+    steps = plan.finetune.steps
+    pretrain = "" if plan.pretrain is None else f"pretraining {plural(plan.pretrain.steps, 'step')}"
+    parts = [part for part in (pretrain, f"fine-tuning {plural(steps, 'step')}") if part]
+    counts = [
+        f"{what} {', '.join(map(str, numbers))}"
+        for what, numbers in (
+            ("labelled scans", plan.labels),
+            ("frozen with", plan.frozen_labels),
+            ("seeds", plan.seeds),
+        )
+        if numbers
+    ]
+    return [f"Budget: {', '.join(parts)}", f"Grid: {'; '.join(counts)}"]
+
+
+def _grid_lines(cases: Cases, grid: Sequence[Arm]) -> list[str]:
+    parts = [f"{name} {', '.join(c.id for c in found) or 'none'}"
+             for name, found in cases.parts.items()]  # fmt: skip
+    pretrainings = {arm.pretraining.key for arm in grid if arm.pretraining is not None}
+    total = f"{plural(len(pretrainings), 'pretraining')}, {plural(len(grid), 'arm')}"
+    return [*(f"Cases: {part}" for part in parts), f"{total}; key {plan_key(grid)}"]
