@@ -4,17 +4,17 @@ import contextlib
 import itertools
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from backend.engine import loop as loop_file
 from backend.engine.loop import Event, Loop, Plan, TrainingError
 from backend.engine.optim import decay_groups
 from backend.engine.record import RunFolder, read_metrics, read_status
@@ -362,6 +362,24 @@ def test_events_come_when_they_are_due_and_once_at_the_end(tmp_path: Path) -> No
     assert told == [None, None, 3, None, None, 6, None, 8]
 
 
+def test_an_event_of_the_start_stands_once_in_the_record_of_a_run_begun_anew(
+    tmp_path: Path,
+) -> None:
+    event = Event(every=5, action=lambda step: {"probe/seen": float(step)}, first=True)
+    for resume in (False, True):
+        with _folder(tmp_path / "run", resume=resume) as run:
+            loop = _loop(_Regression(), run, _plan())
+            if resume:
+                # Nothing was saved before it ended.
+                loop.last.unlink()
+                loop.resume()
+            loop.fit(_batches(), stop=StopRequest(), events=[event], what="Test")
+        seen = [(r["step"], r.get("probe/seen")) for r in read_metrics(tmp_path / "run")]
+        assert seen[0] == (0, 0.0)
+        assert [step for step, _ in seen] == list(range(9))
+        assert [value for _, value in seen if value is not None] == [0.0, 5.0, 8.0]
+
+
 class _Watched(_Regression):
     """Its monitor follows a list of numbers; healthy between 0.1 and 10."""
 
@@ -418,9 +436,12 @@ def test_the_time_left_counts_what_comes_between_the_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[float] = []
+    # A clock of its own: how long a step really takes depends on what else the machine does.
+    clock = [0.0]
+    monkeypatch.setattr(loop_file, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def slow(_step: int) -> dict[str, float]:
-        time.sleep(0.3)
+        clock[0] += 0.3
         return {}
 
     with _folder(tmp_path / "run") as run:
