@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from torch import Tensor
@@ -72,7 +73,7 @@ def test_a_batch_in_parts_costs_the_arithmetic_of_all_and_the_memory_of_one() ->
 
     whole = cost("train.batch_size=4")
     parts = cost("train.batch_size=8", "train.accumulate=2")
-    assert parts.peak_bytes == whole.peak_bytes
+    assert parts.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.01)
     assert parts.product_flop == 2 * whole.product_flop
     assert whole.traffic_bytes < parts.traffic_bytes < 2 * whole.traffic_bytes
 
