@@ -64,7 +64,7 @@ def test_settings_told_to_people_build_the_same_configuration(
     text: str, config: PretrainConfig
 ) -> None:
     names = re.findall(r"^Settings of (\w+)$", text, re.M)
-    assert names == ["method", "preprocess", "views", "data", "train"]
+    assert names == ["method", "preprocess", "views", "data", "train", "probe"]
     told = {k: v for name in names for k, v in section(text, f"Settings of {name}").items()}
     overrides = [f"{name}={value}" for name, value in told.items()]
     assert load_config(PretrainConfig, method="smit", preset="tiny", overrides=overrides) == config
