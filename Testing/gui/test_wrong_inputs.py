@@ -380,7 +380,8 @@ def test_what_is_gone_when_its_turn_comes_is_told(host: Any, opened: Any, segmen
     host.click(segment.ui.segmentApplyButton)
     host.wait_until(lambda: segment.segmenter._job is not None)
     slicer.mrmlScene.Clear(0)
-    shutil.rmtree(project.folder)
+    # All at once: what the job still writes must not get between.
+    project.folder.rename(project.folder.with_name("elsewhere"))
     at_rest(host, opened)
     assert "is not there any more" in segment.message.text
     assert not project.folder.exists()
