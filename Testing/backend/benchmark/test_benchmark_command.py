@@ -16,16 +16,10 @@ from cli_runner import (
     backend,
     backend_here,
     ended,
-    make_material,
     started,
     status,
     wait_until,
 )
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory)
 
 
 def _plan(folder: Path, material: Material, **changes: Any) -> Path:
