@@ -8,9 +8,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from benchmark_plans import write_plan
 from cli_runner import (
+    LIMIT_S,
     Ended,
     Material,
     backend,
@@ -180,6 +182,32 @@ def test_two_processes_share_the_arms_and_fill_one_table(
     assert (output / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
     # Each run was done by one of them.
     assert len(_rows(output / "runs.csv")) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_processes_that_it_has_started_end_with_it_and_the_table_is_the_same(
+    number: signal.Signals,
+    finished: tuple[Path, Path, Ended],
+    material: Material,
+    tmp_path: Path,
+) -> None:
+    _, whole, _ = finished
+    output = tmp_path / "out"
+    words = (*_words(_plan(tmp_path, material), output, material), "--processes", 2)
+    with started(*words) as process:
+        wait_until(lambda: list(output.glob("*/*/metrics.jsonl")), process=process)
+        members = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        stopped = ended(process)
+        _, alive = psutil.wait_procs(members, timeout=LIMIT_S)
+    assert not alive
+    assert stopped.code == {"SIGINT": 4, "SIGTERM": 5, "SIGKILL": -9}[number.name], stopped.err
+    done = backend(*words)
+    assert done.code == 0, done.err
+    assert "2 processes" in done.err
+    for table in ("results.csv", "curves.csv", "summary.csv"):
+        assert (output / table).read_bytes() == (whole / table).read_bytes()
 
 
 @pytest.mark.slow
