@@ -202,7 +202,7 @@ def test_processes_that_it_has_started_end_with_it_and_the_table_is_the_same(
         stopped = ended(process)
         _, alive = psutil.wait_procs(members, timeout=LIMIT_S)
     assert not alive
-    assert stopped.code == {"SIGINT": 4, "SIGTERM": 5, "SIGKILL": -9}[number.name], stopped.err
+    assert stopped.code == {"SIGINT": 3, "SIGTERM": 5, "SIGKILL": -9}[number.name], stopped.err
     done = backend(*words)
     assert done.code == 0, done.err
     assert "2 processes" in done.err
