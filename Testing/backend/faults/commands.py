@@ -21,6 +21,8 @@ from injection import environment as faulty
 
 HERE = Path(__file__).parent
 _POLL_S = 0.01
+_OWNER = "SSL_TEST_COMMAND"
+"""Tells processes that a command has started which one that was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +49,16 @@ class Command:
         return Ended(code=self.code or 0, out=self._text("out"), err=self._text("err"))
 
     def family(self) -> list[psutil.Process]:
-        """Processes of its session that still do anything."""
+        """Its processes that still do anything, in whatever session."""
         return [p for p in psutil.process_iter() if self._belongs(p)]
 
     def _belongs(self, process: psutil.Process) -> bool:
         with suppress(psutil.Error, ProcessLookupError):
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            return alive and os.getsid(process.pid) == self.pid
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            # One that was forked shows the environment of what it was forked from.
+            own = os.getsid(process.pid) == self.pid
+            return own or process.environ().get(_OWNER) == str(self.folder)
         return False
 
     def _text(self, name: str) -> str:
@@ -94,7 +99,7 @@ class Commands:
         folder.mkdir(parents=True)
         request = {
             "words": [str(word) for word in words],
-            "environment": {**faulty(faults), **more},
+            "environment": {**faulty(faults), _OWNER: str(folder), **more},
             **{name: str(folder / name) for name in ("pid", "code", "out", "err")},
         }
         assert self._nursery.stdin is not None

@@ -38,6 +38,7 @@ class Fault:
         argument: a path or a number, as the deed needs it.
         marker: a file that is made when it happens, so that it does but once; empty: each time
             from then on, in every process.
+        rank: the process that it happens in, of several that train together; empty: any.
     """
 
     do: str
@@ -46,6 +47,7 @@ class Fault:
     at: int = 1
     argument: str = ""
     marker: str = ""
+    rank: str = ""
 
 
 def environment(faults: Sequence[Fault]) -> dict[str, str]:
@@ -73,6 +75,8 @@ class _Watch:
             return
         path, mode = arguments[0], arguments[1] or ""
         fault = self._fault
+        if fault.rank not in ("", os.environ.get("RANK", "")):
+            return
         if not self._path.search(path) or (fault.mode and not set(fault.mode) & set(mode)):
             return
         self._seen += 1

@@ -1,7 +1,6 @@
 """Faults at every moment of a run: what is told, what is lost, and that it goes on exactly.
 
-`pytest -m slow Testing/backend/faults` runs the whole matrix. A further kind of process (ranks,
-their launcher) is a further `Phase`: what must hold afterwards is the same.
+`pytest -m slow Testing/backend/faults` runs the whole matrix.
 """
 
 from __future__ import annotations
@@ -150,7 +149,7 @@ class Place:
 
     def reference(self, words: tuple[object, ...]) -> Path:
         """The undisturbed run of a command, made once."""
-        run = self.folder / f"undisturbed_{words[0]}"
+        run = self.folder / f"undisturbed_{words[0]}{'_in_two' * (words[-2:] == TWO)}"
         if not run.exists():
             done = self.commands.run(*self.line(words, run, cache=self.cache))
             assert done.code == 0, done.err
@@ -222,6 +221,55 @@ def test_after_any_fault_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
     assert_ended(place.commands.start(*line, faults=[fault]), run, kind)
     resumed = place.commands.run(*line, *resume(run))
     assert_told(resumed, code=0)
+    assert_same_run(run, reference)
+
+
+RANKS = {
+    "leader": ("0", Kind(do="SIGKILL", code=1, state="interrupted", words=("SIGKILL",))),
+    "follower": ("1", Kind(do="SIGKILL", code=1, state="failed", words=("without a word",))),
+    "leader's disk": (
+        "0",
+        Kind(do="full", code=4, state="failed", words=("Free ",)),
+    ),
+}
+RANK_PHASES = {
+    "joining": (Phase(path=r"\.b2nd$", mode="r", at=1), ("follower",)),
+    "crop": (Phase(path=r"\.b2nd$", mode="r", at=9), ("leader", "follower")),
+    "settings": (PHASES["settings"], ("leader", "leader's disk")),
+    "first step": (PHASES["first step"], ("leader", "leader's disk")),
+    "checkpoint begun": (PHASES["checkpoint begun"], ("leader", "leader's disk")),
+    "checkpoint flushed": (PHASES["checkpoint flushed"], ("leader",)),
+    "weights": (PHASES["weights"], ("leader",)),
+}
+TWO = ("--devices", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("phase_name", "who"),
+    [(name, who) for name, (_, found) in RANK_PHASES.items() for who in found],
+)
+def test_whichever_of_two_processes_a_fault_meets_both_end_and_the_run_goes_on(
+    phase_name: str, who: str, tmp_path: Path, place: Place
+) -> None:
+    (phase, _), (rank, kind) = RANK_PHASES[phase_name], RANKS[who]
+    words = (*PRETRAIN, *TWO)
+    reference = place.reference(words)
+    run = tmp_path / "run"
+    line = place.line(words, run, cache=place.cached())
+    fault = replace(fault_of(phase, kind, folder=tmp_path, run=run), rank=rank)
+    command = place.commands.start(*line, faults=[fault])
+    done = command.ended()
+    assert (tmp_path / "happened").exists(), done.err
+    assert done.code == kind.code, done.err
+    assert "Traceback" not in done.err
+    assert all(word in done.err for word in kind.words), done.err
+    assert_alone(command)
+    if (run / "config.json").exists():
+        assert_state(run, state=kind.state)
+        assert_whole(run, killed=True)
+        assert_little_lost(run, every=EVERY)
+    assert_told(place.commands.run(*line, *resume(run)), code=0)
     assert_same_run(run, reference)
 
 
