@@ -1,4 +1,7 @@
-"""Help and refusals come at once: neither torch nor MONAI is loaded for them."""
+"""Help and refusals come at once: neither torch nor MONAI is loaded for them.
+
+Of the program itself the help needs less still, and a command only its own options.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from pathlib import Path
 import pytest
 from cli_runner import FINETUNE, PRETRAIN, Ended, backend
 
+from backend.cli import commands
+
 HEAVY = ("torch", "monai")
 COMMANDS = (
     *("demo", "scan", "pretrain", "finetune", "segment", "evaluate", "methods"),
@@ -16,17 +21,21 @@ COMMANDS = (
 )
 
 
+def modules(done: Ended) -> set[str]:
+    """What a command run with `-X importtime` has loaded."""
+    return set(re.findall(r"^import time:.*\| +([\w.]+)$", done.err, re.MULTILINE))
+
+
 def imported(done: Ended) -> set[str]:
-    """The packages that a command run with `-X importtime` has loaded."""
-    found = re.findall(r"^import time:.*\| +([\w.]+)$", done.err, re.MULTILINE)
-    return {name.partition(".")[0] for name in found}
+    """The packages among it."""
+    return {name.partition(".")[0] for name in modules(done)}
 
 
 def run(*words: object, cwd: Path) -> Ended:
     done = backend(*words, python=("-X", "importtime"), cwd=cwd)
     packages = imported(done)
     # Proof that the listing is read rightly.
-    assert {"backend", "json"} <= packages
+    assert {"backend", "encodings"} <= packages
     assert packages.isdisjoint(HEAVY), sorted(packages)
     return done
 
@@ -49,10 +58,22 @@ def test_help_names_every_command_and_the_version_is_a_number(tmp_path: Path) ->
     assert "smit" in run("methods", cwd=tmp_path).out
 
 
+@pytest.mark.parametrize("words", [("--help",), ("--version",), (), ("scna",)])
+def test_no_parser_is_made_before_a_command_is_named(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = run(*words, cwd=tmp_path)
+    slow = {"tyro", "dataclasses", "inspect", "logging", "tqdm", "tempfile", "subprocess"}
+    assert imported(done).isdisjoint(slow)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_is_light(command: str, tmp_path: Path) -> None:
     shown = run(command, "--help", cwd=tmp_path)
     assert shown.code == 0
+    file = f"backend.cli.{commands.COMMANDS[command][0]}"
+    files = {f"backend.cli.{other}" for other, _ in commands.COMMANDS.values()}
+    assert modules(shown) & files == {file}
     assert "usage" in shown.out
     assert f"backend {command}" in shown.out
 
