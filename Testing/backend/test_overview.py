@@ -31,15 +31,6 @@ def test_the_help_is_plain_even_where_colours_are_forced(monkeypatch: pytest.Mon
     assert shown.replace("\n", "").isprintable()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_command_begins_with_what_the_overview_says_of_it(command: str) -> None:
-    shown = backend_here(command, "--help")
-    assert shown.code == 0
-    usage, _, summary, *_ = shown.out.splitlines()
-    assert usage.startswith(f"usage: backend {command} [-h] ")
-    assert summary == COMMANDS[command][1]
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
