@@ -10,7 +10,7 @@ from backend.cli.commands import COMMANDS
 from backend.errors import UserError
 
 _OPTIONS = {
-    "-h, --help": "Show this help; behind a command, that of the command.",
+    "-h, --help": "Show this help.",
     "--version": "Show the version.",
 }
 _COLUMN = 14
