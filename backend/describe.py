@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backend.cards import card, card_facts, deviations
 from backend.config import (
@@ -25,12 +25,8 @@ from backend.config import (
 )
 from backend.engine.record import read_json
 from backend.errors import UserError
-from backend.preparation import segmentation_architecture
-from backend.provenance import encoder_arguments
+from backend.provenance import encoder_arguments, segmentation_architecture
 from backend.settings.common import triple
-
-if TYPE_CHECKING:
-    pass
 
 _CLASSES = 14
 """Outputs of the segmentation networks that are counted: thirteen organs and background."""

@@ -61,7 +61,6 @@ from backend.preparation import (
     require_same_encoder,
     require_same_settings,
     require_shares,
-    segmentation_architecture,
     spaced,
     stall_watch,
     stored,
@@ -69,6 +68,7 @@ from backend.preparation import (
 )
 from backend.provenance import (
     preprocessing,
+    segmentation_architecture,
     software_versions,
 )
 

@@ -133,18 +133,6 @@ def require_same_encoder(init: Path, header: WeightsHeader, method: NetworkConfi
         )
 
 
-def segmentation_architecture(config: FinetuneConfig, *, classes: int) -> dict[str, Any]:
-    """Plain arguments of the network, as they stand in a weights file."""
-    return {
-        "encoder": encoder_arguments(config.method),
-        "decoder": config.decoder.kind,
-        "classes": classes,
-        "width": config.decoder.width or config.method.encoder.first_width,
-        "norm": config.decoder.norm,
-        "window": list(config.crop_size),
-    }
-
-
 def checked_json(path: Path, kind: type[ModelT]) -> ModelT:
     """A file of a run folder, in which every field is what it should be.
 

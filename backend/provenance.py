@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import backend
-from backend.config import NetworkConfig, PreprocessConfig
+from backend.config import FinetuneConfig, NetworkConfig, PreprocessConfig
 
 _PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "pydicom", "blosc2", "safetensors")
 
@@ -41,3 +41,15 @@ def encoder_arguments(config: NetworkConfig) -> dict[str, Any]:
     arguments = asdict(config.encoder)
     arguments.pop("drop_path", None)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+
+
+def segmentation_architecture(config: FinetuneConfig, *, classes: int) -> dict[str, Any]:
+    """Plain arguments of the network, as they stand in a weights file."""
+    return {
+        "encoder": encoder_arguments(config.method),
+        "decoder": config.decoder.kind,
+        "classes": classes,
+        "width": config.decoder.width or config.method.encoder.first_width,
+        "norm": config.decoder.norm,
+        "window": list(config.crop_size),
+    }

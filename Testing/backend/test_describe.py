@@ -26,7 +26,7 @@ from backend.config import (
 from backend.describe import describe, show_description, summary
 from backend.methods import build_method
 from backend.models.segmentation import build_segmentation, encoder_of, parameter_count
-from backend.preparation import segmentation_architecture
+from backend.provenance import segmentation_architecture
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 from cli_runner import FINETUNE, phantom, snapshot
 
 from backend import cli, finetune
+from backend.cli import training
 from backend.config import FinetuneConfig, load_config, to_plain
 from backend.data.phantom.cohort import write_image, write_label_names
 from backend.inference import sliding
@@ -281,7 +282,7 @@ def test_of_equal_models_the_later_is_kept_and_no_scan_is_segmented_twice_at_a_s
 
     monkeypatch.setattr(sliding, "stream_logits", counted)
     # Its random weights find something by chance.
-    monkeypatch.setattr(cli, "_HARDLY_ANYTHING", 0.5)
+    monkeypatch.setattr(training, "_HARDLY_ANYTHING", 0.5)
     run = tmp_path / "run"
     code, told = command(
         *(*FINETUNE, "--data", labelled, "--output", run, "--cache", tmp_path / "cache"),

@@ -1,19 +1,21 @@
-"""Help and refusals come at once: neither torch nor MONAI is loaded for them."""
+"""Help and refusals come at once: neither torch nor MONAI is loaded for them.
+
+Of the program itself the help needs less still, and a command only its own options.
+"""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cli_runner import FINETUNE, PRETRAIN, Ended, backend
+from cli_runner import FINETUNE, PRETRAIN, REPOSITORY, Ended, backend
+
+from backend.cli.commands import COMMANDS
 
 HEAVY = ("torch", "monai")
-COMMANDS = (
-    *("demo", "scan", "pretrain", "finetune", "segment", "evaluate", "methods"),
-    *("describe", "convert", "stop", "report", "cache", "doctor", "serve", "bench"),
-    "benchmark",
-)
 
 
 def imported(done: Ended) -> set[str]:
@@ -26,7 +28,7 @@ def run(*words: object, cwd: Path) -> Ended:
     done = backend(*words, python=("-X", "importtime"), cwd=cwd)
     packages = imported(done)
     # Proof that the listing is read rightly.
-    assert {"backend", "json"} <= packages
+    assert {"backend", "encodings"} <= packages
     assert packages.isdisjoint(HEAVY), sorted(packages)
     return done
 
@@ -46,15 +48,51 @@ def test_help_names_every_command_and_the_version_is_a_number(tmp_path: Path) ->
     assert shown.code == 0
     assert all(command in shown.out for command in COMMANDS)
     assert re.fullmatch(r"backend \d+\.\d+\S*\n", run("--version", cwd=tmp_path).out)
-    assert "smit" in run("methods", cwd=tmp_path).out
+    listed = run("methods", cwd=tmp_path)
+    assert "smit" in listed.out
+    assert imported(listed).isdisjoint({"numpy", "SimpleITK", "pydicom", "nibabel", "blosc2"})
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), (), ("scna",)])
+def test_no_parser_is_made_before_a_command_is_named(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = run(*words, cwd=tmp_path)
+    slow = {"tyro", "dataclasses", "inspect", "logging", "tqdm", "tempfile", "subprocess"}
+    assert imported(done).isdisjoint(slow)
+
+
+LOADED = """
+import sys
+from backend.cli import main
+try:
+    main()
+finally:
+    sys.stderr.write(" ".join(sys.modules))
+"""
+
+
+def test_a_command_loads_the_options_of_no_other_file() -> None:
+    rooms = {f"backend.cli.{room}" for room, _ in COMMANDS.values()}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, "scan", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stderr.split()) & rooms == {"backend.cli.scans"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_command_is_light(command: str, tmp_path: Path) -> None:
+def test_the_help_of_a_command_is_light_and_begins_with_what_the_overview_says(
+    command: str, tmp_path: Path
+) -> None:
     shown = run(command, "--help", cwd=tmp_path)
     assert shown.code == 0
-    assert "usage" in shown.out
-    assert f"backend {command}" in shown.out
+    usage, _, summary, *_ = shown.out.splitlines()
+    assert usage.startswith(f"usage: backend {command} [-h] ")
+    assert summary == COMMANDS[command][1]
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from backend.inference.predictor import load_predictor
 from backend.losses.segmentation import dice_cross_entropy
 from backend.models.encoder import build_encoder
 from backend.models.segmentation import build_segmentation, encoder_of
-from backend.preparation import require_same_encoder, segmentation_architecture
-from backend.provenance import encoder_arguments, preprocessing
+from backend.preparation import require_same_encoder
+from backend.provenance import encoder_arguments, preprocessing, segmentation_architecture
 from backend.weights import WeightsHeader, load_into, load_weights, read_header, save_weights
 
 CLASSES = 3

@@ -39,9 +39,9 @@ from backend.engine.record import read_metrics, read_status
 from backend.errors import BackendError
 from backend.geometry import Geometry, Volume
 from backend.models.segmentation import build_segmentation
-from backend.preparation import segmentation_architecture, stored
+from backend.preparation import stored
 from backend.pretrain import PretrainRequest, resolve
-from backend.provenance import preprocessing
+from backend.provenance import preprocessing, segmentation_architecture
 from backend.weights import WeightsHeader, load_weights, save_weights
 
 SIZE = (16, 12, 10)

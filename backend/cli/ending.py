@@ -1,0 +1,62 @@
+"""How a command ends that has failed: its last words, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from contextlib import suppress
+
+from backend.errors import BackendError, Cancelled, Interrupted, told_plainly
+
+
+def told(caught: BaseException) -> int:
+    """Say in one or two lines on standard error what has ended a command.
+
+    Returns:
+        The exit code: that of the error, or 0 where nothing is left to be said.
+    """
+    if _reader_left(caught) or _stopped_with_leader(caught):
+        return 0
+    error = told_plainly(caught)
+    sys.stderr.write(f"\nbackend: {error}\n")
+    if type(error) is BackendError:
+        _keep_details(caught)
+    return error.exit_code
+
+
+def _reader_left(caught: BaseException) -> bool:
+    """Whether whoever reads the output has seen enough, as `| head` has."""
+    if not isinstance(caught, BrokenPipeError) or not hasattr(select, "poll"):
+        return False
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    left = any(event & select.POLLERR for _, event in pipe.poll(0))
+    if left:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
+
+
+def _stopped_with_leader(caught: BaseException) -> bool:
+    """Whether this process has stopped on request beside the one that tells of it.
+
+    As a failure it would let a launcher end that one before its report is written.
+    """
+    if not isinstance(caught, Cancelled | Interrupted):
+        return False
+    from backend.engine.distributed import place
+
+    return not place().leads
+
+
+def _keep_details(caught: BaseException) -> None:
+    """Write the traceback to a new file; one of a fixed name may belong to somebody else."""
+    import tempfile
+    import traceback
+
+    with suppress(OSError):
+        number, name = tempfile.mkstemp(prefix="backend-", suffix=".txt")
+        with os.fdopen(number, "w", encoding="utf-8") as stream:
+            stream.write("".join(traceback.format_exception(caught)))
+        sys.stderr.write(f"backend: details in {name}\n")
