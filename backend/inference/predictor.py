@@ -106,8 +106,10 @@ class Predictor:
         values = (0, *(label.value for label in self.labels))
         with told_as_resource_error(self.batch_size, self.device):
             prepared = preprocess(volume, self.recipe)
+            geometry = prepared.geometry
             seen = intensity_tensor(prepared.voxels, self.header.preprocessing)
-            sliding = self._sliding(prepared.geometry.size, classes=len(values))
+            del prepared  # its voxels are not needed any more
+            sliding = self._sliding(geometry.size, classes=len(values))
             slabs = stream_logits(
                 self.network,
                 seen.image,
@@ -118,7 +120,7 @@ class Predictor:
             )
             return labels_on_grid(
                 slabs,
-                from_geometry=prepared.geometry,
+                from_geometry=geometry,
                 to_geometry=volume.geometry,
                 values=values,
             )

@@ -7,7 +7,7 @@ Logits are summed in float32 always: half precision in the sums changes up to 4 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -134,9 +134,8 @@ def stream_logits(
                 raise Cancelled("Segmentation stopped on request.")
             places = tissue[first : first + sliding.batch_size]
             windows = torch.stack([_cut(padded, (z, y, x), sliding.window) for y, x in places])
-            logits = _forward(network, windows[:, None], sliding, classes)
-            for place, result in zip(places, logits.to(sliding.accumulate_on), strict=True):
-                sums.add(place, result, importance)
+            # No name is given to the logits: it would keep them during the next forward pass.
+            sums.add(places, _forward(network, windows[:, None], sliding, classes), importance)
             done = row * len(in_plane) + len(in_plane) - len(tissue) + first + len(places)
             report(done, total)
         end = starts[0][row + 1] if row + 1 < len(starts[0]) else padded.shape[0]
@@ -172,10 +171,12 @@ class _Sums:
             sliding.window,
         )
 
-    def add(self, place: tuple[int, int], logits: Tensor, importance: Tensor) -> None:
-        _, y, x = _box((0, *place), self.window)
-        self.logits[:, :, y, x].addcmul_(logits, importance)
-        self.weights[:, y, x] += importance
+    def add(self, places: Sequence[tuple[int, int]], logits: Tensor, importance: Tensor) -> None:
+        """Logits (b, k, wz, wy, wx) of windows, which begin at these (y, x)."""
+        for place, one in zip(places, logits.to(self.logits.device), strict=True):
+            _, y, x = _box((0, *place), self.window)
+            self.logits[:, :, y, x].addcmul_(one, importance)
+            self.weights[:, y, x] += importance
 
     def finished(self, planes: int) -> Iterator[tuple[int, Tensor]]:
         """The first `planes` planes as means, in pieces of bounded size that the caller owns."""

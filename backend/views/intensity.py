@@ -141,7 +141,8 @@ def gamma_changed(
     chosen, amount = _drawn(keys, _GAMMA, probability, exponent)
     low, high = _range(image)
     width = (high - low).clamp(min=1e-7)
-    raised = (image - low).div_(width).clamp_(0, 1).pow_(_per_sample(amount))
+    # No value leaves 0..1: rounding keeps the order of differences and of quotients.
+    raised = (image - low).div_(width).pow_(_per_sample(amount))
     raised.mul_(width).add_(low)
     return torch.where(_per_sample(chosen), raised, image)
 

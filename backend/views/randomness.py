@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -43,16 +45,44 @@ def uniform(keys: Int64[Tensor, " b"], count: int, *, stream: int) -> Float[Tens
         stream: what they are for; other streams give independent numbers.
     """
     first = derive_keys(keys, stream).unsqueeze(1)
-    result = torch.empty(len(keys), count, device=keys.device)
-    # A processor mixes what fits its cache several times faster; a GPU does all at once.
-    chunk = max(1, _IN_CACHE // max(1, len(keys))) if keys.device.type == "cpu" else max(1, count)
+    if keys.device.type == "cpu":
+        return torch.from_numpy(_uniform_by_numpy(first.numpy().view(np.uint64), count))
+    return _uniform_by_torch(first, count)
+
+
+def _uniform_by_torch(first: Int64[Tensor, "b 1"], count: int) -> Float[Tensor, "b count"]:
+    """All at once, as suits a GPU."""
+    steps = torch.arange(1, count + 1, device=first.device, dtype=torch.int64)
+    states = _mix_tensor(first + steps * _signed(_GOLDEN))
+    # The upper 24 bits fill the mantissa of an fp32 exactly.
+    return _shift_right(states, 40).float().mul_(2.0**-24)
+
+
+def _uniform_by_numpy(first: NDArray[np.uint64], count: int) -> NDArray[np.float32]:
+    """The same numbers, in parts that fit a processor's cache: several times faster there.
+
+    NumPy shifts without sign in one pass, where torch needs two.
+
+    Args:
+        first: state before the first number, (b, 1).
+        count: how many for each.
+    """
+    result = np.empty((len(first), count), dtype=np.float32)
+    chunk = max(1, _IN_CACHE // max(1, len(first)))
+    steps = np.arange(1, min(chunk, count) + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     for start in range(0, count, chunk):
-        stop = min(start + chunk, count)
-        steps = torch.arange(start + 1, stop + 1, device=keys.device, dtype=torch.int64)
-        states = _mix_tensor(first + steps * _signed(_GOLDEN))
-        # The upper 24 bits fill the mantissa of an fp32 exactly.
-        result[:, start:stop] = _shift_right(states, 40)
-    return result.mul_(2.0**-24)
+        part = result[:, start : start + chunk]
+        states = steps[: part.shape[1]] + np.uint64((start * _GOLDEN) & _MASK_64) + first
+        shifted = np.empty_like(states)
+        for bits, factor in ((30, _MIX_1), (27, _MIX_2)):
+            states ^= np.right_shift(states, np.uint64(bits), out=shifted)
+            states *= np.uint64(factor)
+        states ^= np.right_shift(states, np.uint64(31), out=shifted)
+        states >>= np.uint64(40)
+        # Signed numbers are converted faster, and these have 24 bits.
+        part[:] = states.view(np.int64)
+        part *= np.float32(2.0**-24)
+    return result
 
 
 def normal(keys: Int64[Tensor, " b"], count: int, *, stream: int) -> Float[Tensor, "b count"]:
@@ -61,8 +91,10 @@ def normal(keys: Int64[Tensor, " b"], count: int, *, stream: int) -> Float[Tenso
     half = (count + 1) // 2
     u = uniform(keys, 2 * half, stream=stream).view(-1, 2, half)
     radius = u[:, 0].neg().log1p_().mul_(-2).sqrt_()
-    angle = 2 * math.pi * u[:, 1]
-    return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)[:, :count]
+    angle = u[:, 1].mul_(2 * math.pi)
+    torch.mul(angle.cos(), radius, out=u[:, 0])
+    angle.sin_().mul_(radius)
+    return u.flatten(1)[:, :count]
 
 
 def integers(

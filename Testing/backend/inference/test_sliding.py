@@ -1,4 +1,5 @@
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -147,3 +148,16 @@ def test_small_windows_go_in_pairs_on_a_processor_alone(
     edge: int, device: str, windows: int
 ) -> None:
     assert windows_at_once((edge, edge, edge), torch.device(device)) == windows
+
+
+def test_logits_of_a_window_are_given_up_before_the_next_ones_are_computed() -> None:
+    network, alive = _network(), []
+
+    def watched(windows: Tensor) -> Tensor:
+        assert [kept for kept in alive if kept() is not None] == []
+        logits: Tensor = network(windows)
+        alive.append(weakref.ref(logits))
+        return logits
+
+    sliding_logits(watched, _volume((12, 12, 16)), Sliding(window=(8, 8, 8)), classes=3)
+    assert len(alive) == 12

@@ -13,15 +13,32 @@ def gradients(result: Tensor, *inputs: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad((result * weights).sum(), inputs))
 
 
-def test_an_mlp_in_chunks_has_the_values_and_gradients_of_the_plain_one() -> None:
+@pytest.mark.parametrize(("width", "inner", "tokens"), [(16, 256, 300), (512, 24, 7)])
+def test_an_mlp_has_the_values_and_gradients_of_the_plain_one_in_chunks_or_when_wide(
+    width: int, inner: int, tokens: int
+) -> None:
     torch.manual_seed(0)
-    first, second = nn.Linear(16, 256), nn.Linear(256, 16)
-    x = torch.randn(3, 5, 300, 16, requires_grad=True)
+    first, second = nn.Linear(width, inner), nn.Linear(inner, 16)
+    x = torch.randn(3, 5, tokens, width, requires_grad=True)
     inputs = (x, *first.parameters(), *second.parameters())
     ours, plain = mlp(x, first, second), second(F.gelu(first(x)))
     torch.testing.assert_close(ours, plain)
     for mine, theirs in zip(gradients(ours, *inputs), gradients(plain, *inputs), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("width", "kept"), [(511, 0), (512, 1)])
+def test_the_first_product_of_an_mlp_is_kept_once_where_it_is_wide(width: int, kept: int) -> None:
+    first, second = nn.Linear(width, 24), nn.Linear(24, 16)
+    shapes: list[tuple[int, ...]] = []
+
+    def told(tensor: Tensor) -> Tensor:
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(told, lambda tensor: tensor):
+        mlp(torch.randn(7, width), first, second)
+    assert shapes.count((7, 24)) == kept
 
 
 @pytest.mark.parametrize("masked", [True, False])

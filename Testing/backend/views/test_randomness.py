@@ -2,10 +2,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from backend.views.randomness import derive_key, derive_keys, integers, uniform
+from backend.views.randomness import (
+    _uniform_by_numpy,
+    _uniform_by_torch,
+    derive_key,
+    derive_keys,
+    integers,
+    normal,
+    uniform,
+)
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -102,3 +111,21 @@ def test_numbers_made_chunk_by_chunk_are_those_of_the_formula() -> None:
         for row, state in enumerate(states.tolist()):
             mixed = _mixed((state + (place + 1) * _GOLDEN) & _MASK)
             assert float(numbers[row, place]) == (mixed >> 40) * 2.0**-24
+
+
+@pytest.mark.parametrize(("keys", "count"), [(0, 3), (1, 1), (3, 0), (7, 4681 * 2 + 1), (40000, 2)])
+def test_numbers_in_parts_and_all_at_once_are_the_same(keys: int, count: int) -> None:
+    first = derive_keys(torch.arange(keys) * 7919 - 3, 9).unsqueeze(1)
+    whole = _uniform_by_torch(first, count)
+    assert whole.shape == (keys, count)
+    parts = _uniform_by_numpy(first.numpy().view(np.uint64), count)
+    assert torch.equal(torch.from_numpy(parts), whole)
+
+
+@pytest.mark.parametrize("count", [1, 6, 1001])
+def test_normal_numbers_are_those_of_box_and_muller(count: int) -> None:
+    keys, half = torch.arange(3), (count + 1) // 2
+    first, second = uniform(keys, 2 * half, stream=4).split(half, dim=1)
+    radius, angle = (-2 * torch.log1p(-first)).sqrt(), 2 * math.pi * second
+    wanted = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+    assert torch.equal(normal(keys, count, stream=4), wanted)
