@@ -169,7 +169,8 @@ def estimate(request: PretrainRequest) -> Estimate:
     probed_cases(request.probe_data, config.probe)
     check_device(request.device)
     rows = usable(found_series(request.data))
-    cache = Cache(cache_root(request.cache, request.data[0]), recipe_of(config.preprocess))
+    root = cache_root(request.cache, request.data[0])
+    cache = Cache(root, recipe_of(config.preprocess), config.data.cache_form)
     with _temporary() as place:
         prepared = _prepared(config, rows, cache=cache, place=place)
         ids = sorted(row.id for row in rows if row.id not in prepared.failed)
@@ -258,7 +259,7 @@ def _prepared(
     apart = missing[:: max(1, len(missing) // wanted)][:wanted]
     taken = {row.id for row in apart}
     waiting = [*apart, *(row for row in missing if row.id not in taken)]
-    trial = Cache(place / "cache", cache.recipe)
+    trial = Cache(place / "cache", cache.recipe, cache.form)
     began = time.monotonic()
     tried, report = 0, BuildReport()
     # In the place of one that cannot be read another is tried, until there are enough or no more.

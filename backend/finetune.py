@@ -786,7 +786,9 @@ def _train(
 
 def _cache(request: FinetuneRequest, config: FinetuneConfig) -> Cache:
     beside = request.output if request.data is None else request.data
-    return Cache(cache_root(request.cache, beside), recipe_of(config.preprocess))
+    return Cache(
+        cache_root(request.cache, beside), recipe_of(config.preprocess), config.data.cache_form
+    )
 
 
 def _cached(

@@ -288,7 +288,9 @@ def _plain_request(request: PretrainRequest) -> dict[str, Any]:
 
 def _cache(request: PretrainRequest, config: PretrainConfig) -> Cache:
     beside = request.data[0] if request.data else request.output
-    return Cache(cache_root(request.cache, beside), recipe_of(config.preprocess))
+    return Cache(
+        cache_root(request.cache, beside), recipe_of(config.preprocess), config.data.cache_form
+    )
 
 
 def _train(

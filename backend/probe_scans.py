@@ -89,6 +89,6 @@ def cached_probe(
     cases = [*probed.learn, *probed.judge]
     check_set(LabelledSet(cases=tuple(cases), labels=probed.labels, layout=""))
     # Its own list of names: a case may be called as a series is.
-    beside = Cache(cache.root, cache.recipe)
+    beside = Cache(cache.root, cache.recipe, cache.form)
     cure = "Mend it, or leave it out of --probe-data."
     return cached_pairs(beside, cases, folder=folder, between=between, cure=cure)

@@ -19,6 +19,7 @@ BUILDERS: dict[str, Callable[[Size, str, Path], Pair]] = {
     "preprocess": data.preprocess_file,
     "sample": data.sample,
     "crop": data.crop,
+    "crop_raw": data.crop_plain,
     "geometry": data.geometry,
     "intensity": data.intensities,
     "segment": segmentation.segment,

@@ -24,11 +24,18 @@ from backend.data.readers import read_volume
 from backend.data.stream import position
 from backend.geometry import Geometry, Index3, Vec3, Volume
 from backend.pretext import Reader, collated
+from backend.settings.common import CacheForm
 from backend.views import intensity
 from backend.views.crops import Boxes, resampled
 
 _SPACING_MM: Vec3 = (2.0, 1.5, 1.5)
 _TEXTURE = (60, 64, 64)
+_PHANTOMS: dict[Size, tuple[Index3, float]] = {
+    "smallest": ((24, 32, 32), 12.0),
+    "default": ((140, 200, 200), 2.0),
+    "full": ((225, 324, 324), 1.25),
+}
+"""Grid and spacing in mm of scans of which crops are read; the air around them is cut away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +114,23 @@ def sample(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
 
 def crop(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
     """Row 9a: a random crop of a preprocessed scan."""
+    return _crop(size, folder, "compressed")
+
+
+def crop_plain(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
+    """Row 9b: the same from the cache's plain form."""
+    return _crop(size, folder, "plain")
+
+
+def _crop(size: Size, folder: Path, form: CacheForm) -> Pair:
     from backend.bench.peers.monai_transforms import crop_of, in_memory
 
     small = size == "smallest"
     edge = 16 if small else 96
-    grid, spacing = ((24, 32, 32), 12.0) if small else ((140, 200, 200), 2.0)
+    grid, spacing = _PHANTOMS[size]
     phantom, _ = make_phantom(1, size=grid, spacing_mm=(spacing,) * 3)
     file = write_nifti(phantom, folder / "scan.nii.gz")
-    cached = _cached(file, grid, Recipe(spacing_mm=None), folder)
+    cached = _cached(file, grid, Recipe(spacing_mm=None), folder, form)
     room = [max(1, n - edge) for n in cached.geometry.size]
     rng = np.random.default_rng(0)
 
@@ -124,7 +140,8 @@ def crop(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
 
     whole = cached.read_all()
     held = in_memory(torch.from_numpy(whole)[None])
-    on_disk = cached.path.with_name(f"{cached.path.name}.b2nd").stat().st_size / 2**20
+    kept = cached.path.parent.glob(f"{cached.path.name}.*")
+    on_disk = sum(file.stat().st_size for file in kept) / 2**20
     return Pair(
         size=_told(cached.geometry.size, f"crops of {edge}³"),
         ours=ours,
@@ -192,8 +209,10 @@ def intensities(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
     )
 
 
-def _cached(file: Path, grid: Index3, recipe: Recipe, folder: Path) -> CachedVolume:
-    cache = Cache(folder / "cache", recipe)
+def _cached(
+    file: Path, grid: Index3, recipe: Recipe, folder: Path, form: CacheForm = "compressed"
+) -> CachedVolume:
+    cache = Cache(folder / "cache", recipe, form)
     row = _File(id="scan", files=(file,), size=grid, spacing_mm=_SPACING_MM)
     cache.build([row], workers=1)
     return cache.open(row.id)

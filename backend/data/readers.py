@@ -210,7 +210,7 @@ def _decoded(slices: Sequence[_Slice], geometry: Geometry) -> tuple[Volume, str]
         stored = frames[piece.number].reshape(piece.plane)
         hu = _scaled(stored, slope=frame.slope, intercept=frame.intercept)
         if padding is not None:
-            hu[_padded(stored, padding, frame)] = HU_FLOOR
+            hu = np.where(_padded(stored, padding, frame), HU_FLOOR, hu)
         statistics.add(hu)
         voxels[z] = _clipped(hu)
     return Volume(voxels, geometry), statistics.problem()
@@ -264,7 +264,9 @@ def _padded(
 
 
 def _scaled(stored: NDArray[Any], *, slope: float, intercept: float) -> NDArray[Any]:
-    """Stored values as HU, not yet rounded or clipped."""
+    """Stored values as HU, not yet rounded or clipped; not a copy where they are HU already."""
+    if slope == 1.0 and intercept == 0.0 and stored.dtype == np.int16:
+        return stored
     if slope == 1.0 and intercept == int(intercept) and stored.dtype.kind in "iub":
         wide = stored.astype(np.int64 if stored.dtype.itemsize > 2 else np.int32)
         return np.asarray(wide + int(intercept))
@@ -276,7 +278,8 @@ def _scaled(stored: NDArray[Any], *, slope: float, intercept: float) -> NDArray[
 
 
 def _clipped(values: NDArray[Any]) -> NDArray[np.int16]:
-    return np.asarray(np.rint(np.clip(values, HU_FLOOR, HU_CEILING)), dtype=np.int16)
+    clipped = np.clip(values, HU_FLOOR, HU_CEILING)
+    return np.asarray(clipped if values.dtype.kind == "i" else np.rint(clipped), dtype=np.int16)
 
 
 @dataclass

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+CacheForm = Literal["compressed", "plain"]
+"""How the cache keeps arrays: in compressed blocks, or as they are."""
 
 
 def _no_switch(value: Any) -> Any:

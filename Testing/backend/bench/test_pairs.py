@@ -92,12 +92,19 @@ def test_a_sample_is_made_by_both(tmp_path: Path) -> None:
     assert -1000 <= int(regions.hu.min()) < int(regions.hu.max())
 
 
-def test_a_crop_of_both_has_voxels_of_the_scan(tmp_path: Path) -> None:
-    ours, peer = both("crop", tmp_path)
+@pytest.mark.parametrize("name", ["crop", "crop_raw"])
+def test_a_crop_of_both_has_voxels_of_the_scan(tmp_path: Path, name: str) -> None:
+    ours, peer = both(name, tmp_path)
     assert ours.shape == peer.shape[1:] == (16, 16, 16)
     assert ours.dtype == np.int16
     assert float(ours.std()) > 0
     assert float(peer.std()) > 0
+
+
+def test_crops_of_both_forms_of_the_cache_are_the_same_voxels(tmp_path: Path) -> None:
+    with small("crop", tmp_path / "a") as packed, small("crop_raw", tmp_path / "b") as plain:
+        for _ in range(5):
+            np.testing.assert_array_equal(packed.ours(), plain.ours())
 
 
 def test_resized_and_mirrored_boxes_are_those_of_the_peer(tmp_path: Path) -> None:

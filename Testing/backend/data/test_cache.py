@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 from backend import cachetool
 from backend.data.cache import Cache, default_cache_dir, list_cache, prune, told_bytes
 from backend.data.labelled import LabelledCase
+from backend.data.plain_array import PlainArray, plain_bytes
 from backend.data.preprocess import Recipe, preprocess, preprocess_pair
 from backend.data.readers import read_label, read_volume
 from backend.errors import Cancelled, ResourceError, UserError
 from backend.geometry import Index3, Vec3
+from backend.settings.common import CacheForm
 
 RECIPE = Recipe(spacing_mm=(3.0, 2.0, 2.0), body_margin_mm=2.0)
+FORMS: tuple[CacheForm, ...] = ("compressed", "plain")
 REPOSITORY = Path(__file__).parents[3]
 DAY = 86400
 
@@ -105,16 +108,20 @@ def test_what_is_read_is_what_preprocessing_makes(tmp_path: Path) -> None:
 def test_a_box_may_reach_outside_and_is_filled_there(
     tmp_path: Path, start: Index3, size: Index3
 ) -> None:
-    cache = Cache(tmp_path / "cache", RECIPE)
-    cache.build_pairs([case(tmp_path, "a")])
-    volume = cache.open("a")
-    whole = np.pad(volume.read_all(), 300, constant_values=-1024)
-    label = np.pad(volume.read_label((0, 0, 0), volume.geometry.size), 300)
-    at = tuple(slice(300 + a, 300 + a + n) for a, n in zip(start, size, strict=True))
-    np.testing.assert_array_equal(volume.read(start, size), whole[at])
-    np.testing.assert_array_equal(volume.read_label(start, size), label[at])
-    whole[whole == -1024] = 9
-    np.testing.assert_array_equal(volume.read(start, size, fill=9), whole[at])
+    pair = case(tmp_path, "a")
+    image, label = preprocess_pair(read_volume(pair.image), read_label(pair.label), RECIPE)
+    before, around = 25, ((25, 210), (25, 80), (25, 80))
+    whole = np.pad(image.voxels, around, constant_values=-1024)
+    labels = np.pad(label.voxels, around)
+    other = np.where(whole == -1024, 9, whole)
+    at = tuple(slice(before + a, before + a + n) for a, n in zip(start, size, strict=True))
+    for form in FORMS:
+        cache = Cache(tmp_path / "cache", RECIPE, form)
+        cache.build_pairs([pair])
+        volume = cache.open("a")
+        np.testing.assert_array_equal(volume.read(start, size), whole[at])
+        np.testing.assert_array_equal(volume.read_label(start, size), labels[at])
+        np.testing.assert_array_equal(volume.read(start, size, fill=9), other[at])
 
 
 def test_a_labelled_pair_is_kept_with_its_foreground(tmp_path: Path) -> None:
@@ -219,13 +226,73 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_damage_inside_is_found_on_opening_and_repaired(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_inside_is_found_on_opening_and_repaired(tmp_path: Path, form: CacheForm) -> None:
     row = scan(tmp_path, "a")
-    cache = Cache(tmp_path / "cache", RECIPE)
+    cache = Cache(tmp_path / "cache", RECIPE, form)
     cache.build([row])
-    flip_a_byte(cache.folder / "a.b2nd")
+    flip_a_byte(cache.folder / {"compressed": "a.b2nd", "plain": "a.npy"}[form])
     wanted = preprocess(read_volume(row.files), RECIPE)
     np.testing.assert_array_equal(cache.open("a").read_all(), wanted.voxels)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_array_cut_off_while_its_scan_is_open_is_told_and_made_anew(
+    tmp_path: Path, form: CacheForm
+) -> None:
+    row = scan(tmp_path, "a")
+    cache = Cache(tmp_path / "cache", RECIPE, form)
+    cache.build([row])
+    volume = cache.open("a")
+    before = volume.read_all()
+    array = cache.folder / {"compressed": "a.b2nd", "plain": "a.npy"}[form]
+    with array.open("r+b") as stream:
+        stream.truncate(array.stat().st_size // 2)
+    with pytest.raises(UserError, match="damaged while in use") as caught:
+        volume.read_all()
+    assert str(array) in str(caught.value)
+    assert Cache(tmp_path / "cache", RECIPE, form).build([row]).built == ("a",)
+    np.testing.assert_array_equal(volume.read_all(), before)
+
+
+def test_both_forms_of_a_scan_stand_side_by_side_with_the_same_content(tmp_path: Path) -> None:
+    pair, root = case(tmp_path, "a"), tmp_path / "cache"
+    plain, compressed = Cache(root, RECIPE, "plain"), Cache(root, RECIPE)
+    assert plain.build_pairs([pair]).built == ("a",)
+    assert compressed.missing_pairs([pair]) == [pair]
+    assert compressed.build_pairs([pair]).built == ("a",)
+    assert plain.build_pairs([pair]).reused == ("a",)
+    one, other = plain.open("a"), compressed.open("a")
+    assert (one.geometry, one.label_voxels) == (other.geometry, other.label_voxels)
+    np.testing.assert_array_equal(one.read_all(), other.read_all())
+    for value, voxels in one.foreground.items():
+        np.testing.assert_array_equal(voxels, other.foreground[value])
+    [stored, label] = sorted(plain.folder.glob("*.npy"), key=lambda p: ".label" in p.name)
+    np.testing.assert_array_equal(np.load(stored), one.read_all())
+    assert np.load(label).max() == 7
+    keys = {RECIPE.key(), f"{RECIPE.key()}-plain"}
+    assert {use.key for use in list_cache(root) if use.recipe == RECIPE} == keys
+    assert prune(root, recipe=f"{RECIPE.key()}-plain").entries == 1
+    assert plain.missing_pairs([pair]) == [pair]
+    assert compressed.missing_pairs([pair]) == []
+
+
+@pytest.mark.parametrize("size", [(9, 8, 7), (40, 120, 200), (12, 300, 200)])
+def test_boxes_of_a_plain_array_are_those_of_the_array(tmp_path: Path, size: Index3) -> None:
+    rng = np.random.default_rng(0)
+    whole = rng.integers(-1000, 1000, size).astype(np.int16)
+    path = tmp_path / "a.npy"
+    path.write_bytes(plain_bytes(whole))
+    with path.open("rb", buffering=0) as stream:
+        array = PlainArray(stream)
+        assert (array.shape, array.dtype) == (whole.shape, whole.dtype)
+        for _ in range(20):
+            ends = [sorted(rng.integers(0, n + 1, 2)) for n in size]
+            box = (slice(*ends[0]), slice(*ends[1]), slice(*ends[2]))
+            np.testing.assert_array_equal(array[box], whole[box])
+        path.write_bytes(plain_bytes(whole)[:-1])
+        with pytest.raises(ValueError, match="cut short"):
+            array[slice(0, size[0]), slice(0, size[1]), slice(0, size[2])]
 
 
 def test_damage_without_a_known_source_is_told_and_counts_as_missing(tmp_path: Path) -> None:

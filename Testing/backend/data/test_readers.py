@@ -159,6 +159,24 @@ def test_fractional_hu_are_rounded(tmp_path: Path) -> None:
         np.testing.assert_array_equal(voxels, [[[-1000, -1], [0, 1201]]])
 
 
+def test_a_compressed_scan_of_many_pieces_is_the_plain_one_and_is_refused_when_cut_or_changed(
+    tmp_path: Path,
+) -> None:
+    hu = np.random.default_rng(0).integers(-1100, 2000, (4, 150, 160)).astype(np.int16)
+    plain = read_volume([write_nifti(tmp_path / "plain.nii", hu)])
+    path = write_nifti(tmp_path / "packed.nii.gz", hu)
+    np.testing.assert_array_equal(plain.voxels, np.maximum(hu, -1024))
+    np.testing.assert_array_equal(read_volume([path]).voxels, plain.voxels)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    cuts = (whole[: int(len(whole) * share)] for share in (0.2, 0.6, 0.999))
+    for broken in (*cuts, whole[:-8], whole[:-4] + b"more", bytes(flipped), whole + b"more"):
+        path.write_bytes(broken)
+        with pytest.raises(ScanError, match=r"packed\.nii\.gz: unreadable"):
+            read_volume([path])
+
+
 def test_scaled_nifti_is_read_in_its_real_units(tmp_path: Path) -> None:
     image = nib.Nifti1Image(hu_values(3).T, np.diag([1, 1, 2, 1]))
     image.header.set_slope_inter(2.0, 10.0)

@@ -321,15 +321,22 @@ CROP = r"\.b2nd$"
 
 
 @pytest.mark.parametrize(
-    ("do", "word"), [("remove", "removed"), ("flip", "damaged"), ("truncate", "damaged")]
+    ("do", "word", "form"),
+    [
+        ("remove", "removed", "compressed"),
+        ("flip", "damaged", "compressed"),
+        ("truncate", "damaged", "compressed"),
+        ("truncate", "damaged", "plain"),
+    ],
 )
 def test_a_cache_entry_that_is_spoilt_under_way_is_named_and_made_anew(
-    do: str, word: str, tmp_path: Path, place: Place
+    do: str, word: str, form: str, tmp_path: Path, place: Place
 ) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
     shutil.copytree(place.cached(), cache)
-    line = place.line(PRETRAIN, run, cache=cache)
-    fault = Fault(do=do, path=CROP, mode="r", at=9, argument=f"{cache}/*/*[!l].b2nd")
+    line = (*place.line(PRETRAIN, run, cache=cache), "--set", f"data.cache_form={form}")
+    end = {"compressed": "b2nd", "plain": "npy"}[form]
+    fault = Fault(do=do, path=rf"\.{end}$", mode="r", at=9, argument=f"{cache}/*/*[!l].{end}")
     _, done = with_fault(place, line, fault, folder=tmp_path)
     assert_told(done, code=2, words=(str(cache), word, "--resume"))
     assert_state(run, state="failed")
