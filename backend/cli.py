@@ -387,6 +387,8 @@ class Benchmark:
     """Device to compute on; auto takes a GPU where there is one and says so."""
     cache: OptionalPath = None
     """Folder of preprocessed scans. Left out: in --output."""
+    publish: OptionalPath = None
+    """Folder for plan, tables and pictures that tell of no path here, once all is done."""
     overrides: Settings = ()
     """One value over the plan, e.g. --set data.labelled=/scans/spleen; may be repeated."""
 
@@ -408,6 +410,7 @@ class Benchmark:
                 overrides=self.overrides,
                 device=self.device,
                 cache=self.cache,
+                publish=self.publish,
             )
         )
 

@@ -1,4 +1,4 @@
-"""What README and docs say of the methods, written from what `backend describe` prints.
+"""What README and docs say of methods and benchmarks, from `backend describe` and their tables.
 
 `python Testing/backend/method_pages.py` writes it anew; test_cards.py holds the files to it.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import published_results
 import torch
 
 from backend.cards import card, deviations
@@ -143,6 +144,7 @@ def probe_rows() -> list[str]:
 Rows = Callable[[], list[str]]
 BLOCKS: list[tuple[str, str, Rows]] = [
     ("README.md", "methods", readme_rows),
+    ("README.md", "benchmarks", published_results.readme_rows),
     ("docs/methods.md", "methods", docs_rows),
     ("docs/methods.md", "baselines", baseline_rows),
     ("docs/evidence.md", "probe", probe_rows),

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,9 +38,10 @@ from backend.benchmark.material import (
     require_unseen_by_weights,
 )
 from backend.benchmark.plan import Plan, read_plan
+from backend.benchmark.publish import publish
 from backend.benchmark.report import Findings, text_of, write_findings
 from backend.benchmark.sharing import claimed, made_once
-from backend.benchmark.tables import CURVES, RESULTS, RUNS, Table, csv_text
+from backend.benchmark.tables import CURVES, MADE_ON, RESULTS, RUNS, Table, csv_text
 from backend.data.index import found_series, usable, write_index
 from backend.data.label_files import write_labels_file
 from backend.data.labelled import LabelledCase
@@ -51,7 +52,13 @@ from backend.engine.signals import StopRequest
 from backend.errors import Cancelled, Interrupted, told_plainly
 from backend.files import write_json, write_text
 from backend.preparation import check_device
-from backend.provenance import encoder_arguments, preprocessing, software_versions
+from backend.provenance import (
+    encoder_arguments,
+    preprocessing,
+    processor_name,
+    software_versions,
+    source_commit,
+)
 from backend.report.words import duration_text
 
 log = logging.getLogger("backend")
@@ -70,6 +77,7 @@ class Request:
         overrides: `key=value` texts over the plan.
         device: where to compute.
         cache: folder of preprocessed scans; None: in the output.
+        publish: folder for what may be shown to others, once all is done.
     """
 
     plan: Path
@@ -77,6 +85,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     device: str = "auto"
     cache: Path | None = None
+    publish: Path | None = None
 
 
 def run(request: Request) -> Path:
@@ -101,6 +110,7 @@ def run(request: Request) -> Path:
                 _work_off(bench)
             finally:
                 report = _reported(bench)
+            _published(bench)
     except (Cancelled, Interrupted) as error:
         told = "What is finished stays; start the same command again to go on."
         raise type(error)(error.message, told) from error
@@ -117,6 +127,7 @@ class _Bench:
         cases: the labelled scans.
         grid: every arm.
         stop: asks to end.
+        made_on: device, processor, threads and versions, as they stand in `runs.csv`.
     """
 
     plan: Plan
@@ -124,6 +135,7 @@ class _Bench:
     cases: Cases
     grid: tuple[Arm, ...]
     stop: StopRequest
+    made_on: Mapping[str, str]
 
     @property
     def output(self) -> Path:
@@ -158,7 +170,7 @@ class _Bench:
     @property
     def runs(self) -> Table:
         """What each run took, and on what."""
-        return Table(self.output / "runs.csv", RUNS)
+        return Table(self.output / "runs.csv", RUNS, ("processor", "threads", "commit"))
 
     def run_folder(self, arm: Arm) -> Path:
         """Of the fine-tuning of an arm."""
@@ -186,7 +198,32 @@ def _prepared(plan: Plan, found: Sequence[Start], request: Request, stop: StopRe
     if not plan.pretrain_on_test:
         require_unseen_by_weights(found, cases)
     grid = arms(plan, found, cases)
-    return _Bench(plan=plan, request=request, cases=cases, grid=grid, stop=stop)
+    return _Bench(
+        plan=plan,
+        request=request,
+        cases=cases,
+        grid=grid,
+        stop=stop,
+        made_on=_made_on(request.device),
+    )
+
+
+def _made_on(device: str) -> dict[str, str]:
+    """What `runs.csv` says of every run; of the code it is what was there when this began."""
+    import torch
+
+    from backend.engine.device import device_text, resolve_device
+
+    versions = software_versions()
+    values = (
+        device_text(resolve_device(device)),
+        processor_name(),
+        str(torch.get_num_threads()),
+        versions["backend"],
+        versions["torch"],
+        source_commit() or "",
+    )
+    return dict(zip(MADE_ON, values, strict=True))
 
 
 def _work_off(bench: _Bench) -> None:
@@ -254,17 +291,7 @@ def _begun(folder: Path) -> bool:
 
 
 def _note_run(bench: _Bench, key: str, name: str, *, kind: str, seconds: float) -> None:
-    from backend.engine.device import device_text, resolve_device
-
-    versions = software_versions()
-    row = {
-        "run": name,
-        "kind": kind,
-        "seconds": f"{seconds:.1f}",
-        "device": device_text(resolve_device(bench.request.device)),
-        "backend": versions["backend"],
-        "torch": versions["torch"],
-    }
+    row = {"run": name, "kind": kind, "seconds": f"{seconds:.1f}", **bench.made_on}
     bench.runs.put(key, [row])
 
 
@@ -433,11 +460,24 @@ def _curve(arm: Arm, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def _published(bench: _Bench) -> None:
+    if bench.request.publish is not None:
+        publish(bench.request.publish, _finished_rows(bench))
+        sys.stdout.write(f"Published: {bench.request.publish}\n")
+
+
 def _reported(bench: _Bench) -> Path:
     """Tables and report of what is finished."""
+    given = _finished_rows(bench)
+    report = write_findings(bench.output, given)
+    sys.stdout.write(f"\n{text_of(bench.output, given)}Report: {report.resolve()}\n")
+    return report
+
+
+def _finished_rows(bench: _Bench) -> Findings:
     finished = bench.finished() & {arm.key for arm in bench.grid}
     pretrainings = {arm.pretraining.key for arm in bench.grid if arm.pretraining is not None}
-    given = Findings(
+    return Findings(
         plan=bench.plan,
         grid=bench.grid,
         cases=bench.cases,
@@ -446,9 +486,6 @@ def _reported(bench: _Bench) -> Path:
         runs=[row for row in bench.runs.rows() if row["key"] in finished | pretrainings],
         pretraining=_left_out(bench) if pretrainings else {},
     )
-    report = write_findings(bench.output, given)
-    sys.stdout.write(f"\n{text_of(bench.output, given)}Report: {report.resolve()}\n")
-    return report
 
 
 def _left_out(bench: _Bench) -> dict[str, Any]:
