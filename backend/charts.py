@@ -294,7 +294,7 @@ def panels_chart(
             else:
                 ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         for name, full in dots.items():
-            grid[0, 0].plot([], [], label=name, linestyle="none", **_dot(_INK, full=full))
+            grid[-1, -1].plot([], [], label=name, linestyle="none", **_dot(_INK, full=full))
         figure.align_ylabels(grid)
         _shared_legend(figure, grid)
         return inline_svg(figure, description)
