@@ -385,6 +385,9 @@ class Benchmark:
     """Tell what would be done and what of the data is missing; nothing is written."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
+    processes: OptionalCount = None
+    """So many processes share the arms. Left out: one for each GPU; on a processor as many as its
+    cores allow, if the plan says how many threads one has, else one."""
     cache: OptionalPath = None
     """Folder of preprocessed scans. Left out: in --output."""
     publish: OptionalPath = None
@@ -409,6 +412,7 @@ class Benchmark:
                 output=self.output,
                 overrides=self.overrides,
                 device=self.device,
+                processes=self.processes,
                 cache=self.cache,
                 publish=self.publish,
             )

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from filelock import FileLock
 
 from backend.cli import main
@@ -257,9 +256,8 @@ def grid(size: tuple[int, int, int], *, spacing_mm: float = 6.0) -> Geometry:
     return Geometry(size=size, spacing_mm=(spacing_mm,) * 3)
 
 
-def make_material(factory: pytest.TempPathFactory) -> Material:
-    """The phantoms, made once per test session."""
-    root = factory.getbasetemp() / "cli_material"
+def make_material(root: Path) -> Material:
+    """Write the phantoms below a folder."""
     material = Material(
         unlabelled=root / "unlabelled",
         dicom=root / "unlabelled" / "PAT001" / "SER1",
@@ -268,16 +266,15 @@ def make_material(factory: pytest.TempPathFactory) -> Material:
         nnunet=root / "Dataset001_phantoms",
         cache=root / "cache",
     )
-    if not root.exists():
-        write_series(material.dicom, phantom(1)[0], Series(patient="PHANTOM_1", ending=""))
-        write_image(material.oblique, phantom(2, turn_deg=(8.0, -5.0, 11.0))[0])
-        write_image(material.unlabelled / "plain.nrrd", phantom(3)[0])
-        for number, orientation in enumerate(("LPS", "RAS", "PIL"), start=1):
-            ct, label = phantom(10 + number, orientation=orientation)
-            write_image(material.labelled / f"case_{number}" / "ct.nii.gz", ct)
-            write_image(material.labelled / f"case_{number}" / "label.nii.gz", label)
-        write_label_names(material.labelled / "labels.json")
-        _as_nnunet(material.labelled, material.nnunet)
+    write_series(material.dicom, phantom(1)[0], Series(patient="PHANTOM_1", ending=""))
+    write_image(material.oblique, phantom(2, turn_deg=(8.0, -5.0, 11.0))[0])
+    write_image(material.unlabelled / "plain.nrrd", phantom(3)[0])
+    for number, orientation in enumerate(("LPS", "RAS", "PIL"), start=1):
+        ct, label = phantom(10 + number, orientation=orientation)
+        write_image(material.labelled / f"case_{number}" / "ct.nii.gz", ct)
+        write_image(material.labelled / f"case_{number}" / "label.nii.gz", label)
+    write_label_names(material.labelled / "labels.json")
+    _as_nnunet(material.labelled, material.nnunet)
     return material
 
 
@@ -303,30 +300,21 @@ class Runs:
     finetuned: Ended
 
 
-def make_runs(factory: pytest.TempPathFactory) -> Runs:
-    """Both runs, made once per test session."""
-    return _remembered(factory.getbasetemp() / "cli_runs", make_material(factory))
-
-
-_RUNS: dict[Path, Runs] = {}
-
-
-def _remembered(root: Path, material: Material) -> Runs:
-    if root not in _RUNS:
-        pretrained = backend(
-            *(*PRETRAIN, "--data", material.unlabelled, "--output", root / "pretrain"),
-            *("--cache", material.cache, "--max-steps", 4),
-        )
-        finetuned = backend(
-            *(*FINETUNE, "--data", material.labelled, "--init", root / "pretrain"),
-            *("--output", root / "finetune", "--cache", material.cache, "--max-steps", 4),
-        )
-        for done in (pretrained, finetuned):
-            assert done.code == 0, done.err
-        _RUNS[root] = Runs(
-            pretrain=root / "pretrain",
-            finetune=root / "finetune",
-            pretrained=pretrained,
-            finetuned=finetuned,
-        )
-    return _RUNS[root]
+def make_runs(root: Path, material: Material) -> Runs:
+    """Train both, four steps each, below a folder."""
+    pretrained = backend(
+        *(*PRETRAIN, "--data", material.unlabelled, "--output", root / "pretrain"),
+        *("--cache", material.cache, "--max-steps", 4),
+    )
+    finetuned = backend(
+        *(*FINETUNE, "--data", material.labelled, "--init", root / "pretrain"),
+        *("--output", root / "finetune", "--cache", material.cache, "--max-steps", 4),
+    )
+    for done in (pretrained, finetuned):
+        assert done.code == 0, done.err
+    return Runs(
+        pretrain=root / "pretrain",
+        finetune=root / "finetune",
+        pretrained=pretrained,
+        finetuned=finetuned,
+    )

@@ -13,7 +13,6 @@ from cli_runner import (
     Material,
     backend_here,
     backend_stopped,
-    make_material,
     records,
     status,
 )
@@ -59,11 +58,6 @@ EDGES = ("region", "main.size")
 
 QUICK = ("smit", "glmae", "pgl", "pcrl", "spark")
 """The papers' three, one that keeps a queue, one that leaves out hidden voxels; others are slow."""
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

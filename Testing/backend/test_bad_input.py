@@ -23,8 +23,6 @@ from cli_runner import (
     backend,
     backend_each,
     limited,
-    make_material,
-    make_runs,
     phantom,
     ramp,
     snapshot,
@@ -35,16 +33,6 @@ from backend.data.index import read_index
 from backend.data.phantom.cohort import write_image, write_label_names
 
 MIB = 2**20
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return make_runs(tmp_path_factory)
 
 
 def assert_told(done: Ended, *words: object, code: int = 2) -> None:

@@ -16,17 +16,11 @@ from cli_runner import (
     Material,
     backend_here,
     ended,
-    make_material,
     started,
     status,
 )
 
 from backend.dry_run import told_time
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory)
 
 
 @pytest.fixture

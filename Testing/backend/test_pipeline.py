@@ -17,8 +17,6 @@ from cli_runner import (
     Material,
     Runs,
     backend_here,
-    make_material,
-    make_runs,
     records,
     status,
 )
@@ -29,16 +27,6 @@ from backend.data.readers import read_label, read_volume
 from backend.weights import read_header
 
 STRUCTURES = 8
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return make_runs(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ from cli_runner import (
     Runs,
     backend_here,
     backend_stopped,
-    make_material,
-    make_runs,
     records,
     status,
 )
@@ -28,16 +26,6 @@ from backend.probe import LabelledImage, ProbeSettings, effective_rank, linear_p
 
 STEPS = 4
 TIMED = {"time_s", "volumes_per_s", "memory_mb"}
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return make_runs(tmp_path_factory)
 
 
 def line(material: Material, run: Path, *words: object, data: Path | None = None) -> list[object]:

@@ -20,8 +20,6 @@ from cli_runner import (
     Runs,
     backend,
     ended,
-    make_material,
-    make_runs,
     records,
     snapshot,
     started,
@@ -35,16 +33,6 @@ ENDLESS = ("--max-steps", 100000)
 STEPS = 10
 KILLED_AFTER = 4
 """Neither a checkpoint step nor the end of an epoch."""
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return make_runs(tmp_path_factory)
 
 
 def line(kind: str, run: Path, material: Material) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch.multiprocessing as mp
 from torch._C._distributed_c10d import FileStore
 
 from backend.bench.catalogue import Size
-from backend.bench.measure import Pair
+from backend.bench.measure import Pair, Told
 from backend.bench.training import shared_smit
 from backend.engine.distributed import Place, Team, share_of_device
 
@@ -53,12 +54,13 @@ class Ranks:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def step(self) -> float:
-        """One step of all of them; returns the loss of the whole batch."""
+    def step(self) -> Told:
+        """One step of all of them, and the loss of the whole batch."""
+        began = time.perf_counter()
         for pipe in self._pipes:
             pipe.send("step")
         losses = [float(pipe.recv()) for pipe in self._pipes]
-        return sum(losses) / len(losses)
+        return Told(time.perf_counter() - began, sum(losses) / len(losses))
 
     def close(self) -> None:
         """End the processes."""

@@ -307,6 +307,7 @@ def _arm(plan: Plan, start: Start, cases: Cases, *, count: int, seed: int, froze
         "test": [case.id for case in cases.test],
         "labels": [[label.value, label.name] for label in cases.labels],
         "phantoms": plain_phantoms(plan),
+        "threads": plan.threads,
     }
     return Arm(
         start=start,
@@ -329,6 +330,7 @@ def _pretraining(plan: Plan, start: Start, cases: Cases, *, seed: int) -> Pretra
         "data": [Path(path).name for path in plan.pretrain.data],
         "phantoms": plain_phantoms(plan),
         "without": [] if plan.pretrain_on_test else [case.id for case in cases.test],
+        "threads": plan.threads,
     }
     return Pretraining(start=start, seed=own, key=digest(decides))
 

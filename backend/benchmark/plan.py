@@ -178,6 +178,9 @@ class Plan:
     """Each draws label sets, crops and decoder weights."""
     text: str = ""
     """What the plan asks, in a sentence."""
+    threads: Count | None = None
+    """Of each process on a processor: with it as many processes share the work as cores allow, and
+    the numbers are the same on any number of cores. Left out: one process takes all cores."""
     pretrain: PretrainPlan | None = None
     pretrain_on_test: bool = False
     """Leave the images of test cases in the pretraining data; the report says so."""

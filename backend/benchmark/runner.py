@@ -10,14 +10,16 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from backend import evaluate, finetune, pretrain
 from backend.benchmark.cases import Cases, copies_of
+from backend.benchmark.crew import places, work_together
 from backend.benchmark.grid import (
     RANDOM,
     Arm,
@@ -41,11 +43,12 @@ from backend.benchmark.plan import Plan, read_plan
 from backend.benchmark.publish import publish
 from backend.benchmark.report import Findings, text_of, write_findings
 from backend.benchmark.sharing import claimed, made_once
-from backend.benchmark.tables import CURVES, MADE_ON, RESULTS, RUNS, Table, csv_text
+from backend.benchmark.tables import CURVES, RESULTS, RUNS, YOUNGER, Table, csv_text
 from backend.data.index import found_series, usable, write_index
 from backend.data.label_files import write_labels_file
 from backend.data.labelled import LabelledCase
 from backend.data.labels import write_labels
+from backend.data.pool import usable_cores
 from backend.data.readers import read_volume
 from backend.engine.record import read_metrics, read_status
 from backend.engine.signals import StopRequest
@@ -76,6 +79,7 @@ class Request:
         output: folder of tables, report and runs.
         overrides: `key=value` texts over the plan.
         device: where to compute.
+        processes: how many share the arms; None: one for each GPU, or as many as have cores.
         cache: folder of preprocessed scans; None: in the output.
         publish: folder for what may be shown to others, once all is done.
     """
@@ -84,6 +88,7 @@ class Request:
     output: Path
     overrides: tuple[str, ...] = ()
     device: str = "auto"
+    processes: int | None = None
     cache: Path | None = None
     publish: Path | None = None
 
@@ -107,7 +112,7 @@ def run(request: Request) -> Path:
         with stop.listening():
             bench = _prepared(plan, found, request, stop)
             try:
-                _work_off(bench)
+                _work_off_everywhere(bench)
             finally:
                 report = _reported(bench)
             _published(bench)
@@ -127,7 +132,7 @@ class _Bench:
         cases: the labelled scans.
         grid: every arm.
         stop: asks to end.
-        made_on: device, processor, threads and versions, as they stand in `runs.csv`.
+        commit: of the code, as it was when this began; "" where it is not known.
     """
 
     plan: Plan
@@ -135,7 +140,7 @@ class _Bench:
     cases: Cases
     grid: tuple[Arm, ...]
     stop: StopRequest
-    made_on: Mapping[str, str]
+    commit: str
 
     @property
     def output(self) -> Path:
@@ -170,7 +175,7 @@ class _Bench:
     @property
     def runs(self) -> Table:
         """What each run took, and on what."""
-        return Table(self.output / "runs.csv", RUNS, ("processor", "threads", "commit"))
+        return Table(self.output / "runs.csv", RUNS, YOUNGER)
 
     def run_folder(self, arm: Arm) -> Path:
         """Of the fine-tuning of an arm."""
@@ -198,67 +203,119 @@ def _prepared(plan: Plan, found: Sequence[Start], request: Request, stop: StopRe
     if not plan.pretrain_on_test:
         require_unseen_by_weights(found, cases)
     grid = arms(plan, found, cases)
-    return _Bench(
-        plan=plan,
-        request=request,
-        cases=cases,
-        grid=grid,
-        stop=stop,
-        made_on=_made_on(request.device),
-    )
+    commit = source_commit() or ""
+    return _Bench(plan=plan, request=request, cases=cases, grid=grid, stop=stop, commit=commit)
 
 
-def _made_on(device: str) -> dict[str, str]:
-    """What `runs.csv` says of every run; of the code it is what was there when this began."""
+def _work_off_everywhere(bench: _Bench) -> None:
+    """Do all arms, here or in as many processes as there is room for."""
     import torch
 
-    from backend.engine.device import device_text, resolve_device
-
-    versions = software_versions()
-    values = (
-        device_text(resolve_device(device)),
-        processor_name(),
-        str(torch.get_num_threads()),
-        versions["backend"],
-        versions["torch"],
-        source_commit() or "",
+    cores = usable_cores()
+    devices = places(
+        bench.request.device,
+        processes=bench.request.processes,
+        threads=bench.plan.threads,
+        cores=cores,
+        gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
     )
-    return dict(zip(MADE_ON, values, strict=True))
+    # More than there are arms would find nothing to do.
+    devices = devices[: len(_left(bench))]
+    if len(devices) < 2:
+        with _threads(bench.plan.threads):
+            _work_off(bench)
+        return
+    log.info("%d processes; what each says stands in %s", len(devices), bench.output / "logs")
+    work_together(
+        _share,
+        [replace(bench.request, device=device, processes=1) for device in devices],
+        threads=bench.plan.threads or max(1, cores // len(devices)),
+        logs=bench.output / "logs",
+        watch=_Watch(bench, len(devices)).look,
+    )
+
+
+def _share(request: Request) -> None:
+    """What one of several processes does; who has started it writes the report."""
+    plan = read_plan(request.plan, request.overrides)
+    stop = StopRequest()
+    with stop.listening():
+        _work_off(_prepared(plan, starts(plan), request, stop))
+
+
+class _Watch:
+    """Tells how far several processes are together."""
+
+    def __init__(self, bench: _Bench, processes: int) -> None:
+        self._bench = bench
+        self._processes = processes
+        self._told = -1
+
+    def look(self) -> None:
+        """Say so whenever an arm is done; raise if this process is to stop."""
+        self._bench.stop.check()
+        left = _left(self._bench)
+        if len(left) != self._told:
+            self._told = len(left)
+            log.info("%s", _progress(self._bench, left, processes=self._processes))
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads inside the block; None leaves them as they are."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _left(bench: _Bench) -> list[Arm]:
+    done = bench.finished()
+    return [arm for arm in bench.grid if arm.key not in done]
 
 
 def _work_off(bench: _Bench) -> None:
     """Do arms until all are done; what others work on is waited for."""
-    while left := [arm for arm in bench.grid if arm.key not in (done := bench.finished())]:
+    while left := _left(bench):
         bench.stop.check()
         log.info("%s", _progress(bench, left))
         while not any(_attempt(bench, arm) for arm in left):
             time.sleep(_POLL_S)
             bench.stop.check()
-            if bench.finished() != done:
+            if len(_left(bench)) != len(left):
                 break
 
 
-def _progress(bench: _Bench, left: Sequence[Arm]) -> str:
+def _progress(bench: _Bench, left: Sequence[Arm], *, processes: int = 1) -> str:
     """How much is done, and how long the rest takes by what was measured so far."""
     finished = len(bench.grid) - len(left)
-    pretrainings = {
-        arm.pretraining.key
-        for arm in left
-        if arm.pretraining is not None and not _is_done(bench.pretrain_folder(arm.pretraining))
-    }
-    seconds: dict[str, list[float]] = {"arm": [], "pretraining": []}
-    for row in bench.runs.rows():
-        seconds[row["kind"]].append(float(row["seconds"]))
-    counts = {"arm": len(left), "pretraining": len(pretrainings)}
     told = f"{finished} of {len(bench.grid)} arms done"
-    if all(seconds[kind] for kind, count in counts.items() if count):
-        rest = sum(
-            count * sum(seconds[kind]) / len(seconds[kind])
-            for kind, count in counts.items()
-            if count
-        )
-        told += f", about {duration_text(rest)} left for one process"
+    seconds = _seconds_left(bench, left)
+    if left and seconds is not None:
+        who = "one process" if processes == 1 else f"{processes} processes"
+        told += f", about {duration_text(seconds / processes)} left for {who}"
     return told
+
+
+def _seconds_left(bench: _Bench, left: Sequence[Arm]) -> float | None:
+    """What the rest takes one process, by the mean of what is like it; None: unknown yet."""
+    like = {arm.key: arm.start.network for arm in bench.grid}
+    taken: dict[str, list[float]] = {}
+    for row in bench.runs.rows():
+        for name in (like.get(row["key"], row["key"]), row["kind"]):
+            taken.setdefault(name, []).append(float(row["seconds"]))
+    open_ = {arm.pretraining.key: arm.pretraining for arm in left if arm.pretraining is not None}
+    ahead = [(arm.start.network, "arm") for arm in left] + [
+        ("", "pretraining")
+        for pretraining in open_.values()
+        if not _is_done(bench.pretrain_folder(pretraining))
+    ]
+    found = [taken.get(name) or taken.get(kind, []) for name, kind in ahead]
+    return sum(sum(some) / len(some) for some in found) if all(found) else None
 
 
 def _attempt(bench: _Bench, arm: Arm) -> bool:
@@ -291,7 +348,22 @@ def _begun(folder: Path) -> bool:
 
 
 def _note_run(bench: _Bench, key: str, name: str, *, kind: str, seconds: float) -> None:
-    row = {"run": name, "kind": kind, "seconds": f"{seconds:.1f}", **bench.made_on}
+    import torch
+
+    from backend.engine.device import device_text, resolve_device
+
+    versions = software_versions()
+    row = {
+        "run": name,
+        "kind": kind,
+        "seconds": f"{seconds:.1f}",
+        "device": device_text(resolve_device(bench.request.device)),
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "backend": versions["backend"],
+        "torch": versions["torch"],
+        "commit": bench.commit,
+    }
     bench.runs.put(key, [row])
 
 

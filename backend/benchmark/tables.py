@@ -25,10 +25,12 @@ ARM = ("start", "network", "mode", "labels", "seed")
 
 RESULTS = (*ARM, *SCORED, "key")
 CURVES = (*ARM, "step", "dice", "key")
-MADE_ON = ("device", "processor", "threads", "backend", "torch", "commit")
-"""What a run's time and last digits depend on."""
-
-RUNS = ("run", "kind", "seconds", *MADE_ON, "key")
+RUNS = (
+    *("run", "kind", "seconds", "device", "processor", "threads", "backend", "torch", "commit"),
+    "key",
+)
+YOUNGER = ("processor", "threads", "commit")
+"""Of the columns of runs, those that older tables lack."""
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,12 @@ from cli_runner import (
     backend,
     backend_here,
     ended,
-    make_material,
     started,
     status,
     wait_until,
 )
 
 from backend.provenance import processor_name, source_commit
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory)
 
 
 def _plan(folder: Path, material: Material, **changes: Any) -> Path:

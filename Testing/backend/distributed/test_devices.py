@@ -27,7 +27,6 @@ from cli_runner import (
     backend_here,
     ended,
     environment,
-    make_material,
     records,
     started,
     status,
@@ -38,11 +37,6 @@ from backend.engine.record import read_status
 
 TWO = ("--devices", 2)
 ENDLESS = ("--max-steps", 100000)
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return make_material(tmp_path_factory)
 
 
 def line(run: Path, material: Material) -> tuple[object, ...]:

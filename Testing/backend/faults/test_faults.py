@@ -25,7 +25,7 @@ from aftermath import (
     assert_whole,
     kept_step,
 )
-from cli_runner import Ended, Material, make_material, phantom, records, status
+from cli_runner import Ended, Material, phantom, records, status
 from commands import Command, Commands, wait_for
 from injection import Fault, files, flip_bit
 
@@ -168,10 +168,9 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("faults")
     commands = Commands(folder / "commands")
-    material = make_material(tmp_path_factory)
     index = folder / "index.csv"
     assert commands.run("scan", material.unlabelled, "--output", index).code == 0
     yield Place(commands=commands, folder=folder, material=material, index=index)
