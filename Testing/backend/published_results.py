@@ -43,12 +43,13 @@ def readme_rows(results: Path = RESULTS) -> list[str]:
 
 def section(folder: Path) -> list[str]:
     plan, at = read_plan(folder / "plan.yaml"), f"{SHOWN_AT}/{folder.name}"
+    told = verdict(found_in(folder), metric=plan.metric)[0]
     pictures = [
         f"![{METRIC_NAMES[plan.metric]} over the number of labelled scans]({at}/{path.name})"
         for path in sorted(folder.glob("efficiency_*.svg"))
     ]
     return [
-        f"**{plan.name}.** {plan.text} {verdict(found_in(folder), metric=plan.metric)[0]}",
+        " ".join(filter(None, (f"**{plan.name}.**", plan.text, told))),
         "",
         *pictures,
         "",
@@ -98,4 +99,4 @@ def gain(row: Row) -> str:
 def made_on(runs: Sequence[Row]) -> str:
     """Time and circumstances; of a table that does not tell a commit, none is told."""
     seconds = sum(float(row["seconds"]) for row in runs)
-    return f"Made in {duration_text(seconds)} ({plural(len(runs), 'run')}) on {machines(runs)}."
+    return f"Computed in {duration_text(seconds)} ({plural(len(runs), 'run')}) on {machines(runs)}."
