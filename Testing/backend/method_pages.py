@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import calibration
 import published_results
 import torch
 
@@ -148,6 +149,7 @@ BLOCKS: list[tuple[str, str, Rows]] = [
     ("docs/methods.md", "methods", docs_rows),
     ("docs/methods.md", "baselines", baseline_rows),
     ("docs/evidence.md", "probe", probe_rows),
+    ("docs/benchmark.md", "calibration", calibration.docs_rows),
     *((f"docs/{name}.md", "facts", lambda name=name: page_rows(name)) for name in PRESETS),
 ]
 """File, name of the block's marks, and what stands between them."""
