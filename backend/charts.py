@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -27,12 +28,13 @@ Floats = NDArray[np.float64]
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a5195", "#8c6d31")
 """Line colours that stay apart for colour-blind readers (after Okabe and Ito)."""
 
-_INK, _MUTED, _GRID, _FAINT = "#1c2530", "#5b6672", "#dfe3e6", "#9aa4ad"
+_INK, _MUTED, _GRID, _FAINT, _CARD = "#1c2530", "#5b6672", "#dfe3e6", "#9aa4ad", "#ffffff"
 _VARIABLES = {
     _INK: "ink",
     _MUTED: "muted",
     _GRID: "grid",
     _FAINT: "faint",
+    _CARD: "card",
     **{color: f"c{k}" for k, color in enumerate(PALETTE)},
 }
 _DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
@@ -214,58 +216,125 @@ def _tiny_tick(value: float, _position: int) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
-# --- over the number of labelled scans -----------------------------------------------------------
+# --- panels beside each other ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Efficiency:
-    """What was reached with each number of labelled scans.
+class Line:
+    """One line of a panel.
 
     Attributes:
-        name: of the line.
-        labels: numbers of labelled scans, rising.
-        mean: reached with each.
-        low: lower ends of the intervals; NaN where there is none.
+        name: in the legend, where equal names stand once.
+        x: places on the horizontal axis.
+        y: the values there.
+        low: lower ends of their intervals, NaN where there is none; None: no intervals.
         high: upper ends.
-        control: whether the others are compared to it; drawn in ink, dashed.
+        filled: which points get a full dot, the others a hollow one; None: there are no dots.
+        color: number of its colour in the palette; None: ink and dashes, for a control.
     """
 
     name: str
-    labels: Sequence[int]
-    mean: Floats
-    low: Floats
-    high: Floats
-    control: bool = False
+    x: Floats
+    y: Floats
+    low: Floats | None = None
+    high: Floats | None = None
+    filled: Sequence[bool] | None = None
+    color: int | None = None
 
 
-def efficiency_chart(lines: Sequence[Efficiency], *, title: str, measure: str) -> str:
-    """Label-efficiency curves with their intervals; numbers of scans stand at equal distances.
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One of several plots on the same axes.
+
+    Attributes:
+        title: above it.
+        measure: of its vertical axis, which panels of the same row share.
+        lines: what it shows.
+        zero: whether a line at 0 is drawn.
+    """
+
+    title: str
+    measure: str
+    lines: Sequence[Line]
+    zero: bool = False
+
+
+def panels_chart(
+    rows: Sequence[Sequence[Panel]],
+    *,
+    below: str,
+    description: str,
+    ticks: Sequence[str] | None = None,
+    dots: Mapping[str, bool] = MappingProxyType({}),
+) -> str:
+    """Panels in rows and columns, and one legend for all of them.
 
     Args:
-        lines: at least one.
-        title: what they have in common.
-        measure: of the vertical axis.
+        rows: at least one, with as many panels each; those of a row have one scale.
+        below: of the horizontal axis, which all share.
+        description: what a screen reader says.
+        ticks: names of the places 0, 1, ...; None: the places are numbers.
+        dots: what the legend calls full (True) and hollow ones.
     """
     with _style():
-        figure, ax = _figure(wide=True, height=2.9)
-        ticks = sorted({count for line in lines for count in line.labels})
-        # Side by side, or the intervals would hide each other.
-        shifts = 0.03 * (np.arange(len(lines)) - (len(lines) - 1) / 2)
-        for k, line in enumerate(lines):
-            at = np.array([ticks.index(n) for n in line.labels]) + shifts[k]
+        columns = len(rows[0])
+        figure = Figure(figsize=(_WIDE_INCHES, 0.7 + 1.85 * len(rows)), layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_visible(False)
+        grid = figure.subplots(len(rows), columns, sharex=True, sharey="row", squeeze=False)
+        for axes, panels in zip(grid, rows, strict=True):
+            axes[0].set_ylabel(panels[0].measure)
+            for ax, panel in zip(axes, panels, strict=True):
+                _draw_panel(ax, panel)
+        for ax in grid[-1]:
+            ax.set_xlabel(below)
+            if ticks is not None:
+                ax.set_xticks(range(len(ticks)), ticks)
+                ax.set_xlim(-0.35, len(ticks) - 0.65)
+            else:
+                ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        for name, full in dots.items():
+            grid[-1, -1].plot([], [], label=name, linestyle="none", **_dot(_INK, full=full))
+        figure.align_ylabels(grid)
+        _shared_legend(figure, grid)
+        return inline_svg(figure, description)
+
+
+def _draw_panel(ax: Any, panel: Panel) -> None:
+    ax.set_title(panel.title, loc="left", fontsize=9, color=_INK)
+    if panel.zero:
+        ax.axhline(0, color=_INK, linewidth=1, linestyle=_DASHES[1])
+    for line in panel.lines:
+        control = line.color is None
+        color = PALETTE[(line.color or 0) % len(PALETTE)] if not control else _INK
+        ax.plot(
+            line.x, line.y, color=color, label=line.name, linestyle=_DASHES[control],
+            linewidth=1.5,
+        )  # fmt: skip
+        if line.low is not None and line.high is not None:
+            reach = np.array([line.y - line.low, line.high - line.y])
             ax.errorbar(
-                at, line.mean, yerr=np.array([line.mean - line.low, line.high - line.mean]),
-                color=_INK if line.control else PALETTE[k % len(PALETTE)], label=line.name,
-                linestyle=_DASHES[line.control], linewidth=1.5, elinewidth=1.0, capsize=3,
-                marker="o", markersize=4,
-            )  # fmt: skip
-        ax.set_xticks(range(len(ticks)), [str(count) for count in ticks])
-        ax.set_xlim(-0.3, len(ticks) - 0.7)
-        ax.set_title(title, loc="left", fontsize=9, color=_INK)
-        ax.set_xlabel("labelled scans")
-        ax.set_ylabel(measure)
-        _legend_beside(figure, ax)
-        return inline_svg(figure, f"{measure} over the number of labelled scans: {title}")
+                line.x, line.y, yerr=reach, color=color, fmt="none", elinewidth=1.0, capsize=2.5
+            )
+        if line.filled is not None:
+            for x, y, full in zip(line.x, line.y, line.filled, strict=True):
+                ax.plot(x, y, **_dot(color, full=full))
+
+
+def _dot(color: str, *, full: bool) -> dict[str, Any]:
+    inside = color if full else _CARD
+    return {"color": color, "marker": "o", "markersize": 4.5, "markerfacecolor": inside}
+
+
+def _shared_legend(figure: Any, grid: Any) -> None:
+    named: dict[str, Any] = {}
+    for ax in grid.flat:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    figure.legend(
+        named.values(), named.keys(), loc="outside right upper", frameon=False, labelcolor=_INK,
+        handlelength=1.8,
+    )  # fmt: skip
 
 
 # --- two arms side by side ------------------------------------------------------------------------
@@ -434,3 +503,11 @@ def inline_svg(figure: Any, description: str) -> str:
 
 def _without_height(text: str) -> str:
     return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+
+
+def svg_file(text: str) -> str:
+    """An inline chart as a file of its own: on white and in fixed colours, for any program."""
+    fixed = re.sub(r"var\(--\w+, (#[0-9a-f]{6})\)", r"\1", text)
+    ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    font = "font-family=\"'DejaVu Sans', Verdana, sans-serif\""
+    return re.sub(r"<svg([^>]*)>", rf"<svg {font}\1>{ground}", fixed, count=1) + "\n"

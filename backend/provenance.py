@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import backend
@@ -22,6 +24,34 @@ def software_versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[package] = "missing"
     return versions
+
+
+def source_commit() -> str | None:
+    """The commit of the sources, "-dirty" if they were changed since; None if there is none.
+
+    Sources that come from a package have none, and without git it is not known.
+    """
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return told.stdout.strip() or None
+
+
+def processor_name() -> str:
+    """The model of the processor, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or "unknown processor"
 
 
 def preprocessing(config: PreprocessConfig) -> dict[str, Any]:

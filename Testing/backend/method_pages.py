@@ -1,4 +1,4 @@
-"""What README and docs say of the methods, written from what `backend describe` prints.
+"""What README and docs say of methods and benchmarks, from `backend describe` and their tables.
 
 `python Testing/backend/method_pages.py` writes it anew; test_cards.py holds the files to it.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import calibration
+import published_results
 import torch
 
 from backend.cards import card, deviations
@@ -143,9 +145,11 @@ def probe_rows() -> list[str]:
 Rows = Callable[[], list[str]]
 BLOCKS: list[tuple[str, str, Rows]] = [
     ("README.md", "methods", readme_rows),
+    ("README.md", "benchmarks", published_results.readme_rows),
     ("docs/methods.md", "methods", docs_rows),
     ("docs/methods.md", "baselines", baseline_rows),
     ("docs/evidence.md", "probe", probe_rows),
+    ("docs/benchmark.md", "calibration", calibration.docs_rows),
     *((f"docs/{name}.md", "facts", lambda name=name: page_rows(name)) for name in PRESETS),
 ]
 """File, name of the block's marks, and what stands between them."""

@@ -6,7 +6,6 @@ import difflib
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from backend.errors import Cancelled, UserError
 from backend.files import require_file_place, write_json
 from backend.preparation import check_device
 from backend.progress import Lines, progress_bar
-from backend.provenance import software_versions
+from backend.provenance import processor_name, software_versions, source_commit
 
 SCHEMA = 1
 """Version of the file of figures."""
@@ -182,39 +181,15 @@ def _line(row: Row, kind: Kind, *, repeats: int, size: Size, bar: Any) -> dict[s
 def circumstances() -> dict[str, Any]:
     """What figures depend on: machine, versions, threads, commit, and how busy it all is."""
     return {
-        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+        "machine": f"{platform.system()} {platform.machine()}, {processor_name()}",
         "cores": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "threads": os.environ.get("OMP_NUM_THREADS", "one per core"),
         "load": [round(value, 2) for value in psutil.getloadavg()],
         "versions": software_versions(),
-        "commit": _commit(),
+        "commit": source_commit(),
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or "unknown processor"
-
-
-def _commit() -> str | None:
-    """The commit of the sources, None if they come from a package."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        told = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return None
-    return told.stdout.strip() or None
 
 
 def _begun(output: Path | None) -> dict[str, Any]:

@@ -158,6 +158,8 @@ def _texts(*layers: Settings) -> tuple[str, ...]:
 def starts(plan: Plan) -> tuple[Start, ...]:
     """The entries of a plan, resolved, network by network; the control of each comes first.
 
+    An entry at random weights is that control, and no start beside it.
+
     Raises:
         UserError: naming entry and setting, if two entries would not meet on equal terms.
     """
@@ -173,7 +175,7 @@ def starts(plan: Plan) -> tuple[Start, ...]:
         first = members[0]
         entry = replace(first.entry, name=control_name(name), start=RANDOM)
         found.append(Start(entry=entry, network=name, finetune=first.finetune))
-        found += [replace(member, network=name) for member in members]
+        found += [replace(m, network=name) for m in members if m.entry.start != RANDOM]
     return tuple(found)
 
 

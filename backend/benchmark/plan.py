@@ -43,6 +43,9 @@ _Name = Annotated[str, Field(pattern=r"^[\w .+\-]{1,40}$")]
 _Counts = Annotated[tuple[LabelCount, ...], AfterValidator(_unique)]
 Metric = Literal["dice", "iou", "surface_dice"]
 
+WORDS_FOR_START = ("pretrain", "random")
+"""What an entry starts from if not from a path."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Share:
@@ -137,7 +140,7 @@ class Entry:
     preset: str
     """Of the method."""
     start: str = "pretrain"
-    """pretrain: as the plan says; random; else a run folder or weights file."""
+    """pretrain: as the plan says; random: the control alone; else a run folder or weights file."""
     network: Settings = Field(default_factory=dict)
     """Settings of pretraining and fine-tuning alike, such as those of the encoder."""
     pretrain: Settings = Field(default_factory=dict)
@@ -228,7 +231,7 @@ def _whole(values: dict[str, Any], *, root: Path) -> dict[str, Any]:
         return [absolute(path) for path in paths] if isinstance(paths, list) else paths
 
     def start(text: Any) -> Any:
-        return text if text in ("pretrain", "random") else absolute(text)
+        return text if text in WORDS_FOR_START else absolute(text)
 
     def entries(found: Any) -> Any:
         return [changed(e, "start", start) for e in found] if isinstance(found, list) else found

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from backend import charts
 from backend.benchmark.cases import Cases
-from backend.benchmark.grid import Arm, control_name, plan_key
+from backend.benchmark.grid import Arm, plan_key
+from backend.benchmark.pictures import convergence_pictures, efficiency_pictures
 from backend.benchmark.plan import Plan
 from backend.benchmark.summary import (
     COLUMNS,
@@ -25,7 +24,6 @@ from backend.benchmark.summary import (
 )
 from backend.benchmark.tables import Row, csv_text
 from backend.cards import card
-from backend.charts import Curve, Efficiency
 from backend.files import write_text
 from backend.report import render_page
 from backend.report.curves import Chart
@@ -55,14 +53,23 @@ class Findings:
     pretraining: Mapping[str, Any]
 
 
+def start_names(given: Findings) -> list[str]:
+    """The starts in the order of the plan, each control before those it is compared with."""
+    return list(dict.fromkeys(arm.start.entry.name for arm in given.grid))
+
+
+def found_in(given: Findings) -> list[Finding]:
+    """What each start reached, and how it differs from its control."""
+    return findings(given.results, metric=given.plan.metric, order=start_names(given))
+
+
 def write_findings(folder: Path, given: Findings) -> Path:
     """Write `summary.csv` and `report.html` of what is finished.
 
     Returns:
         The path of the report.
     """
-    order = list(dict.fromkeys(arm.start.entry.name for arm in given.grid))
-    found = findings(given.results, metric=given.plan.metric, order=order)
+    order, found = start_names(given), found_in(given)
     write_text(folder / "summary.csv", csv_text(COLUMNS, summary_rows(found)))
     done = {row["key"] for row in given.results}
     page = render_page(
@@ -72,8 +79,8 @@ def write_findings(folder: Path, given: Findings) -> Path:
         verdict=verdict(found, metric=given.plan.metric),
         unfinished=sum(arm.key not in done for arm in given.grid),
         facts=list(_facts(given)),
-        efficiency=_efficiency_charts(found, given.plan),
-        convergence=_convergence_charts(given.curves, order),
+        efficiency=_charts(efficiency_pictures(found, metric=given.plan.metric, order=order)),
+        convergence=_charts(convergence_pictures(given.curves, order=order)),
         tables=_tables(found),
         citations=_citations(given),
     )
@@ -83,8 +90,7 @@ def write_findings(folder: Path, given: Findings) -> Path:
 
 def text_of(folder: Path, given: Findings) -> str:
     """The verdict and where to read on, for a terminal."""
-    order = list(dict.fromkeys(arm.start.entry.name for arm in given.grid))
-    found = findings(given.results, metric=given.plan.metric, order=order)
+    found = found_in(given)
     told = "\n".join(verdict(found, metric=given.plan.metric))
     return f"{told}\nTables: {folder / 'results.csv'}, {folder / 'summary.csv'}\n"
 
@@ -106,7 +112,7 @@ def _facts(given: Findings) -> Iterator[tuple[str, str]]:
         yield "Weights from outside", f"{told}: what they have seen is not known here"
     seconds = sum(float(row["seconds"]) for row in given.runs)
     if given.runs:
-        yield "Computing time", f"{duration_text(seconds)} on {_machines(given.runs)}"
+        yield "Computing time", f"{duration_text(seconds)} on {machines(given.runs)}"
     yield "Key of the plan", plan_key(given.grid)
 
 
@@ -119,74 +125,25 @@ def _test_in_pretraining(given: Findings) -> str:
     return f"no; scans used: {scans}, images of test cases left out: {left_out}"
 
 
-def _machines(runs: Sequence[Row]) -> str:
-    told = [f"{row['device']}, backend {row['backend']}, torch {row['torch']}" for row in runs]
-    return "; ".join(dict.fromkeys(told))
+def machines(runs: Sequence[Row]) -> str:
+    """What runs were made on, each kind once."""
+    return "; ".join(dict.fromkeys(map(_machine, runs)))
 
 
-def _efficiency_charts(found: Sequence[Finding], plan: Plan) -> list[Chart]:
-    """One for each mode and network, the control first."""
-
-    def panel(finding: Finding) -> tuple[str, str]:
-        return finding.mode, finding.network
-
-    made = []
-    for (mode, network), members in groupby(sorted(found, key=panel), key=panel):
-        by_start: dict[str, list[Finding]] = {}
-        for finding in members:
-            by_start.setdefault(finding.start, []).append(finding)
-        lines = [
-            replace(_line(name, of), control=name == control_name(network))
-            for name, of in by_start.items()
-        ]
-        svg = charts.efficiency_chart(
-            lines, title=f"{network}, {mode}", measure=METRIC_NAMES[plan.metric]
-        )
-        made.append(Chart(Markup(svg), wide=True))
-    return made
-
-
-def _line(name: str, found: Sequence[Finding]) -> Efficiency:
-    points = sorted(found, key=lambda finding: finding.labels)
-
-    def column(attribute: str) -> charts.Floats:
-        values = [getattr(point.mean, attribute) for point in points]
-        return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
-
-    return Efficiency(
-        name=name,
-        labels=[point.labels for point in points],
-        mean=column("mean"),
-        low=column("low"),
-        high=column("high"),
+def _machine(run: Row) -> str:
+    """What a run was made on; a row of an older table lacks some of it."""
+    parts = (
+        run["device"],
+        run["processor"],
+        f"backend {run['backend']}",
+        f"torch {run['torch']}",
+        f"commit {run['commit']}" if run["commit"] else "",
     )
+    return ", ".join(filter(None, parts))
 
 
-def _convergence_charts(rows: Sequence[Row], order: Sequence[str]) -> list[Chart]:
-    """Validation Dice over the steps, the mean over seeds; one chart for each number of scans."""
-
-    def panel(row: Row) -> tuple[str, int]:
-        return row["mode"], int(row["labels"])
-
-    made = []
-    for (mode, labels), of_panel in groupby(sorted(rows, key=panel), key=panel):
-        points: dict[str, dict[int, list[float]]] = {}
-        for row in of_panel:
-            of_start = points.setdefault(row["start"], {})
-            of_start.setdefault(int(row["step"]), []).append(float(row["dice"]))
-        curves = [_curve(name, points[name]) for name in order if name in points]
-        title = f"Dice with {plural(labels, 'labelled scan')}, {mode}"
-        made.append(Chart(Markup(charts.lines_chart(curves, title=title, wide=True)), wide=True))
-    return made
-
-
-def _curve(name: str, points: Mapping[int, Sequence[float]]) -> Curve:
-    steps = sorted(points)
-    return Curve(
-        name=name,
-        steps=np.array(steps, dtype=np.float64),
-        values=np.array([np.mean(points[step]) for step in steps]),
-    )
+def _charts(pictures: Mapping[str, str]) -> list[Chart]:
+    return [Chart(Markup(svg), wide=True) for svg in pictures.values()]
 
 
 def _tables(found: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:

@@ -40,9 +40,10 @@ from backend.benchmark.material import (
     require_unseen_by_weights,
 )
 from backend.benchmark.plan import Plan, read_plan
+from backend.benchmark.publish import publish
 from backend.benchmark.report import Findings, text_of, write_findings
 from backend.benchmark.sharing import claimed, made_once
-from backend.benchmark.tables import CURVES, RESULTS, RUNS, Table, csv_text
+from backend.benchmark.tables import CURVES, RESULTS, RUNS, YOUNGER, Table, csv_text
 from backend.data.index import found_series, usable, write_index
 from backend.data.label_files import write_labels_file
 from backend.data.labelled import LabelledCase
@@ -54,7 +55,13 @@ from backend.engine.signals import StopRequest
 from backend.errors import Cancelled, Interrupted, told_plainly
 from backend.files import write_json, write_text
 from backend.preparation import check_device
-from backend.provenance import encoder_arguments, preprocessing, software_versions
+from backend.provenance import (
+    encoder_arguments,
+    preprocessing,
+    processor_name,
+    software_versions,
+    source_commit,
+)
 from backend.report.words import duration_text
 
 log = logging.getLogger("backend")
@@ -74,6 +81,7 @@ class Request:
         device: where to compute.
         processes: how many share the arms; None: one for each GPU, or as many as have cores.
         cache: folder of preprocessed scans; None: in the output.
+        publish: folder for what may be shown to others, once all is done.
     """
 
     plan: Path
@@ -82,6 +90,7 @@ class Request:
     device: str = "auto"
     processes: int | None = None
     cache: Path | None = None
+    publish: Path | None = None
 
 
 def run(request: Request) -> Path:
@@ -106,6 +115,7 @@ def run(request: Request) -> Path:
                 _work_off_everywhere(bench)
             finally:
                 report = _reported(bench)
+            _published(bench)
     except (Cancelled, Interrupted) as error:
         told = "What is finished stays; start the same command again to go on."
         raise type(error)(error.message, told) from error
@@ -122,6 +132,7 @@ class _Bench:
         cases: the labelled scans.
         grid: every arm.
         stop: asks to end.
+        commit: of the code, as it was when this began; "" where it is not known.
     """
 
     plan: Plan
@@ -129,6 +140,7 @@ class _Bench:
     cases: Cases
     grid: tuple[Arm, ...]
     stop: StopRequest
+    commit: str
 
     @property
     def output(self) -> Path:
@@ -163,7 +175,7 @@ class _Bench:
     @property
     def runs(self) -> Table:
         """What each run took, and on what."""
-        return Table(self.output / "runs.csv", RUNS)
+        return Table(self.output / "runs.csv", RUNS, YOUNGER)
 
     def run_folder(self, arm: Arm) -> Path:
         """Of the fine-tuning of an arm."""
@@ -191,7 +203,8 @@ def _prepared(plan: Plan, found: Sequence[Start], request: Request, stop: StopRe
     if not plan.pretrain_on_test:
         require_unseen_by_weights(found, cases)
     grid = arms(plan, found, cases)
-    return _Bench(plan=plan, request=request, cases=cases, grid=grid, stop=stop)
+    commit = source_commit() or ""
+    return _Bench(plan=plan, request=request, cases=cases, grid=grid, stop=stop, commit=commit)
 
 
 def _work_off_everywhere(bench: _Bench) -> None:
@@ -335,6 +348,8 @@ def _begun(folder: Path) -> bool:
 
 
 def _note_run(bench: _Bench, key: str, name: str, *, kind: str, seconds: float) -> None:
+    import torch
+
     from backend.engine.device import device_text, resolve_device
 
     versions = software_versions()
@@ -343,8 +358,11 @@ def _note_run(bench: _Bench, key: str, name: str, *, kind: str, seconds: float) 
         "kind": kind,
         "seconds": f"{seconds:.1f}",
         "device": device_text(resolve_device(bench.request.device)),
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
         "backend": versions["backend"],
         "torch": versions["torch"],
+        "commit": bench.commit,
     }
     bench.runs.put(key, [row])
 
@@ -514,11 +532,24 @@ def _curve(arm: Arm, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def _published(bench: _Bench) -> None:
+    if bench.request.publish is not None:
+        publish(bench.request.publish, _finished_rows(bench))
+        sys.stdout.write(f"Published: {bench.request.publish}\n")
+
+
 def _reported(bench: _Bench) -> Path:
     """Tables and report of what is finished."""
+    given = _finished_rows(bench)
+    report = write_findings(bench.output, given)
+    sys.stdout.write(f"\n{text_of(bench.output, given)}Report: {report.resolve()}\n")
+    return report
+
+
+def _finished_rows(bench: _Bench) -> Findings:
     finished = bench.finished() & {arm.key for arm in bench.grid}
     pretrainings = {arm.pretraining.key for arm in bench.grid if arm.pretraining is not None}
-    given = Findings(
+    return Findings(
         plan=bench.plan,
         grid=bench.grid,
         cases=bench.cases,
@@ -527,9 +558,6 @@ def _reported(bench: _Bench) -> Path:
         runs=[row for row in bench.runs.rows() if row["key"] in finished | pretrainings],
         pretraining=_left_out(bench) if pretrainings else {},
     )
-    report = write_findings(bench.output, given)
-    sys.stdout.write(f"\n{text_of(bench.output, given)}Report: {report.resolve()}\n")
-    return report
 
 
 def _left_out(bench: _Bench) -> dict[str, Any]:

@@ -25,7 +25,12 @@ ARM = ("start", "network", "mode", "labels", "seed")
 
 RESULTS = (*ARM, *SCORED, "key")
 CURVES = (*ARM, "step", "dice", "key")
-RUNS = ("run", "kind", "seconds", "device", "backend", "torch", "key")
+RUNS = (
+    *("run", "kind", "seconds", "device", "processor", "threads", "backend", "torch", "commit"),
+    "key",
+)
+YOUNGER = ("processor", "threads", "commit")
+"""Of the columns of runs, those that older tables lack."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,12 @@ class Table:
     Attributes:
         path: of the file; need not exist.
         columns: the last is `key`.
+        younger: those of them that older tables lack; there they are empty.
     """
 
     path: Path
     columns: tuple[str, ...]
+    younger: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, str]]:
         """All rows; none if there is no file yet.
@@ -51,11 +58,12 @@ class Table:
         lines = table_lines(
             str(self.path),
             self.path.read_text("utf-8"),
-            columns=self.columns,
+            columns=[column for column in self.columns if column not in self.younger],
+            optional=self.younger,
             what="a table of this benchmark",
             cure="Restore it, or remove it: what it holds is then made again.",
         )
-        return [row for _, row in lines]
+        return [{column: row.get(column, "") for column in self.columns} for _, row in lines]
 
     def put(self, key: str, rows: Iterable[Mapping[str, object]]) -> None:
         """Add the rows of an arm, in place of those it had; other processes may add theirs.

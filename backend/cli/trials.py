@@ -57,6 +57,8 @@ class Benchmark:
     cores allow, if the plan says how many threads one has, else one."""
     cache: OptionalPath = None
     """Folder of preprocessed scans. Left out: in --output."""
+    publish: OptionalPath = None
+    """Folder for plan, tables and pictures that tell of no path here, once all is done."""
     overrides: Settings = ()
     """One value over the plan, e.g. --set data.labelled=/scans/spleen; may be repeated."""
 
@@ -79,6 +81,7 @@ class Benchmark:
                 device=self.device,
                 processes=self.processes,
                 cache=self.cache,
+                publish=self.publish,
             )
         )
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import psutil
+import published_results
 import pytest
+import torch
 from benchmark_plans import write_plan
 from cli_runner import (
     LIMIT_S,
@@ -23,13 +27,19 @@ from cli_runner import (
     wait_until,
 )
 
+from backend.provenance import processor_name, source_commit
+
 
 def _plan(folder: Path, material: Material, **changes: Any) -> Path:
     data = {"labelled": str(material.labelled), **changes.pop("data", {})}
-    # The labelled images are among those to pretrain on, the test case too: it has to be left out.
-    pretrain = {"data": [str(material.unlabelled), str(material.labelled)]}
+    pretrain = {"data": json.loads(_scans(material))}
     folder.mkdir(exist_ok=True)
     return write_plan(folder, {"data": data, "pretrain": pretrain, **changes})
+
+
+def _scans(material: Material) -> str:
+    """The labelled images are among those to pretrain on; the test case has to be left out."""
+    return json.dumps([str(material.unlabelled), str(material.labelled)])
 
 
 def _words(plan: Path, output: Path, material: Material) -> tuple[object, ...]:
@@ -86,6 +96,17 @@ def test_the_report_says_what_was_compared_on_what_and_no_more(
     assert [row["shown"] for row in summary] == ["", "no"]
 
 
+def test_every_run_tells_what_it_was_made_on(finished: tuple[Path, Path, Ended]) -> None:
+    _, output, _ = finished
+    runs = _rows(output / "runs.csv")
+    assert sorted(run["kind"] for run in runs) == ["arm", "arm", "pretraining"]
+    circumstances = {(run["processor"], run["threads"], run["commit"]) for run in runs}
+    assert circumstances == {
+        (processor_name(), str(torch.get_num_threads()), source_commit() or "")
+    }
+    assert processor_name() in (output / "report.html").read_text("utf-8")
+
+
 def test_it_goes_on_from_the_table_alone(
     finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
 ) -> None:
@@ -100,6 +121,74 @@ def test_it_goes_on_from_the_table_alone(
     assert not (copy / "pretrain").exists()
     for table in ("results.csv", "summary.csv"):
         assert (copy / table).read_bytes() == (output / table).read_bytes()
+
+
+def _published(
+    finished: tuple[Path, Path, Ended], material: Material, folder: Path, *more: str
+) -> Ended:
+    """What publishing to `folder` / "published" says; goes on from the finished table."""
+    plan, output, _ = finished
+    copy = folder / "out"
+    copy.mkdir()
+    for table in ("results.csv", "curves.csv", "runs.csv"):
+        shutil.copy(output / table, copy / table)
+    words = _words(plan, copy, material)
+    return backend_here(*words, "--publish", folder / "published", *more)
+
+
+def test_what_is_published_is_whole_tells_no_path_and_can_be_run_again(
+    finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    done = _published(finished, material, tmp_path)
+    assert done.code == 0, done.err
+    plan, output, _ = finished
+    files = {path.name: path.read_text("utf-8") for path in (tmp_path / "published").iterdir()}
+    pictures = {"efficiency_end-to-end.svg", "convergence_end-to-end.svg"}
+    tables = {"results.csv", "summary.csv", "curves.csv", "runs.csv"}
+    assert files.keys() == {"plan.yaml", *tables, *pictures}
+    assert all(files[table] == (output / table).read_text("utf-8") for table in tables)
+    for place in (str(material.labelled.parent), str(plan.parent), str(Path.home())):
+        assert not [name for name, text in files.items() if place in text]
+    # Programs that know nothing of a page's colours draw it all the same.
+    assert all("var(" not in files[name] for name in pictures)
+    assert all(ElementTree.fromstring(files[name]).tag.endswith("svg") for name in pictures)
+    where = (
+        "--set",
+        f"data.labelled={material.labelled}",
+        "--set",
+        f"pretrain.data={_scans(material)}",
+    )
+    checked = [
+        backend_here("benchmark", path, "--check", *where)
+        for path in (plan, tmp_path / "published" / "plan.yaml")
+    ]
+    assert [check.code for check in checked] == [0, 0], checked[1].err
+    assert checked[0].out.splitlines()[-1] == checked[1].out.splitlines()[-1]
+
+
+def test_a_plan_that_tells_of_a_folder_here_is_not_published(
+    finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    done = _published(finished, material, tmp_path, "--set", "text=Scans of /ward/7.")
+    assert done.code == 2
+    assert "'text: Scans of /ward/7.' tells of a folder of this machine" in done.told
+    assert done.told.startswith("plan.yaml, line ")
+    assert not (tmp_path / "published").exists()
+
+
+def test_a_section_of_the_readme_holds_the_numbers_of_the_published_tables(
+    finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    assert published_results.readme_rows(tmp_path) == [published_results.NONE]
+    assert _published(finished, material, tmp_path).code == 0
+    told = "\n".join(published_results.readme_rows(tmp_path))
+    control, smit = _rows(tmp_path / "published" / "summary.csv")
+    means = " | ".join(f"{float(row['mean']):.3f}" for row in (control, smit))
+    assert f"| swin | 1 | SMIT | {means} | " in told
+    assert f"{float(smit['difference']):+.3f}".replace("-", "\N{MINUS SIGN}") in told
+    assert "| no | 1, 1 |" in told
+    assert "(Testing/benchmarks/results/published/summary.csv)" in told
+    assert processor_name() in told
 
 
 def test_a_table_of_something_else_is_refused(material: Material, tmp_path: Path) -> None:

@@ -246,6 +246,15 @@ def test_every_network_gets_one_control_and_every_start_every_count_and_seed(
     assert len({a.pretraining.key for a in grid if a.pretraining is not None}) == 3
 
 
+def test_an_entry_at_random_weights_is_the_control_of_its_network_and_stands_once(
+    tmp_path: Path,
+) -> None:
+    plan = _plan(tmp_path, entries=[{**BYOL, "start": "random"}], pretrain=None)
+    assert [start.entry.name for start in starts(plan)] == ["random resnet"]
+    both = _plan(tmp_path, entries=[{**PGL, "start": "random"}, {**BYOL}])
+    assert [start.entry.name for start in starts(both)] == ["random resnet", "BYOL"]
+
+
 def test_an_arm_keeps_its_key_when_the_grid_grows_and_loses_it_when_its_terms_change(
     tmp_path: Path,
 ) -> None:

@@ -16,7 +16,8 @@ PLANS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
 @pytest.mark.parametrize("plan", PLANS, ids=lambda path: path.stem)
 def test_a_plan_that_ships_is_resolved_and_tells_how_to_get_its_data(plan: Path) -> None:
     read = read_plan(plan)
-    assert len(starts(read)) > len(read.entries)
+    compared = [entry.name for entry in read.entries if entry.start != "random"]
+    assert len(starts(read)) > len(compared)
     assert read.data.split_source
     checked = backend_here("benchmark", plan, "--check")
     if read.data.phantoms is None:
@@ -25,4 +26,4 @@ def test_a_plan_that_ships_is_resolved_and_tells_how_to_get_its_data(plan: Path)
         assert read.data.get.strip() in checked.told
     else:
         assert checked.code == 0, checked.err
-    assert all(entry.name in checked.out for entry in read.entries)
+    assert all(name in checked.out for name in compared)

@@ -119,3 +119,11 @@ def test_another_table_is_refused_with_its_line(tmp_path: Path) -> None:
     path.write_text("case,dice\na,0.5\n")
     with pytest.raises(UserError, match=r"results\.csv, line 1: column 'start' is missing"):
         Table(path, RESULTS).rows()
+
+
+def test_an_older_table_goes_on_with_empty_cells_for_what_it_does_not_tell(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("run,seconds,key\na,1,x\n")
+    table = Table(path, ("run", "seconds", "commit", "key"), younger=("commit",))
+    table.put("y", [{"run": "b", "seconds": 2, "commit": "abc"}])
+    assert path.read_text() == "run,seconds,commit,key\na,1,,x\nb,2,abc,y\n"

@@ -1,0 +1,77 @@
+"""What of a finished benchmark is shown to others: plan, tables and pictures, without any path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from backend.benchmark.pictures import convergence_pictures, efficiency_pictures
+from backend.benchmark.plan import WORDS_FOR_START, Plan
+from backend.benchmark.report import Findings, found_in, start_names
+from backend.benchmark.summary import COLUMNS, summary_rows
+from backend.benchmark.tables import CURVES, RESULTS, RUNS, csv_text
+from backend.charts import svg_file
+from backend.errors import UserError
+from backend.files import write_text
+
+_PATH = re.compile(r"""(?:^|[\s"'=(,\[])(?:/[^/\s]+/|~/|[A-Za-z]:[\\/]|\\\\)""")
+"""The beginning of an absolute path, or of one from a home folder."""
+
+
+def publish(folder: Path, given: Findings) -> None:
+    """Write the plan as it was run, its tables and its pictures.
+
+    Raises:
+        UserError: naming file and line, before anything is written, if one tells of a folder of
+            this machine.
+    """
+    metric, order = given.plan.metric, start_names(given)
+    found = found_in(given)
+    pictures = efficiency_pictures(found, metric=metric, order=order)
+    pictures |= convergence_pictures(given.curves, order=order)
+    files = {
+        "plan.yaml": yaml.safe_dump(
+            portable(given.plan), sort_keys=False, allow_unicode=True, default_flow_style=None
+        ),
+        "results.csv": csv_text(RESULTS, given.results),
+        "summary.csv": csv_text(COLUMNS, summary_rows(found)),
+        "curves.csv": csv_text(CURVES, given.curves),
+        "runs.csv": csv_text(RUNS, given.runs),
+        **{name: svg_file(picture) for name, picture in pictures.items()},
+    }
+    _require_no_paths(files)
+    for name, text in files.items():
+        write_text(folder / name, text)
+
+
+def portable(plan: Plan) -> dict[str, Any]:
+    """A plan as plain values, its paths without the folders around them."""
+
+    def name(path: str) -> str:
+        return Path(path).name
+
+    plain: dict[str, Any] = TypeAdapter(Plan).dump_python(plan, mode="json", exclude_defaults=True)
+    if "labelled" in plain["data"]:
+        plain["data"]["labelled"] = name(plain["data"]["labelled"])
+    if "data" in plain.get("pretrain", {}):
+        plain["pretrain"]["data"] = [name(path) for path in plain["pretrain"]["data"]]
+    for entry in plain["entries"]:
+        if entry.get("start", WORDS_FOR_START[0]) not in WORDS_FOR_START:
+            entry["start"] = name(entry["start"])
+    return plain
+
+
+def _require_no_paths(files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        for number, line in enumerate(text.splitlines(), start=1):
+            if _PATH.search(line):
+                raise UserError(
+                    f"{name}, line {number}: {line.strip()[:80]!r} tells of a folder of this "
+                    "machine.",
+                    "Take it out of the plan, and publish again.",
+                )
