@@ -71,11 +71,15 @@ def work_together(
             for number, share in enumerate(shares, start=1)
         ]
     try:
-        while running := [member for member in members if member.runs]:
-            watch()
-            wait([member.process.sentinel for member in running], timeout=_POLL_S)
+        while True:
+            # First, or one that ends between the two would pass for well.
+            running = [member.process.sentinel for member in members if member.runs]
             for member in members:
                 member.require_well()
+            if not running:
+                return
+            watch()
+            wait(running, timeout=_POLL_S)
     finally:
         for member in members:
             member.ask_to_stop()
