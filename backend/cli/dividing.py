@@ -10,7 +10,11 @@ from backend.errors import UserError
 
 
 def to_be_divided(devices: int) -> bool:
-    """Whether this process is to start others, and is none of them."""
+    """Whether this process is to start others, and is none of them.
+
+    Raises:
+        UserError: if there are to be fewer than one.
+    """
     if devices < 1:
         raise UserError(f"--devices {devices}: at least one is needed.", "Leave out --devices.")
     return devices > 1 and place().size == 1
