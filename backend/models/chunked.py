@@ -88,11 +88,14 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Saved:
         x, w1, b1, w2, kept = ctx.saved_tensors
         dy = gradients[0].contiguous()
-        dx, dw1, db1, dw2 = (torch.empty_like(x), *map(torch.zeros_like, (w1, b1, w2)))
+        dx, db1 = torch.empty_like(x), torch.zeros_like(b1)
+        # Where all comes at once there is nothing that it adds to: wide weights are large.
+        beta, blank = (1, torch.zeros_like) if kept is None else (0, torch.empty_like)
+        dw1, dw2 = blank(w1), blank(w2)
         for rows, hidden in _hidden(x, w1, b1, kept):
-            dw2.addmm_(dy[rows].T, F.gelu(hidden))
+            dw2.addmm_(dy[rows].T, F.gelu(hidden), beta=beta)
             inner = torch.ops.aten.gelu_backward(dy[rows] @ w2, hidden)
-            dw1.addmm_(inner.T, x[rows])
+            dw1.addmm_(inner.T, x[rows], beta=beta)
             db1 += inner.sum(dim=0)
             torch.mm(inner, w1, out=dx[rows])
         return dx, dw1, db1, dw2, dy.sum(dim=0)

@@ -271,11 +271,19 @@ def resampled(
             # Later axes need no more than the box; looking where it lies would hold up a GPU.
             x, steps = _narrowed(x, steps)
         for axis, (low, above, share) in enumerate(steps):
-            below = x.index_select(axis + 1, low).float()
-            step = x.index_select(axis + 1, above).float().sub_(below)
+            below = _picked(x, axis + 1, low).float()
+            step = _picked(x, axis + 1, above).float().sub_(below)
             x = step.mul_(share.view(-1, *[1] * (2 - axis))).add_(below)
         results.append(x)
     return torch.stack(results)
+
+
+def _picked(x: Tensor, axis: int, places: Int64[Tensor, " n"]) -> Tensor:
+    """Planes of (c, z, y, x) across an axis."""
+    if axis < x.ndim - 1:
+        return x.index_select(axis, places)
+    # Single voxels: PyTorch gathers them four times faster than it selects them.
+    return x.gather(axis, places.expand(*x.shape[:-1], -1))
 
 
 _Step = tuple[Tensor, Tensor, Tensor]
