@@ -130,8 +130,8 @@ class DataConfig:
     held_out: Annotated[float, Field(ge=0, le=0.5), NUMBER] = 0.05
     """Share of scans (at most 8, none of fewer than 10) that pretraining is only judged by."""
     cache_form: CacheForm = "compressed"
-    """plain: crops are read in a fraction of the time, for two to three times the disk. The voxels
-    are the same."""
+    """plain: crops are read in a fraction of the time, for about twice the disk. The voxels are
+    the same."""
 
 
 # Beyond, a sign or a power of ten went wrong.

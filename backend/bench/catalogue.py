@@ -161,7 +161,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         number="9b",
         name="crop_raw",
-        path="the same, plain cache",
+        path="the same, uncompressed cache",
         peer="MONAI, volume in memory",
         cpu=(Goal(ratio=3.5),),
         cost_s=20,
