@@ -510,4 +510,4 @@ def svg_file(text: str) -> str:
     fixed = re.sub(r"var\(--\w+, (#[0-9a-f]{6})\)", r"\1", text)
     ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
     font = "font-family=\"'DejaVu Sans', Verdana, sans-serif\""
-    return re.sub(r"<svg([^>]*)>", rf"<svg {font}\1>{ground}", fixed, count=1) + "\n"
+    return re.sub(r"<svg([^>]*)>", rf"<svg {font}\1>{ground}", fixed.rstrip(), count=1) + "\n"
