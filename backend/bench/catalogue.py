@@ -62,7 +62,6 @@ class Row:
         cpu: ways to meet the goal on two processor cores; empty where there is none.
         gpu: likewise on one GPU.
         cost_s: about how long it takes on two cores at its default size: for the time left.
-        waits_for: why it cannot be measured yet; None if it can.
     """
 
     number: str
@@ -72,7 +71,6 @@ class Row:
     cpu: tuple[Goal, ...] = ()
     gpu: tuple[Goal, ...] = ()
     cost_s: float = 10.0
-    waits_for: str | None = None
 
     def goals(self, kind: Kind) -> tuple[Goal, ...]:
         """Ways to meet the goal on one kind of device."""

@@ -125,13 +125,11 @@ _KINDS: dict[str, tuple[Kind, ...]] = {"cpu": ("cpu",), "cuda": ("gpu",)}
 
 
 def _cost_s(lines: Sequence[tuple[Row, Kind]]) -> int:
-    return round(sum(row.cost_s for row, kind in lines if not _unmeasured(row, kind)))
+    return round(sum(row.cost_s for row, kind in lines if not _unmeasured(kind)))
 
 
-def _unmeasured(row: Row, kind: Kind) -> str | None:
+def _unmeasured(kind: Kind) -> str | None:
     """Why a line has no figures."""
-    if row.waits_for:
-        return row.waits_for
     return _NO_GPU if kind == "gpu" and not _gpu_there() else None
 
 
@@ -159,7 +157,7 @@ def _line(row: Row, kind: Kind, *, repeats: int, size: Size, bar: Any) -> dict[s
         "goal": _goals(row, kind),
         "circumstances": circumstances(),
     }
-    if why := _unmeasured(row, kind):
+    if why := _unmeasured(kind):
         return told | {"not_measured": why}
     before = bar.n
     bar.set_postfix_str(row.name, refresh=isinstance(bar, Lines))

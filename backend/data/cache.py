@@ -810,7 +810,7 @@ def _digest_of(meta: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
-_compared: dict[Path, tuple[int, int]] = {}
+_compared: dict[str, tuple[int, int]] = {}
 """Files whose checksums this process has compared, and what they were like then."""
 
 
@@ -826,10 +826,10 @@ def _intact(path: Path) -> bool:
     for suffix, told in meta["files"].items():
         file = _beside(path, suffix)
         look = _look(file)
-        if _compared.get(file) != look:
+        if _compared.get(str(file)) != look:
             if zlib.crc32(file.read_bytes()) != told["crc32"]:
                 return False
-            _compared[file] = look
+            _compared[str(file)] = look
     return True
 
 
@@ -874,7 +874,7 @@ def _array(entry: Path, suffix: str) -> Iterator[Any]:
         # blosc2 holds them all up.
         with path.open("rb", buffering=0) as stream:
             stream.read(1)
-            if _compared.get(path) != _look(path) and not _intact(entry):
+            if _compared.get(str(path)) != _look(path) and not _intact(entry):
                 raise _damaged(path)
             yield _opened(path, stream)
     except FileNotFoundError:
