@@ -9,6 +9,7 @@ overlap, Williams et al. 2009, doi:10.1145/1498765.1498785).
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _aten = torch.ops.aten
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
 _CONVOLUTIONS = frozenset({_aten.convolution, _aten.convolution_backward})
+_TRIES, _PAUSE_S = 20, 0.1
 _FEW, _MORE = 2, 3
 """Scans that are counted with: some methods compare scans with each other; the rest is a line."""
 
@@ -91,7 +93,11 @@ def step_cost(config: PretrainConfig) -> Cost:
 
 @cache
 def rates_of(device: torch.device) -> Rates:
-    """Measured in about a second, once in a process, each as the best of a few times."""
+    """Measured in some seconds, once in a process, as far as nothing else disturbs.
+
+    Other programs, or other users of a shared host, slow a machine down for moments; so each rate
+    is the best of tries that are spread over that time.
+    """
     gpu = device.type == "cuda"
     rows, voxels, numbers = (2**20, 64, 2**28) if gpu else (2**14, 24, 2**23)
     tokens, weight = torch.rand(rows, 96, device=device), torch.rand(96, 384, device=device)
@@ -100,11 +106,16 @@ def rates_of(device: torch.device) -> Rates:
     image = torch.rand(2, 256, voxels, voxels, voxels, device=device)
     with Observer(()) as seen:
         bottleneck(image)
-    return Rates(
-        product_flop=2 * tokens.numel() * 384 / _least(lambda: tokens @ weight),
-        convolution_flop=seen.convolution_flop / _least(lambda: bottleneck(image)),
+    product, convolution, traffic = _least(
+        lambda: tokens @ weight,
+        lambda: bottleneck(image),
         # Much of what is moved in a step is moved out of order.
-        traffic_bytes=4 * block.nbytes / _least(lambda: F.layer_norm(block, (64,)).T.contiguous()),
+        lambda: F.layer_norm(block, (64,)).T.contiguous(),
+    )
+    return Rates(
+        product_flop=2 * tokens.numel() * 384 / product,
+        convolution_flop=seen.convolution_flop / convolution,
+        traffic_bytes=4 * block.nbytes / traffic,
     )
 
 
@@ -139,14 +150,17 @@ def views_of_noise(config: PretrainConfig, *, samples: int, device: torch.device
     return ViewSet(views(config.views.main), views(config.views.local))
 
 
-def _least(work: Callable[[], Tensor]) -> float:
-    """Seconds of the fastest of a few calls; reading one number waits for the device."""
-    times = []
-    for _ in range(7):
-        began = time.perf_counter()
-        float(work().flatten()[0])
-        times.append(time.perf_counter() - began)
-    return min(times)
+def _least(*works: Callable[[], Tensor]) -> list[float]:
+    """Seconds of the fastest try of each; they take turns, with pauses between."""
+    times = [math.inf for _ in works]
+    for _ in range(_TRIES):
+        for place, work in enumerate(works):
+            began = time.perf_counter()
+            # Reading one number waits for the device.
+            float(work().flatten()[0])
+            times[place] = min(times[place], time.perf_counter() - began)
+        time.sleep(_PAUSE_S)
+    return times
 
 
 def _counted(config: PretrainConfig, samples: int) -> dict[str, float]:
