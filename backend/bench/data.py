@@ -88,14 +88,23 @@ def preprocess_file(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG
 
 
 def sample(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
-    """Row 8: what the host does for a sample of SMIT's two views."""
+    """Row 8a: what the host does for a sample of SMIT's two views."""
+    return _sample(size, folder, "compressed")
+
+
+def sample_plain(size: Size, device: str, folder: Path) -> Pair:  # noqa: ARG001
+    """Row 8b: the same from the cache's plain form."""
+    return _sample(size, folder, "plain")
+
+
+def _sample(size: Size, folder: Path, form: CacheForm) -> Pair:
     from backend.bench.peers.monai_transforms import read, smit_sample
 
     grid: Index3 = (90, 90, 90) if size == "smallest" else (300, 512, 512)
     file = write_nifti(scan_like(grid), folder / "scan.nii.gz")
     views = ("views.region=40", "views.main.size=32") if size == "smallest" else ()
     config = load_config(PretrainConfig, method="smit", preset="released", overrides=views)
-    cached = _cached(file, grid, Recipe(spacing_mm=_SPACING_MM), folder)
+    cached = _cached(file, grid, Recipe(spacing_mm=_SPACING_MM), folder, form)
     reader = Reader([cached], config)
     edge = int(str(config.views.main.size))
     whole, view = smit_sample(_SPACING_MM, edge=edge, hu_window=config.preprocess.hu_window)

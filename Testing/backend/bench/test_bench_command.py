@@ -117,7 +117,7 @@ def test_a_file_of_another_kind_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_at_once_and_keeps_what_was_measured(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    words = ("bench", "crop_raw", "help", "--repeats", 40, "--device", "cpu", "--output", file)
+    words = ("bench", "crop_plain", "help", "--repeats", 40, "--device", "cpu", "--output", file)
     with started(*words) as process:
         wait_until(file.exists, process=process)
         process.send_signal(signal.SIGINT)

@@ -85,14 +85,15 @@ def test_preprocessing_gives_the_voxels_of_the_peer_at_the_same_places(tmp_path:
     assert all(abs(a - b) <= 1 for a, b in zip(ours.voxels.shape, peer.shape[:0:-1], strict=True))
 
 
-def test_a_sample_is_made_by_both(tmp_path: Path) -> None:
-    regions, views = both("sample", tmp_path)
+@pytest.mark.parametrize("name", ["sample", "sample_plain"])
+def test_a_sample_is_made_by_both(tmp_path: Path, name: str) -> None:
+    regions, views = both(name, tmp_path)
     assert regions.hu.shape == (1, 1, 40, 40, 40)
     assert [tuple(view.shape) for view in views] == [(1, 32, 32, 32)] * 2
     assert -1000 <= int(regions.hu.min()) < int(regions.hu.max())
 
 
-@pytest.mark.parametrize("name", ["crop", "crop_raw"])
+@pytest.mark.parametrize("name", ["crop", "crop_plain"])
 def test_a_crop_of_both_has_voxels_of_the_scan(tmp_path: Path, name: str) -> None:
     ours, peer = both(name, tmp_path)
     assert ours.shape == peer.shape[1:] == (16, 16, 16)
@@ -102,7 +103,7 @@ def test_a_crop_of_both_has_voxels_of_the_scan(tmp_path: Path, name: str) -> Non
 
 
 def test_crops_of_both_forms_of_the_cache_are_the_same_voxels(tmp_path: Path) -> None:
-    with small("crop", tmp_path / "a") as packed, small("crop_raw", tmp_path / "b") as plain:
+    with small("crop", tmp_path / "a") as packed, small("crop_plain", tmp_path / "b") as plain:
         for _ in range(5):
             np.testing.assert_array_equal(packed.ours(), plain.ours())
 
