@@ -38,6 +38,10 @@ class ScanError(UserError):
     """A scan cannot be used as a CT volume; the message is the reason told in the index."""
 
 
+class NotMet(UserError):
+    """A process has not found those that it is to work with."""
+
+
 class Cancelled(BackendError):
     """The user asked to stop: SIGINT, or a `stop` file in the run folder (exit code 3)."""
 
@@ -106,7 +110,8 @@ def told_plainly(error: BaseException, path: object = None) -> BackendError:
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         return UserError(f"{error}.", "Choose another path.")
     if isinstance(error, OSError):
-        return _told_os_error(error, error.filename if path is None else path)
+        named = error.filename if path is None else path
+        return _told_os_error(error, "A file or stream" if named is None else named)
     # Libraries append traces and file contents to theirs; the log has them all.
     first = next(iter(str(error).strip().splitlines()), "no message")
     return BackendError(

@@ -7,6 +7,7 @@ compute with it.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import backend
@@ -15,13 +16,33 @@ from backend.cli.commands import COMMANDS
 
 def main() -> None:
     """Run the command that was asked for and exit as `backend.errors` says."""
+    _open_closed_streams()
+    code: str | int | None = 0
     try:
-        _answer(sys.argv[1:])
+        try:
+            _answer(sys.argv[1:])
+        except SystemExit as ended:
+            # Its help was shown, or other processes have done what was asked.
+            code = ended.code
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as caught:
         from backend.cli.ending import told
 
-        sys.exit(told(caught))
+        code = told(caught)
+    sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Let standard streams lead nowhere that whoever started this has closed.
+
+    Else the next file that is opened takes the number of one, and what is written to standard
+    error by native code lands in it.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
 
 
 def _answer(words: list[str]) -> None:
@@ -38,7 +59,7 @@ def _answer(words: list[str]) -> None:
             from backend.cli.overview import overview
 
             sys.stdout.write(overview())
-        case ["--version", *_]:
+        case ["--version"]:
             sys.stdout.write(f"backend {backend.__version__}\n")
         case _:
             from backend.cli.overview import no_command

@@ -6,6 +6,8 @@ import os
 import select
 import sys
 from contextlib import suppress
+from io import UnsupportedOperation
+from typing import TextIO
 
 from backend.errors import BackendError, Cancelled, Interrupted, told_plainly
 
@@ -16,26 +18,43 @@ def told(caught: BaseException) -> int:
     Returns:
         The exit code: that of the error, or 0 where nothing is left to be said.
     """
-    if _reader_left(caught) or _stopped_with_leader(caught):
+    mute = _mute(sys.stdout)
+    # Whoever reads the output has seen enough, as `| head` has.
+    if (mute and isinstance(caught, BrokenPipeError)) or _stopped_with_leader(caught):
         return 0
-    error = told_plainly(caught)
-    sys.stderr.write(f"\nbackend: {error}\n")
-    if type(error) is BackendError:
-        _keep_details(caught)
+    unnamed = isinstance(caught, OSError) and caught.filename is None
+    error = told_plainly(caught, "Standard output" if mute and unnamed else None)
+    with suppress(OSError):
+        sys.stderr.write(f"\nbackend: {error}\n")
+        if type(error) is BackendError:
+            _keep_details(caught)
+    _mute(sys.stderr)
     return error.exit_code
 
 
-def _reader_left(caught: BaseException) -> bool:
-    """Whether whoever reads the output has seen enough, as `| head` has."""
-    if not isinstance(caught, BrokenPipeError) or not hasattr(select, "poll"):
+def _mute(stream: TextIO) -> bool:
+    """Whether a stream takes nothing more; it then leads nowhere, as Python flushes at its end."""
+    try:
+        stream.flush()
+        # Of more than fits its buffer a stream keeps nothing that it could fail to flush.
+        os.write(stream.fileno(), b"")
+        mute = _has_no_reader(stream)
+    except UnsupportedOperation:
+        # It is kept in memory.
+        return False
+    except OSError:
+        mute = True
+    if mute:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return mute
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    if not hasattr(select, "poll"):
         return False
     pipe = select.poll()
-    pipe.register(sys.stdout.fileno(), 0)
-    left = any(event & select.POLLERR for _, event in pipe.poll(0))
-    if left:
-        # Python flushes once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return left
+    pipe.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in pipe.poll(0))
 
 
 def _stopped_with_leader(caught: BaseException) -> bool:

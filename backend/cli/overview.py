@@ -16,10 +16,18 @@ _OPTIONS = {
 _COLUMN = 14
 """Where the descriptions begin, in characters."""
 
+_NARROWEST = 45
+"""In fewer columns words no longer fit beside the names."""
+
+
+def columns() -> int:
+    """How wide the terminal is, in characters, as far as a help can follow it."""
+    return max(_NARROWEST, get_terminal_size().columns)
+
 
 def overview() -> str:
     """The help, as wide as the terminal; plain text, in a terminal and in a file."""
-    width = get_terminal_size().columns
+    width = columns()
     parts = (
         "usage: backend [-h] [--version] COMMAND ...",
         fill("From a folder of CT and a handful of labels to a segmentation model.", width),
@@ -37,14 +45,26 @@ def no_command(words: list[str]) -> UserError:
         words: the command line behind `backend`.
     """
     known = f"Known: {', '.join(COMMANDS)}. `backend --help` tells what they do."
-    if not words:
-        return UserError("No command was given.", known)
+    match words:
+        case []:
+            return UserError("No command was given.", known)
+        case ["--version", further, *_]:
+            return UserError(f"--version stands alone, not before {further!r}.", "Leave that out.")
+        case [option, *rest] if option.startswith("--"):
+            command = next((word for word in rest if word in COMMANDS), "COMMAND")
+            cure = f"Options stand behind the command: `backend {command} {option} ...`."
+        case [word, *_]:
+            near = _near(word.lower())
+            cure = f"Did you mean {' or '.join(map(repr, near))}?" if near else known
+    return UserError(f"{words[0]!r} is no command.", cure)
+
+
+def _near(word: str) -> list[str]:
+    """The commands that a word begins, or else the one that it resembles."""
     from difflib import get_close_matches
 
-    near = get_close_matches(words[0].lower(), COMMANDS, n=1)
-    return UserError(
-        f"{words[0]!r} is no command.", f"Did you mean {near[0]!r}?" if near else known
-    )
+    begun = [name for name in COMMANDS if word and name.startswith(word)]
+    return begun or get_close_matches(word, COMMANDS, n=1)
 
 
 def _listed(title: str, rows: Mapping[str, str], *, width: int) -> str:

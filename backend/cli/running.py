@@ -6,31 +6,38 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from backend.cli.options import Command
 from backend.engine.distributed import place
-from backend.errors import TOLD_AT_THE_END
+from backend.errors import TOLD_AT_THE_END, NotMet
 from backend.tuning import tune_process
 
 
 def run(command: Command) -> None:
     """Run a command to its end."""
     tune_process()
-    if not place().leads:
-        _fall_silent()
-    with _log_on_screen():
+    with nullcontext() if place().leads else _silence(), _log_on_screen():
         command.run()
 
 
-def _fall_silent() -> None:
-    """Of processes that train together one speaks; it also tells the errors of the others."""
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Of processes that train together one speaks; it also tells the errors of the others.
+
+    Only that it has not been met each of them tells by itself.
+    """
     from backend.progress import say_nothing
 
     say_nothing()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    nowhere, voice = os.open(os.devnull, os.O_WRONLY), os.dup(sys.stderr.fileno())
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
+    try:
+        yield
+    except NotMet:
+        os.dup2(voice, sys.stderr.fileno())
+        raise
 
 
 @contextmanager

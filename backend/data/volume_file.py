@@ -156,6 +156,7 @@ def detached_problem(path: Path) -> str:
 def _nifti_stored(path: Path) -> Stored:
     with _told_as_unreadable(path), _nifti_stream(path) as (kind, stream):
         image = kind.from_stream(stream)
+        _refuse_too_large(path, image.shape, image.get_data_dtype().itemsize)
         raw = np.asanyarray(image.dataobj.get_unscaled())
         stream.seek(image.dataobj.offset + raw.nbytes)
         # gzip compares its checksum only at the very end, which the voxels do not reach.

@@ -13,18 +13,22 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backend import errors
 from backend.engine.signals import StopRequest
-from backend.errors import BackendError, Cancelled, Interrupted, UserError, told_plainly
+from backend.errors import BackendError, Cancelled, Interrupted, NotMet, UserError, told_plainly
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch._C._distributed_c10d import Store
+
+T = TypeVar("T")
 
 _MEETING, _PATIENCE = timedelta(minutes=5), timedelta(days=7)
 """How long processes may take to find each other, and how long one then waits for another: the
@@ -67,18 +71,16 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         UserError: if what is written there is no place.
     """
     for names in (_TORCHRUN, _SRUN):
-        size = environment.get(names["size"], "1")
-        if size == "1":
+        told = {key: environment.get(name, "") for key, name in names.items()}
+        if told["size"] in {"", "1"}:
             continue
-        try:
-            found = Place(**{key: int(environment[name]) for key, name in names.items()})
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"The environment says {names['size']}={size}, but its other half is wrong or "
-                f"missing: {error}.",
-                "Start several processes with --devices, torchrun or srun.",
-            ) from None
-        return found
+        if all(map(str.isdecimal, told.values())) and int(told["rank"]) < int(told["size"]):
+            return Place(**{key: int(number) for key, number in told.items()})
+        said = ", ".join(f"{name}={environment.get(name, '(missing)')}" for name in names.values())
+        raise UserError(
+            f"The environment says {said}, which is no place among several processes.",
+            f"{names['rank']} counts from 0; let --devices, torchrun or srun set all three.",
+        )
     return Place()
 
 
@@ -299,33 +301,77 @@ def joined(here: Place) -> Iterator[Team]:
     """Meet the other processes, and leave them at the end.
 
     Raises:
+        NotMet: if they are not found where the environment says.
         BackendError: told by another process, where that ended this one too.
     """
     if here.size == 1:
         yield SOLO
         return
+    os.environ.update(_meeting(here))
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
-    from torch.distributed.rendezvous import rendezvous
 
-    os.environ.update(_meeting(here))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(here.local_rank)
-    store, rank, size = next(rendezvous("env://"))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=PrefixStore("group", store),
-        rank=rank,
-        world_size=size,
-        timeout=_MEETING,
-    )
+    store = _met(here, "cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     _set_pg_timeout(_PATIENCE)
     try:
         yield Team(here, PrefixStore("team", store))
     finally:
         dist.destroy_process_group()
+
+
+def _met(here: Place, transport: str) -> Store:
+    """Wait for the other processes; what all of them reach then.
+
+    Raises:
+        NotMet: if they do not come, or the address or port cannot be used.
+    """
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    def meet() -> Store:
+        store: Store
+        store, rank, size = next(rendezvous("env://"))
+        group = PrefixStore("group", store)
+        dist.init_process_group(
+            transport, store=group, rank=rank, world_size=size, timeout=_MEETING
+        )
+        return store
+
+    try:
+        return _interruptible(meet, limit=_MEETING)
+    except (RuntimeError, TimeoutError) as error:
+        reason = next(iter(str(error).splitlines()), f"not within {_MEETING.seconds} s")
+        raise NotMet(
+            f"Process {here.rank} of {here.size} has not met the others at "
+            f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}: "
+            f"{reason}.",
+            "Were all started, is the port free where RANK is 0, and can it be reached from here?",
+        ) from error
+
+
+def _interruptible(work: Callable[[], T], *, limit: timedelta) -> T:
+    """What native code comes to, unless a signal or the end of the time comes first.
+
+    Signals are heard by the main thread alone, and only while it runs Python.
+
+    Raises:
+        TimeoutError: without words, once the time is over; the work is left to itself.
+    """
+    outcome: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=do, daemon=True).start()
+    return outcome.result(timeout=limit.total_seconds())
 
 
 def kept_here(learner: nn.Module) -> AbstractContextManager[None]:
@@ -336,18 +382,32 @@ def kept_here(learner: nn.Module) -> AbstractContextManager[None]:
 
 
 def _meeting(here: Place) -> dict[str, str]:
-    """What PyTorch needs in the environment to bring processes together; srun does not say."""
-    if "MASTER_ADDR" in os.environ and "RANK" in os.environ:
-        return {}
-    number = int(os.environ.get("SLURM_JOB_ID", "0"))
-    known = {
+    """What PyTorch needs in the environment to bring processes together; srun does not say.
+
+    Raises:
+        NotMet: if the environment does not say where they meet.
+    """
+    known = {name: os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")}
+    missing = [name for name, value in known.items() if not value]
+    if missing and _SRUN["size"] not in os.environ:
+        raise NotMet(
+            f"Process {here.rank} of {here.size} cannot meet the others: "
+            f"{' and '.join(missing)} missing in the environment.",
+            "Start with --devices or torchrun, or export both, the same for all processes.",
+        )
+    # The same for all tasks of a job, and another one for another job on the same machine.
+    port = known["MASTER_PORT"] or str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise NotMet(
+            f"MASTER_PORT={port} is no port.", "Export a free one, e.g. 29500, for all processes."
+        )
+    return {
         "RANK": str(here.rank),
         "WORLD_SIZE": str(here.size),
         "LOCAL_RANK": str(here.local_rank),
-        # The same for all tasks of a job, and another one for another job on the same machine.
-        "MASTER_PORT": os.environ.get("MASTER_PORT", str(20000 + number % 20000)),
+        "MASTER_ADDR": known["MASTER_ADDR"] or _first_host(),
+        "MASTER_PORT": port,
     }
-    return {**known, "MASTER_ADDR": os.environ.get("MASTER_ADDR") or _first_host()}
 
 
 def _first_host() -> str:

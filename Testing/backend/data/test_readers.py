@@ -21,6 +21,7 @@ from dicom_files import (
 )
 
 from backend.data.readers import read_judged, read_label, read_volume
+from backend.data.volume_file import read_stored
 from backend.errors import ScanError
 from backend.segment import find_scans
 
@@ -328,6 +329,8 @@ def test_a_nifti_that_promises_more_than_its_file_can_hold_asks_for_no_memory(
         path.write_bytes(gzip.compress(plain) if name.endswith("gz") else plain)
         with pytest.raises(ScanError, match="cut short"):
             read_volume([path])
+        with pytest.raises(ScanError, match="cut short"):
+            read_stored(path)
 
 
 def test_dicom_that_is_no_ct_volume_is_refused_by_name(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from backend.engine.distributed import Place, place, share_of_device
@@ -30,11 +32,20 @@ def test_a_place_is_read_from_torchrun_or_srun(environment: dict[str, str], foun
 
 
 @pytest.mark.parametrize(
-    "environment",
-    [{"WORLD_SIZE": "2"}, {**TORCHRUN, "RANK": "x"}, {"WORLD_SIZE": "two"}],
+    ("environment", "named"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, RANK=(missing), LOCAL_RANK=(missing)"),
+        (TORCHRUN | {"RANK": "x"}, "WORLD_SIZE=4, RANK=x, LOCAL_RANK=1"),
+        (TORCHRUN | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        (TORCHRUN | {"RANK": "4"}, "RANK=4"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK=-1"),
+        (TORCHRUN | {"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1"),
+        (SRUN | {"SLURM_PROCID": "16"}, "SLURM_STEP_NUM_TASKS=16, SLURM_PROCID=16"),
+    ],
 )
-def test_half_a_place_is_refused(environment: dict[str, str]) -> None:
-    with pytest.raises(UserError, match=f"WORLD_SIZE={environment['WORLD_SIZE']}.*torchrun"):
+def test_what_is_no_place_is_refused(environment: dict[str, str], named: str) -> None:
+    with pytest.raises(UserError, match=f"{re.escape(named)}.* counts from 0; .*torchrun"):
         place(environment)
 
 
