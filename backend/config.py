@@ -728,9 +728,7 @@ def _names_of(kind: Any) -> list[str]:
     return list(_members(get_type_hints(kind)["name"]))
 
 
-def _did_you_mean(
-    name: str, known: Sequence[str] | Mapping[str, Any], *, within: str = ""
-) -> str:
+def _did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any], *, within: str = "") -> str:
     """The nearest known name, with what must be written before it, and all of them."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     listing = f"Known: {', '.join(known)}."

@@ -26,6 +26,7 @@ from backend.config import (
 )
 from backend.engine.record import read_json
 from backend.errors import UserError
+from backend.progress import told_time
 from backend.provenance import encoder_arguments, segmentation_architecture
 from backend.settings.common import triple
 
@@ -165,8 +166,6 @@ def summary(facts: Mapping[str, Any]) -> str:
 
 def _short(facts: Mapping[str, Any]) -> dict[str, str]:
     """What one asks first: how large, how much memory, how long."""
-    from backend.dry_run import told_time
-
     cost, run = facts["cost"], facts["cost"]["run"]
     scans = "" if run["scans"] is None else f" ({run['epochs']:,} epochs of {run['scans']} scans)"
     return {

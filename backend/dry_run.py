@@ -47,6 +47,7 @@ from backend.pretrain import (
     too_few_to_hold_out,
 )
 from backend.probe_scans import probed_cases
+from backend.progress import told_time
 
 if TYPE_CHECKING:
     import torch
@@ -312,20 +313,6 @@ def _told_preparation(found: Estimate) -> str:
     limit = "at most " if found.preparation_s >= 1 else ""
     scans = f"{found.scans_to_prepare} scan{'s' * (found.scans_to_prepare != 1)}"
     return f"{limit}{told_time(found.preparation_s)}, for {scans} not yet in the cache"
-
-
-def told_time(seconds: float) -> str:
-    """A time as people say it, in its two largest units."""
-    if seconds < 1:
-        return "less than 1 s" if seconds > 0 else "0 s"
-    left = round(seconds)
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    first = next(i for i, (_, size) in enumerate(units) if left >= size)
-    parts = []
-    for name, size in units[first : first + 2]:
-        count, left = divmod(left, size)
-        parts += [f"{count} {name}"] if count else []
-    return " ".join(parts)
 
 
 def _prepared(

@@ -87,8 +87,9 @@ def test_what_one_asks_first_stands_first(text: str, facts: dict[str, Any]) -> N
     told, cost, run = section(text, "In short"), facts["cost"], facts["cost"]["run"]
     assert told["network"] == f"{facts['parameters']['learned']:,} parameters that learn"
     assert told["memory"] == f"about {cost['memory_mib_fp32']:,} MB"
-    assert f" for {run['steps']:,} steps ({run['epochs']:,} epochs of 100 scans)" in (
-        told["whole run"]
+    assert (
+        f" for {run['steps']:,} steps ({run['epochs']:,} epochs of 100 scans)"
+        in (told["whole run"])
     )
     assert run["steps"] == 100 * run["epochs"]
     assert run["seconds"] == pytest.approx(run["steps"] * cost["seconds_per_step_here"], rel=0.01)

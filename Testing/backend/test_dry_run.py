@@ -22,7 +22,7 @@ from cli_runner import (
     status,
 )
 
-from backend.dry_run import told_time
+from backend.progress import told_time
 
 
 @pytest.fixture
@@ -127,7 +127,8 @@ def test_one_of_several_processes_is_measured_with_its_share(material: Material)
     assert told["Steps"].split()[1:3] == ["3", "(1.5"]
     assert told["Checkpoints"].endswith(" every 9 steps, else every 10 minutes")
     assert told["Total"].endswith(", without probes and the exchange between processes")
-    each, together = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) MB [ao][tf]", done.out))
+    sizes = re.findall(r"([\d,]+) MB [ao][tf]", told["Memory"])
+    each, together = (int(size.replace(",", "")) for size in sizes)
     assert together == pytest.approx(2 * each, abs=1)
     assert torch.get_num_threads() == threads
     for devices, why in ((3, "cannot be divided among 3"), (0, "at least one is needed")):

@@ -226,8 +226,11 @@ def _best_probe_of(run: Path) -> str:
     best = read_status(run).get("best")
     if not best:
         return ""
-    first = (r.get("probe/linear") for r in read_metrics(run) if r["step"] == 0)
-    scores = {best["step"]: best["probe/linear"], **{0: score for score in first if score}}
+    scores = {best["step"]: best["probe/linear"]} | {
+        r["step"]: r["probe/linear"]
+        for r in read_metrics(run)
+        if r["step"] == 0 and r.get("probe/linear")
+    }
     told = ", ".join(
         f"{score:.3f} {f'at step {step}' if step else 'before training'}"
         for step, score in scores.items()
