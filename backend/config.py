@@ -403,7 +403,7 @@ def load_config(
         UserError: for an unknown method, preset or key (with the nearest known name) and for a
             value that is out of range (with its path).
     """
-    chosen = preset or preset_names(method)[0]
+    chosen = preset or preset_names(method, kind=kind)[0]
     values = {**_preset_values(kind, method=method, preset=chosen), "preset": chosen}
     inherited = _over(values, file=None, overrides=below)
     return build_config(kind, _over(inherited, file=file, overrides=overrides))
@@ -442,6 +442,9 @@ _OPTIONS = {
 }
 """Names that look like settings, and the options of the command line that they are."""
 
+_LENGTHS = {"train.max_steps": "--max-steps", "train.epochs": "--epochs"}
+"""Settings that are options as well."""
+
 
 def _refuse_options(layer: Mapping[str, Any], below: Mapping[str, Any], *, source: str) -> None:
     """Refuse an option among the settings; what only says what is chosen already does no harm."""
@@ -455,20 +458,25 @@ def _refuse_options(layer: Mapping[str, Any], below: Mapping[str, Any], *, sourc
             raise UserError(f"{source}: {name} is no setting.", f"Use the option {_OPTIONS[name]}.")
 
 
-def preset_names(method: str) -> tuple[str, ...]:
+def preset_names(method: str, *, kind: type = FinetuneConfig) -> tuple[str, ...]:
     """Presets of a method, the default first.
+
+    Args:
+        method: its name.
+        kind: the configuration it is for; those that it has no use for are not proposed.
 
     Raises:
         UserError: if there is no such method.
     """
     known = PRESETS | BASELINES
     if method not in known:
-        raise UserError(f"There is no method {method!r}.", _did_you_mean(method, known))
+        proposed = PRESETS if kind is PretrainConfig else known
+        raise UserError(f"There is no method {method!r}.", _did_you_mean(method, proposed))
     return known[method]
 
 
 def _preset_values(kind: type, *, method: str, preset: str) -> dict[str, Any]:
-    known = preset_names(method)
+    known = preset_names(method, kind=kind)
     if preset not in known:
         raise UserError(f"Method {method} has no preset {preset!r}.", _did_you_mean(preset, known))
     values = read_preset(method, preset)
@@ -656,7 +664,9 @@ def explained(kind: type, error: ValidationError) -> tuple[str, str]:
     if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         # A number is a place in a list, whose entries are all of one kind.
         known = _keys_at(kind, [part for part in parts[:-1] if not part.isdecimal()])
-        return f"Unknown setting {path!r}.", _did_you_mean(location[-1], known)
+        return f"Unknown setting {path!r}.", _did_you_mean(
+            location[-1], known, within=path.removesuffix(location[-1])
+        )
     if first["type"] == "missing":
         return f"Setting {path!r} is missing.", "Give it in the file or with --set."
     # Shortened: an input may be huge, or hold itself.
@@ -664,7 +674,8 @@ def explained(kind: type, error: ValidationError) -> tuple[str, str]:
     text = _message(first)
     if not path or is_dataclass(first["input"]) or first["type"] == "value_error":
         return f"{path + ': ' if path else ''}{text}.", "Change one of the two."
-    return f"Setting {path} = {value}: {text}.", "Change it in the file or with --set."
+    option = f"{_LENGTHS[path]}, " if path in _LENGTHS else ""
+    return f"Setting {path} = {value}: {text}.", f"Change it in the file or with {option}--set."
 
 
 def _message(fault: Mapping[str, Any]) -> str:
@@ -717,7 +728,8 @@ def _names_of(kind: Any) -> list[str]:
     return list(_members(get_type_hints(kind)["name"]))
 
 
-def _did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+def _did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any], *, within: str = "") -> str:
+    """The nearest known name, with what must be written before it, and all of them."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     listing = f"Known: {', '.join(known)}."
-    return f"Did you mean {near[0]!r}? {listing}" if near else listing
+    return f"Did you mean {within + near[0]!r}? {listing}" if near else listing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import textwrap
 import time
@@ -25,13 +26,20 @@ from backend.config import (
 )
 from backend.engine.record import read_json
 from backend.errors import UserError
+from backend.progress import told_time
 from backend.provenance import encoder_arguments, segmentation_architecture
 from backend.settings.common import triple
+
+log = logging.getLogger("backend")
 
 _CLASSES = 14
 """Outputs of the segmentation networks that are counted: thirteen organs and background."""
 _SAMPLES = 2
 """Scans that a step is counted with: some methods compare scans with each other."""
+_STEPS = 3
+"""Steps that are taken to measure them."""
+_HUNDRED = 100
+"""Scans that the length of a run is told for, where its settings count epochs."""
 
 
 def show_methods(*, as_json: bool, baselines: bool = False, measure: bool = False) -> None:
@@ -78,13 +86,18 @@ def show_description(
     Raises:
         UserError: as `load_config`, and to measure what is not pretrained.
     """
+    preset_names(method)  # refuses what is neither pretrained nor a baseline
     load = partial(load_config, method=method, preset=preset, overrides=overrides)
     if method in BASELINES:
         _refuse_measuring(measure, method)
         facts = describe_network(load(FinetuneConfig))
     else:
         config = load(PretrainConfig)
-        facts = describe(config) | ({"measured": measured(config)} if measure else {})
+        log.info("Counting what a step of %s %s costs", config.method.name, config.preset)
+        facts = describe(config)
+        if measure:
+            log.info("Taking %d steps", _STEPS)
+            facts["measured"] = measured(config)
     if as_json:
         _print(json.dumps(facts, indent=1))
         return
@@ -139,10 +152,11 @@ def summary(facts: Mapping[str, Any]) -> str:
     parts = [
         f"{facts['method']} {facts['preset']}\n"
         + _wrapped(f"{told.engineer} Trains: {told.backbone}. Keeps: {told.kept}."),
+        *([_table("In short", _short(facts))] if "cost" in facts else []),
+        *([f"Measured\n{_wrapped(facts['measured']['text'])}"] if "measured" in facts else []),
         _table("Parameters", {k: f"{v:>12,}" for k, v in facts["parameters"].items()}),
         *([_table("Mask", {k: v["text"] for k, v in masks.items()})] if masks else []),
         *([_table("Cost of one step", _costs(facts["cost"]))] if "cost" in facts else []),
-        *([f"Measured\n{_wrapped(facts['measured']['text'])}"] if "measured" in facts else []),
         *_settings(facts["config"]),
         _deviations(facts["deviations"]),
         "Cite\n" + "".join(_wrapped(text) for text in facts["citations"]),
@@ -150,12 +164,27 @@ def summary(facts: Mapping[str, Any]) -> str:
     return "\n".join(parts).rstrip()
 
 
+def _short(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What one asks first: how large, how much memory, how long."""
+    cost, run = facts["cost"], facts["cost"]["run"]
+    scans = "" if run["scans"] is None else f" ({run['epochs']:,} epochs of {run['scans']} scans)"
+    return {
+        "network": f"{facts['parameters']['learned']:,} parameters that learn",
+        "memory": f"about {cost['memory_mib_fp32']:,} MB",
+        "step": f"about {cost['seconds_per_step_here']:g} s on {cost['device']} "
+        f"for {cost['scans_per_step']} scans",
+        "whole run": f"about {told_time(run['seconds'])} for {run['steps']:,} steps{scans}",
+    }
+
+
 def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
+    program = cost["program_mib"]
     return {
         "scans": f"{cost['scans_per_step']}",
         "arithmetic": f"{cost['gflop_per_step']:,} GFLOP",
-        "memory, fp32": f"{cost['memory_mib_fp32']:,} MB, of which weights and optimizer are "
+        "tensors, fp32": f"{cost['tensors_mib_fp32']:,} MB, of which weights and optimizer are "
         f"{cost['weights_and_optimizer_mib']:,}",
+        **({"program": f"{program:,} MB more, measured here and now"} if program else {}),
         f"time on {cost['device']}": f"about {cost['seconds_per_step_here']:g} s",
     }
 
@@ -240,7 +269,7 @@ def describe_network(config: FinetuneConfig) -> dict[str, Any]:
     }
 
 
-def measured(config: PretrainConfig, *, steps: int = 3) -> dict[str, Any]:
+def measured(config: PretrainConfig, *, steps: int = _STEPS) -> dict[str, Any]:
     """Time and memory of a step on this machine's best device, on scans of noise."""
     import torch
 
@@ -265,7 +294,7 @@ def measured(config: PretrainConfig, *, steps: int = 3) -> dict[str, Any]:
             torch.autograd.backward(losses.total)
         optimizer.step()
         method.after_step(0.0)
-        float(losses.total)  # waits for the device
+        float(losses.total.detach())  # waits for the device
         times.append(time.perf_counter() - began)
     seconds, megabytes = sorted(times)[len(times) // 2], memory_mb(device)
     return {
@@ -299,13 +328,14 @@ def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
 
     from backend.cost import rates_of, step_cost
     from backend.engine.device import resolve_device
+    from backend.training import plan_of
 
-    device = resolve_device("auto")
+    device, train = resolve_device("auto"), config.train
     cost, rates = step_cost(config), rates_of(device)
+    seconds, steps = cost.seconds(rates), plan_of(train, samples=_HUNDRED).total_steps
     # Besides its tensors a run on a processor holds Python, libraries that have begun to compute,
-    # and freed memory, as we do here by now.
+    # and freed memory, as we do here by now: the one part of memory that is not arithmetic.
     program = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
-    train = config.train
     # Weights, gradients and the optimiser's moments for what learns; weights for the teacher.
     moments = 2 if train.optimizer in {"adamw", "adam"} else 1
     state = 4 * ((2 + moments) * counts["learned"] + counts["teacher"])
@@ -313,9 +343,17 @@ def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
         "gflop_per_step": round((cost.product_flop + cost.convolution_flop) / 1e9, 1),
         "scans_per_step": train.batch_size,
         "memory_mib_fp32": round((program + cost.peak_bytes) / 2**20),
+        "tensors_mib_fp32": round(cost.peak_bytes / 2**20),
+        "program_mib": round(program / 2**20),
         "weights_and_optimizer_mib": round(state / 2**20),
         "device": str(device),
-        "seconds_per_step_here": float(f"{cost.seconds(rates):.3g}"),
+        "seconds_per_step_here": float(f"{seconds:.3g}"),
+        "run": {
+            "steps": steps,
+            "epochs": train.epochs,
+            "scans": _HUNDRED if train.max_steps is None else None,
+            "seconds": round(seconds * steps, 1),
+        },
     }
 
 

@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from backend.config import PretrainConfig
+from backend.config import PretrainConfig, TrainConfig
 from backend.data.cache import (
     BuildReport,
     Cache,
@@ -28,12 +28,14 @@ from backend.doctor import look_at_memory
 from backend.engine.record import RunFolder, check_target
 from backend.engine.signals import ending_at_once
 from backend.errors import ResourceError, UserError
+from backend.launch import check_devices, environment_of
 from backend.preparation import (
     cache_root,
     check_device,
     encoder_header,
     recipe_of,
     require_same_encoder,
+    require_shares,
     stall_watch,
 )
 from backend.pretrain import (
@@ -45,6 +47,7 @@ from backend.pretrain import (
     too_few_to_hold_out,
 )
 from backend.probe_scans import probed_cases
+from backend.progress import told_time
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +76,13 @@ class Estimate:
         device: in words, with what it is.
         precision: fp32 or bf16.
         parameters: numbers that learn.
+        processes: that would train together; one of them was measured.
+        scans_per_step: of all processes.
+        scans_measured: of the measured process in a step; more than its share where the method
+            cannot tell so few scans apart by itself.
         memory_mb: peak of the measured steps, of the GPU where one computes, else of the process.
-        memory_free_mb: what there is for it.
+        memory_together_mb: of all processes that share one memory; each GPU has its own.
+        memory_free_mb: what there is for them.
         scans: to learn from, without those held out.
         scans_held_out: to judge by.
         held_out_note: why none is held out although a share was asked for, else "".
@@ -83,10 +91,12 @@ class Estimate:
         seconds_per_step: their median.
         steps_per_epoch: may be a fraction.
         total_steps: of the run.
+        checkpoints: when one is written, in words.
         scans_to_prepare: those that are not in the cache.
         preparation_s: time for them on one processor after the other, so rather too much.
         training_s: time of all steps.
         total_s: of both.
+        not_counted: what the times leave out, in words, else "".
         cache: its folder.
         cache_bytes: disk space for the scans to prepare, from that of the measured ones.
         disk_free_bytes: of the cache's disk.
@@ -98,7 +108,11 @@ class Estimate:
     device: str
     precision: str
     parameters: int
+    processes: int
+    scans_per_step: int
+    scans_measured: int
     memory_mb: int
+    memory_together_mb: int
     memory_free_mb: int
     scans: int
     scans_held_out: int
@@ -108,14 +122,45 @@ class Estimate:
     seconds_per_step: float
     steps_per_epoch: float
     total_steps: int
+    checkpoints: str
     scans_to_prepare: int
     preparation_s: float
     training_s: float
     total_s: float
+    not_counted: str
     cache: str
     cache_bytes: int
     disk_free_bytes: int
     problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A run, the processes that it is divided among, and how many scans it learns from."""
+
+    request: PretrainRequest
+    config: PretrainConfig
+    processes: int
+    scans: int
+
+    @property
+    def share(self) -> TrainConfig:
+        """The settings of one of the processes, with its part of the batch."""
+        train = self.config.train
+        if self.processes == 1:
+            return train
+        # Alone it cannot tell its scans from those of the others.
+        least = self.config.method.least_batch * train.accumulate
+        return replace(train, batch_size=max(train.batch_size // self.processes, least))
+
+    @property
+    def not_counted(self) -> str:
+        """What a run does besides the steps that are measured, as far as it takes long."""
+        parts = {
+            "probes": self.request.probe_data is not None,
+            "the exchange between processes": self.processes > 1,
+        }
+        return " and ".join(part for part, there in parts.items() if there)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,23 +181,26 @@ class _Measured:
     facts: dict[str, Any]
     seconds: list[float]
     memory_mb: float
+    memory_together_mb: float
     memory_free_mb: float
 
 
-def run(request: PretrainRequest, *, as_json: bool) -> None:
-    """Print what a run would cost.
+def run(request: PretrainRequest, *, as_json: bool, processes: int = 1) -> None:
+    """Print what a run in so many processes would cost.
 
     Raises:
         UserError, ResourceError, Cancelled, Interrupted: as pretraining would.
     """
-    found = estimate(request)
+    found = estimate(request, processes=processes)
     text = json.dumps(asdict(found), indent=1) if as_json else told(found)
     sys.stdout.write(text + "\n")
 
 
 @ending_at_once()
-def estimate(request: PretrainRequest) -> Estimate:
+def estimate(request: PretrainRequest, *, processes: int = 1) -> Estimate:
     """Prepare a few scans in a temporary folder, take a few steps on them, and reckon.
+
+    Of several processes one is measured, with its share of the batch and of the cores.
 
     Raises:
         UserError: what pretraining would refuse, and a run that is resumed.
@@ -164,10 +212,13 @@ def estimate(request: PretrainRequest) -> Estimate:
     if request.output != Path():
         check_target(request.output, kind="pretrain", resume=False)
     request, config = resolve(request)
+    require_shares(config.train, processes=processes)
     if request.init is not None:
         require_same_encoder(request.init, encoder_header(request.init), config.method)
     probed_cases(request.probe_data, config.probe)
     check_device(request.device)
+    if processes > 1:
+        check_devices(processes, request.device)
     rows = usable(found_series(request.data))
     root = cache_root(request.cache, request.data[0])
     cache = Cache(root, recipe_of(config.preprocess), config.data.cache_form)
@@ -176,8 +227,25 @@ def estimate(request: PretrainRequest) -> Estimate:
         ids = sorted(row.id for row in rows if row.id not in prepared.failed)
         split = split_held_out(ids, share=config.data.held_out, seed=config.train.seed)
         require_enough(config, scans=len(split[0]))
-        measured = _measured(request, config, prepared, place=place, scans=len(split[0]))
-    return _reckoned(config, prepared, measured, cache=cache, rows=rows, split=split)
+        asked = _Asked(request=request, config=config, processes=processes, scans=len(split[0]))
+        with _share_of_cores(processes):
+            measured = _measured(asked, prepared, place=place)
+    return _reckoned(asked, prepared, measured, cache=cache, rows=rows, split=split)
+
+
+@contextmanager
+def _share_of_cores(processes: int) -> Iterator[None]:
+    """As many threads as each of several processes gets."""
+    import torch
+
+    before = torch.get_num_threads()
+    threads = environment_of(processes).get("OMP_NUM_THREADS", before)
+    if processes > 1:
+        torch.set_num_threads(int(threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -201,25 +269,41 @@ def _temporary() -> Iterator[Path]:
 
 def told(found: Estimate) -> str:
     """An estimate for people: names to the left, values to the right."""
-    memory = f"{found.memory_mb:,} MB at the peak, {found.memory_free_mb:,} MB free"
     cache = f"{told_bytes(found.cache_bytes)} to write into {found.cache}"
     left_out = f", {found.scans_left_out} left out" if found.scans_left_out else ""
     scans = f"{found.scans} to learn from, {found.scans_held_out} held out{left_out}"
     note = f"; {found.held_out_note}" if found.held_out_note else ""
+    without = f", without {found.not_counted}" if found.not_counted else ""
     rows = {
         "Device": f"{found.device}, {found.precision}",
         "Network": f"{found.parameters:,} parameters that learn",
-        "Memory": memory,
+        "Memory": _told_memory(found),
         "Cache": f"{cache}, {told_bytes(found.disk_free_bytes)} free",
         "Preparation": _told_preparation(found),
-        "Step": f"{found.seconds_per_step:.3g} s (median of {found.steps_measured})",
+        "Step": f"{found.seconds_per_step:.3g} s (median of {found.steps_measured}{_part(found)})",
         "Scans": scans + note,
         "Steps": f"{found.total_steps:,} ({found.steps_per_epoch:g} per epoch)",
+        "Checkpoints": found.checkpoints,
         "Training": told_time(found.training_s),
-        "Total": told_time(found.total_s),
+        "Total": told_time(found.total_s) + without,
     }
     lines = [f"{found.method} {found.preset}", *(f"  {k:<12} {v}" for k, v in rows.items())]
     return "\n".join([*lines, found.problem or "It fits into memory and disk."])
+
+
+def _told_memory(found: Estimate) -> str:
+    each = " of each process" if found.processes > 1 else ""
+    shared = found.memory_together_mb > found.memory_mb
+    together = f", {found.memory_together_mb:,} MB of all" if shared else ""
+    return f"{found.memory_mb:,} MB at the peak{each}{together}, {found.memory_free_mb:,} MB free"
+
+
+def _part(found: Estimate) -> str:
+    """Which part of a step was measured, where it is not all of it."""
+    if found.processes == 1:
+        return ""
+    scans = f"{found.scans_measured} of {found.scans_per_step} scans"
+    return f"; one of {found.processes} processes, {scans}"
 
 
 def _told_preparation(found: Estimate) -> str:
@@ -229,20 +313,6 @@ def _told_preparation(found: Estimate) -> str:
     limit = "at most " if found.preparation_s >= 1 else ""
     scans = f"{found.scans_to_prepare} scan{'s' * (found.scans_to_prepare != 1)}"
     return f"{limit}{told_time(found.preparation_s)}, for {scans} not yet in the cache"
-
-
-def told_time(seconds: float) -> str:
-    """A time as people say it, in its two largest units."""
-    if seconds < 1:
-        return "less than 1 s" if seconds > 0 else "0 s"
-    left = round(seconds)
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    first = next(i for i, (_, size) in enumerate(units) if left >= size)
-    parts = []
-    for name, size in units[first : first + 2]:
-        count, left = divmod(left, size)
-        parts += [f"{count} {name}"] if count else []
-    return " ".join(parts)
 
 
 def _prepared(
@@ -294,21 +364,15 @@ def _weight(cache: Cache, rows: Sequence[Series]) -> int:
     return cache.estimate_bytes(rows) + len(rows)
 
 
-def _measured(
-    request: PretrainRequest,
-    config: PretrainConfig,
-    prepared: _Prepared,
-    *,
-    place: Path,
-    scans: int,
-) -> _Measured:
+def _measured(asked: _Asked, prepared: _Prepared, *, place: Path) -> _Measured:
     import torch
 
     from backend.engine.device import device_text, resolve_device, use_bf16
     from backend.methods import build_method
     from backend.pretext import PretrainTask, Reader, collated
-    from backend.training import Samples, plan_of, prepared_loop
+    from backend.training import Samples, plan_of, prepared_loop, told_checkpoints
 
+    request, config, share = asked.request, asked.config, asked.share
     device, train = resolve_device(request.device), config.train
     free = _free_mb(device)
     torch.manual_seed(train.seed)
@@ -324,20 +388,30 @@ def _measured(
             workers=config.data.workers,
             watch=stall_watch(prepared.volumes, config.data, folder),
         )
-        plan = plan_of(train, samples=scans)
-        loop = prepared_loop(task, train, plan=plan, device=device, folder=folder, resume=False)
-        with closing(samples.batches(train, first_step=0)) as batches, _peak(device) as peak_mb:
+        plan = plan_of(train, samples=asked.scans)
+        loop = prepared_loop(task, share, plan=plan, device=device, folder=folder, resume=False)
+        with closing(samples.batches(share, first_step=0)) as batches, _peak(device) as peak_mb:
             seconds = _timed(loop, batches)
             memory = peak_mb()
     learned = sum(p.numel() for p in method.parameters() if p.requires_grad)
     facts = {
-        "device": device_text(device),
+        "device": device_text(device, processes=asked.processes),
         "precision": "bf16" if use_bf16(train.precision, device) else "fp32",
         "parameters": learned,
+        "scans_measured": share.batch_size,
         "steps_per_epoch": round(loop.plan.steps_per_epoch, 3),
         "total_steps": loop.plan.total_steps,
+        "checkpoints": told_checkpoints(train),
     }
-    return _Measured(facts=facts, seconds=seconds, memory_mb=memory, memory_free_mb=free)
+    # Each GPU has its own memory; processes on a processor have one together.
+    sharing = 1 if device.type == "cuda" else asked.processes
+    return _Measured(
+        facts=facts,
+        seconds=seconds,
+        memory_mb=memory,
+        memory_together_mb=sharing * memory,
+        memory_free_mb=free,
+    )
 
 
 def _timed(loop: Loop[Any], batches: Iterator[Sequence[Any]]) -> list[float]:
@@ -388,7 +462,7 @@ def _peak(device: torch.device) -> Iterator[Callable[[], float]]:
 
 
 def _reckoned(
-    config: PretrainConfig,
+    asked: _Asked,
     prepared: _Prepared,
     measured: _Measured,
     *,
@@ -396,6 +470,7 @@ def _reckoned(
     rows: Sequence[SeriesRow],
     split: tuple[Sequence[str], Sequence[str]],
 ) -> Estimate:
+    config = asked.config
     scans, held_out = map(len, split)
     per_step = sorted(measured.seconds)[len(measured.seconds) // 2]
     training = per_step * measured.facts["total_steps"]
@@ -403,7 +478,10 @@ def _reckoned(
         method=config.method.name,
         preset=config.preset,
         **measured.facts,
+        processes=asked.processes,
+        scans_per_step=config.train.batch_size,
         memory_mb=round(measured.memory_mb),
+        memory_together_mb=round(measured.memory_together_mb),
         memory_free_mb=round(measured.memory_free_mb),
         scans=scans,
         scans_held_out=held_out,
@@ -415,6 +493,7 @@ def _reckoned(
         preparation_s=round(prepared.seconds, 1),
         training_s=round(training, 1),
         total_s=round(prepared.seconds + training, 1),
+        not_counted=asked.not_counted,
         cache=str(cache.root),
         cache_bytes=prepared.bytes,
         disk_free_bytes=cache.free_bytes(),
@@ -424,9 +503,9 @@ def _reckoned(
 
 def _problem(measured: _Measured, *, cache: Cache, rows: Sequence[SeriesRow]) -> str:
     """What does not suffice, with the cure; "" if all does."""
-    if measured.memory_mb > measured.memory_free_mb:
+    if measured.memory_together_mb > measured.memory_free_mb:
         return (
-            f"It does not fit: a step takes {measured.memory_mb:,.0f} MB of memory and "
+            f"It does not fit: a step takes {measured.memory_together_mb:,.0f} MB of memory and "
             f"{measured.memory_free_mb:,.0f} MB are free. Lower train.batch_size, choose a "
             "smaller preset, or close other programs."
         )

@@ -34,8 +34,8 @@ def launch(processes: int, *, device: str) -> int:
         UserError: if there are fewer GPUs, or the device is one alone.
         BackendError: if the process that leads was killed.
     """
-    _check(processes, device)
-    os.environ.update(_environment(processes))
+    check_devices(processes, device)
+    os.environ.update(environment_of(processes))
     import logging
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -70,7 +70,12 @@ def launch(processes: int, *, device: str) -> int:
     return 0
 
 
-def _check(processes: int, device: str) -> None:
+def check_devices(processes: int, device: str) -> None:
+    """Refuse what so many processes cannot compute on.
+
+    Raises:
+        UserError: if there are fewer GPUs, or the device is one alone.
+    """
     if device == "mps" or ":" in device:
         raise UserError(
             f"--device {device} is one device, and --devices asks for {processes} processes.",
@@ -89,8 +94,11 @@ def _check(processes: int, device: str) -> None:
         )
 
 
-def _environment(processes: int) -> dict[str, str]:
-    """Each process gets its part of the cores, and they meet on this machine alone."""
+def environment_of(processes: int) -> dict[str, str]:
+    """Each process gets its part of the cores, and they meet on this machine alone.
+
+    What the user has set stays and is left out.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     wanted = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // processes))}
     interfaces = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}

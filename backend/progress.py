@@ -120,3 +120,17 @@ class Lines:
 
 def _length(items: Iterable[T]) -> int | None:
     return len(items) if isinstance(items, Sized) else None
+
+
+def told_time(seconds: float) -> str:
+    """A time as people say it, in its two largest units."""
+    if seconds < 1:
+        return "less than 1 s" if seconds > 0 else "0 s"
+    left = round(seconds)
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    first = next(i for i, (_, size) in enumerate(units) if left >= size)
+    parts = []
+    for name, size in units[first : first + 2]:
+        count, left = divmod(left, size)
+        parts += [f"{count} {name}"] if count else []
+    return " ".join(parts)

@@ -115,6 +115,13 @@ def plan_of(train: TrainConfig, *, samples: int, least_part: int = 1) -> Plan:
     )
 
 
+def told_checkpoints(train: TrainConfig) -> str:
+    """When a run writes a checkpoint, in words."""
+    minutes, steps = train.checkpoint_every_minutes, train.checkpoint_every_steps
+    by_time = f"every {minutes:g} minutes"
+    return by_time if steps is None else f"every {steps} steps, else {by_time}"
+
+
 def _fall(train: TrainConfig) -> Callable[[float], float]:
     """How the learning rate falls from its peak, 1, as the run goes on."""
     low = train.learning_rate_end / train.learning_rate
@@ -196,5 +203,6 @@ def prepared_loop(
         "step": loop.step,
     }
     log.info("%(device)s, %(precision)s, step %(step)d of %(total_steps)d", facts)
+    log.info("A checkpoint %s", told_checkpoints(train))
     folder.update(**facts)
     return loop

@@ -121,10 +121,10 @@ def test_file_goes_over_preset_and_override_over_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "path", "near"),
     [
-        ("train.batchsize=4", "train.batchsize", "batch_size"),
+        ("train.batchsize=4", "train.batchsize", "train.batch_size"),
         ("trian.batch_size=4", "trian", "train"),
-        ("method.encoder.embed_dims=4", "method.encoder.embed_dims", "embed_dim"),
-        ("method.weight_mib=4", "method.weight_mib", "weight_mip"),
+        ("method.encoder.embed_dims=4", "method.encoder.embed_dims", "method.encoder.embed_dim"),
+        ("method.weight_mib=4", "method.weight_mib", "method.weight_mip"),
     ],
 )
 def test_unknown_key_is_told_with_its_path_and_the_nearest_name(
@@ -159,7 +159,24 @@ def test_an_unknown_key_of_any_method_is_told_with_the_nearest_of_its_own(
     with pytest.raises(UserError) as caught:
         load_config(PretrainConfig, method=method, overrides=[f"{path}=1"])
     assert repr(path) in caught.value.message
-    assert f"Did you mean {near!r}?" in caught.value.hint
+    whole = f"{path.rpartition('.')[0]}.{near}"
+    assert f"Did you mean {whole!r}?" in caught.value.hint
+
+
+def test_a_length_that_is_refused_names_the_option_too() -> None:
+    assert "--max-steps" in _told("train.max_steps=0").hint
+    assert "--epochs" in _told("train.epochs=0").hint
+    assert _told("train.batch_size=0").hint == "Change it in the file or with --set."
+
+
+def test_only_what_can_be_pretrained_is_proposed_for_pretraining() -> None:
+    hints = []
+    for kind in (PretrainConfig, FinetuneConfig):
+        with pytest.raises(UserError) as caught:
+            load_config(kind, method="smitt")
+        hints.append(caught.value.hint)
+    assert all("Did you mean 'smit'?" in hint for hint in hints)
+    assert ["segresnet" in hint for hint in hints] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from backend.config import (
     load_config,
     to_plain,
 )
-from backend.describe import describe, show_description, summary
+from backend.cost import step_cost
+from backend.describe import describe, measured, show_description, summary
 from backend.methods import build_method
 from backend.models.segmentation import build_segmentation, encoder_of, parameter_count
 from backend.provenance import segmentation_architecture
@@ -80,6 +81,34 @@ def test_parameters_and_mask_are_the_numbers_given_to_programs(
     assert facts["mask"]["text"] in text
     lines = text.partition("\nParameters\n")[2].partition("\n\n")[0].splitlines()
     assert len({len(line) for line in lines}) == 1
+
+
+def test_what_one_asks_first_stands_first(text: str, facts: dict[str, Any]) -> None:
+    told, cost, run = section(text, "In short"), facts["cost"], facts["cost"]["run"]
+    assert told["network"] == f"{facts['parameters']['learned']:,} parameters that learn"
+    assert told["memory"] == f"about {cost['memory_mib_fp32']:,} MB"
+    assert (
+        f" for {run['steps']:,} steps ({run['epochs']:,} epochs of 100 scans)"
+        in (told["whole run"])
+    )
+    assert run["steps"] == 100 * run["epochs"]
+    assert run["seconds"] == pytest.approx(run["steps"] * cost["seconds_per_step_here"], rel=0.01)
+    assert text.index("\nIn short\n") < text.index("\nParameters\n")
+
+
+def test_memory_is_arithmetic_but_for_what_is_told_as_measured(
+    config: PretrainConfig, facts: dict[str, Any]
+) -> None:
+    cost = facts["cost"]
+    assert cost["tensors_mib_fp32"] == round(step_cost(config).peak_bytes / 2**20)
+    both = cost["tensors_mib_fp32"] + cost["program_mib"]
+    assert cost["memory_mib_fp32"] == pytest.approx(both, abs=1)
+
+
+def test_measuring_takes_real_steps_and_warns_of_nothing(config: PretrainConfig) -> None:
+    found = measured(config, steps=1)
+    assert found["seconds_per_step"] > 0
+    assert f"{found['memory_mb']} MB for a step" in found["text"]
 
 
 def test_deviations_are_numbered_and_whole(text: str, facts: dict[str, Any]) -> None:
@@ -139,7 +168,9 @@ def test_parameters_are_those_of_the_networks_that_are_built(method: str) -> Non
 def test_every_number_follows_from_the_settings_that_are_asked_for() -> None:
     narrow = ("--set", "method.encoder.embed_dim=8", "--set", "method.encoder.heads=[1, 2, 2]")
     words = ("describe", "--method", "smit", "--preset", "tiny", "--json")
-    facts = json.loads(backend_here(*words, *narrow).out)
+    done = backend_here(*words, *narrow)
+    assert "Counting what a step of smit tiny costs" in done.err
+    facts = json.loads(done.out)
     overrides = narrow[1::2]
     tuned = load_config(FinetuneConfig, method="smit", preset="tiny", overrides=overrides)
     with torch.device("meta"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import tempfile
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from cli_runner import (
     PRETRAIN,
     Material,
@@ -20,7 +22,7 @@ from cli_runner import (
     status,
 )
 
-from backend.dry_run import told_time
+from backend.progress import told_time
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_what_does_not_fit_is_told_to_people_in_one_sentence(
     assert rows[0] == "smit tiny"
     assert [row.split()[0] for row in rows[1:]] == [
         *("Device", "Network", "Memory", "Cache", "Preparation"),
-        *("Step", "Scans", "Steps", "Training", "Total"),
+        *("Step", "Scans", "Steps", "Checkpoints", "Training", "Total"),
     ]
     told = {row.split()[0]: " ".join(row.split()[1:]) for row in rows[1:]}
     few = "too few to hold one out; --set data.held_out=0.17 would"
@@ -110,6 +112,28 @@ def test_what_does_not_fit_is_told_to_people_in_one_sentence(
     done = backend_here(*dry(material, "--cache", material.cache, "--set", "data.held_out=0.17"))
     assert " Scans        2 to learn from, 1 held out\n" in done.out
     assert "It does not fit: a step takes" in done.out.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("temporary")
+def test_one_of_several_processes_is_measured_with_its_share(material: Material) -> None:
+    threads = torch.get_num_threads()
+    line = dry(material, "--cache", material.cache, "--max-steps", 3)
+    two = ("--devices", 2, "--probe-data", material.labelled)
+    done = backend_here(*line, *two, "--set", "train.checkpoint_every_steps=9")
+    assert done.code == 0, done.err
+    told = {row.split()[0]: row for row in done.out.splitlines()[1:-1]}
+    assert told["Device"].endswith(", one of 2 processes), fp32")
+    assert told["Step"].endswith("; one of 2 processes, 1 of 2 scans)")
+    assert told["Steps"].split()[1:3] == ["3", "(1.5"]
+    assert told["Checkpoints"].endswith(" every 9 steps, else every 10 minutes")
+    assert told["Total"].endswith(", without probes and the exchange between processes")
+    sizes = re.findall(r"([\d,]+) MB [ao][tf]", told["Memory"])
+    each, together = (int(size.replace(",", "")) for size in sizes)
+    assert together == pytest.approx(2 * each, abs=1)
+    assert torch.get_num_threads() == threads
+    for devices, why in ((3, "cannot be divided among 3"), (0, "at least one is needed")):
+        refused = backend_here(*line, "--devices", devices)
+        assert (refused.code, why in refused.told) == (2, True)
 
 
 def test_a_signal_ends_an_estimate_and_leaves_nothing(

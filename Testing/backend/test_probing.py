@@ -42,7 +42,12 @@ def probed(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Path
     run = tmp_path_factory.mktemp("probed") / "run"
     done = backend_here(*line(material, run))
     assert done.code == 0, done.err
-    assert f"Best:    {run / 'checkpoints' / 'best.safetensors'} (linear probe 0." in done.out
+    (first,) = (r["probe/linear"] for r in records(run) if r["step"] == 0)
+    best = status(run)["best"]
+    scores = [f"{best['probe/linear']:.3f} at step {best['step']}"] if best["step"] else []
+    told = ", ".join([*scores, f"{first:.3f} before training"])
+    file = run / "checkpoints" / "best.safetensors"
+    assert f"Best:    {file} (linear probe {told})\n" in done.out
     return run
 
 

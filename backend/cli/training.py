@@ -86,11 +86,10 @@ class Pretrain:
             argv=tuple(sys.argv),
         )
         if self.dry_run:
-            if self.devices != 1:
-                raise UserError("--dry-run measures one process.", "Leave out --devices.")
             from backend import dry_run
 
-            dry_run.run(request, as_json=self.json)
+            to_be_divided(self.devices)
+            dry_run.run(request, as_json=self.json, processes=self.devices)
             return
         if self.resume and _is_done(output, "pretrain"):
             pretrain.resolve(request)
@@ -222,13 +221,21 @@ def _told_done(run: Path, *, given: str) -> str:
 
 def _best_probe_of(run: Path) -> str:
     """Where the encoder stands that did best in the probe, if one was made."""
-    from backend.engine.record import read_status
+    from backend.engine.record import read_metrics, read_status
 
     best = read_status(run).get("best")
     if not best:
         return ""
-    told = f"linear probe {best['probe/linear']:.3f}, step {best['step']}"
-    return f"Best:    {run / 'checkpoints' / 'best.safetensors'} ({told})\n"
+    scores = {best["step"]: best["probe/linear"]} | {
+        r["step"]: r["probe/linear"]
+        for r in read_metrics(run)
+        if r["step"] == 0 and r.get("probe/linear")
+    }
+    told = ", ".join(
+        f"{score:.3f} {f'at step {step}' if step else 'before training'}"
+        for step, score in scores.items()
+    )
+    return f"Best:    {run / 'checkpoints' / 'best.safetensors'} (linear probe {told})\n"
 
 
 _HARDLY_ANYTHING = 0.01

@@ -155,7 +155,8 @@ def _figures(run: RunFiles) -> list[Figure]:
         median = number_text(float(np.nanmedian(speed.values)))
         figures.append(Figure("Speed", median, "volumes per second, median"))
     if (memory := curves.get("memory_mb")) is not None:
-        figures.append(Figure("Memory", f"{np.nanmax(memory.values):,.0f} MB", "highest recorded"))
+        most = f"{np.nanmax(memory.values):,.0f} MB"
+        figures.append(Figure("Memory", most, "highest recorded, of one process"))
     return figures
 
 
