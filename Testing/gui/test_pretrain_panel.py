@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from backend.data.index import write_index
-from backend.data.phantom import make_phantom
+from backend.data.phantom import LABELS, make_phantom
 from backend.data.phantom.cohort import write_image
 from backend.data.scan import scan
 
@@ -77,6 +78,20 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(3):
         ct, _ = make_phantom(seed, size=(36, 60, 60), spacing_mm=(6.0, 6.0, 6.0))
         write_image(folder / f"{seed}.nii.gz", ct)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two more with their labels, as the module exports segments."""
+    folder = tmp_path_factory.mktemp("labelled ü")
+    for seed in (3, 4):
+        pair = make_phantom(seed, size=(36, 60, 60), spacing_mm=(6.0, 6.0, 6.0))
+        for part, image in zip(("images", "labels"), pair, strict=True):
+            (folder / part).mkdir(exist_ok=True)
+            write_image(folder / part / f"case_{seed}.nii.gz", image)
+    names = {str(value): {"name": name} for value, name in LABELS.items()}
+    (folder / "labels.json").write_text(json.dumps({"labels": names}), "utf-8")
     return folder
 
 
@@ -198,6 +213,40 @@ def test_weights_to_start_from_are_a_run_or_a_file(
     assert panel._choice().init is None
 
 
+def test_a_set_to_probe_with_is_chosen_checked_and_remembered_with_the_project(
+    panel: Any, scans: Path, labelled: Path, tmp_path: Path
+) -> None:
+    from SSLPretrainLogic.project import create_project, open_project
+
+    index(panel, scans)
+    ui, project = panel.ui, panel.session.project
+    assert (ui.pretrainProbe.currentText, panel._choice().probe_data) == ("Do not probe", None)
+    assert ui.pretrainProbe.count == 2
+    assert not ui.pretrainProbeText.visibleTo(ui.pretrainAdvanced)
+    choose(ui.pretrainProbe, "other")
+    assert "no labelled set is chosen" in hindered(panel)
+    ui.pretrainProbePath.currentPath = str(tmp_path / "nowhere")
+    assert "nowhere: does not exist. Choose another set to probe with" in hindered(panel)
+    assert open_project(project.folder).probe_data == ""
+    ui.pretrainProbePath.currentPath = str(labelled)
+    assert ui.pretrainStart.enabled
+    assert panel._request(panel._choice()).probe_data == labelled
+    assert "do not belong here" in ui.pretrainProbeText.text
+
+    panel.session.use_project(create_project(tmp_path / "other"))
+    assert (panel.probe.chosen(), ui.pretrainProbePath.currentPath) == (None, "")
+    panel.session.use_project(open_project(project.folder))
+    assert panel.probe.chosen() == labelled
+    shutil.copytree(labelled, project.labels / "Organe")
+    panel.monitor.changed.emit()
+    assert panel.probe.chosen() == labelled
+    choose(ui.pretrainProbe, str(project.labels / "Organe"))
+    assert ui.pretrainProbe.currentText == "Segments of this project: Organe"
+    assert open_project(project.folder).probe_data == "labels/Organe"
+    choose(ui.pretrainProbe, "")
+    assert open_project(project.folder).probe_data == ""
+
+
 # What it costs
 
 
@@ -284,10 +333,12 @@ def test_an_estimate_can_be_cancelled(host: Any, panel: Any, scans: Path) -> Non
 
 
 def test_a_run_is_estimated_started_shown_and_found_again(
-    host: Any, panel: Any, scans: Path
+    host: Any, panel: Any, scans: Path, labelled: Path
 ) -> None:
     index(panel, scans)
     ui = panel.ui
+    choose(ui.pretrainProbe, "other")
+    ui.pretrainProbePath.currentPath = str(labelled)
     ui.pretrainFurther.plainText = "\n".join(SMALL)
     ui.pretrainBatch.value = 2
     host.click(ui.pretrainEstimateButton)
@@ -314,6 +365,8 @@ def test_a_run_is_estimated_started_shown_and_found_again(
     host.wait_until(lambda: ui.pretrainNext.visible)
     assert "Erster-Lauf/checkpoints/encoder.safetensors" in ui.pretrainNext.text
     assert "4. Fine-tune" in ui.pretrainNext.text
+    assert panel.view.ui.runProbeText.text.startswith("Probe: 0.")
+    assert [curve.steps for curve in panel.view._groups[1].curves] == [[0, 1, 2]]
     kept = json.loads((run / "config.json").read_text("utf-8"))["config"]["train"]
     assert (kept["max_steps"], kept["batch_size"]) == (2, 2)
     assert ui.pretrainStart.enabled
