@@ -139,11 +139,11 @@ def _titles() -> dict[str, str]:
     """The groups in the order of the choice."""
     return {
         "loss/total": _("Loss"),
+        PROBE: _("Linear probe (labelled scans)"),
         "loss": _("Loss terms"),
         "val/dice": _("Dice per structure (validation)"),
         "val": _("Other validation scores"),
         "monitor": _("Health monitors"),
-        PROBE: _("Linear probe (labelled scans)"),
         "probe": _("Errors on held-out scans"),
         _RANK: _("Rank of the features"),
         "lr": _("Learning rate"),

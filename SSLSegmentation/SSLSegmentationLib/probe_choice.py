@@ -52,8 +52,11 @@ class ProbeChoice:
         self._fill(_OTHER if is_other else kept)
 
     def refresh(self) -> None:
-        """Offer what the project has by now."""
-        self._fill(self._value)
+        """Offer what the project has by now; a chosen set that is gone is told as missing."""
+        if self._value in self._offered():
+            self._fill(self._value)
+        else:
+            self.recall()
 
     def chosen(self) -> Path | None:
         """The labelled set, None if nothing is to be asked.

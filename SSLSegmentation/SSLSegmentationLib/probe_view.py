@@ -53,8 +53,10 @@ def told(found: Course, *, is_active: bool) -> str:
     now = _("Probe: {score:.3f} at step {step:,}").format(score=found.score, step=found.step)
     if found.only:
         return f"{now}. {_first_words(found)}"
-    best = _("best {score:.3f} at step {step:,}")
-    best = best.format(score=found.best_score, step=found.best_step)
+    best = _("the best so far")
+    if found.since:
+        best = _("best {score:.3f} at step {step:,}")
+        best = best.format(score=found.best_score, step=found.best_step)
     return f"{now}, {best}.\n{_course_words(found, is_active=is_active)}"
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from backend.data.index import write_index
-from backend.data.phantom import LABELS, make_phantom
+from backend.data.phantom import make_phantom
 from backend.data.phantom.cohort import write_image
 from backend.data.scan import scan
+
+from labelled_set import write_labelled_set
 
 SMALL = (
     "method.encoder.embed_dim=4",
@@ -83,16 +85,8 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two more with their labels, as the module exports segments."""
-    folder = tmp_path_factory.mktemp("labelled ü")
-    for seed in (3, 4):
-        pair = make_phantom(seed, size=(36, 60, 60), spacing_mm=(6.0, 6.0, 6.0))
-        for part, image in zip(("images", "labels"), pair, strict=True):
-            (folder / part).mkdir(exist_ok=True)
-            write_image(folder / part / f"case_{seed}.nii.gz", image)
-    names = {str(value): {"name": name} for value, name in LABELS.items()}
-    (folder / "labels.json").write_text(json.dumps({"labels": names}), "utf-8")
-    return folder
+    """Two more, with their labels."""
+    return write_labelled_set(tmp_path_factory.mktemp("labelled ü"), seeds=(3, 4))
 
 
 def unfolded(host: Any, window: Any) -> Any:
@@ -214,7 +208,7 @@ def test_weights_to_start_from_are_a_run_or_a_file(
 
 
 def test_a_set_to_probe_with_is_chosen_checked_and_remembered_with_the_project(
-    panel: Any, scans: Path, labelled: Path, tmp_path: Path
+    host: Any, panel: Any, scans: Path, labelled: Path, tmp_path: Path
 ) -> None:
     from SSLPretrainLogic.project import create_project, open_project
 
@@ -222,7 +216,9 @@ def test_a_set_to_probe_with_is_chosen_checked_and_remembered_with_the_project(
     ui, project = panel.ui, panel.session.project
     assert (ui.pretrainProbe.currentText, panel._choice().probe_data) == ("Do not probe", None)
     assert ui.pretrainProbe.count == 2
-    assert not ui.pretrainProbeText.visibleTo(ui.pretrainAdvanced)
+    ui.pretrainAdvanced.collapsed = False
+    host.settle()
+    assert (ui.pretrainProbeText.visible, ui.pretrainProbePath.visible) == (False, False)
     choose(ui.pretrainProbe, "other")
     assert "no labelled set is chosen" in hindered(panel)
     ui.pretrainProbePath.currentPath = str(tmp_path / "nowhere")
@@ -231,6 +227,7 @@ def test_a_set_to_probe_with_is_chosen_checked_and_remembered_with_the_project(
     ui.pretrainProbePath.currentPath = str(labelled)
     assert ui.pretrainStart.enabled
     assert panel._request(panel._choice()).probe_data == labelled
+    assert (ui.pretrainProbeText.visible, ui.pretrainProbePath.visible) == (True, True)
     assert "do not belong here" in ui.pretrainProbeText.text
 
     panel.session.use_project(create_project(tmp_path / "other"))
@@ -243,6 +240,9 @@ def test_a_set_to_probe_with_is_chosen_checked_and_remembered_with_the_project(
     choose(ui.pretrainProbe, str(project.labels / "Organe"))
     assert ui.pretrainProbe.currentText == "Segments of this project: Organe"
     assert open_project(project.folder).probe_data == "labels/Organe"
+    shutil.rmtree(project.labels / "Organe")
+    panel.monitor.changed.emit()
+    assert "Organe: does not exist" in hindered(panel)
     choose(ui.pretrainProbe, "")
     assert open_project(project.folder).probe_data == ""
 

@@ -212,7 +212,9 @@ def test_the_probe_stands_beside_the_loss_and_tells_whether_going_on_helps(
             opened.monitor.tick()
             numbers, sentence = ui.runProbeText.text.split("\n")
             assert sentence == told
-        assert numbers == "Probe: 0.500 at step 60, best 0.500 at step 60."
+            assert numbers.startswith(f"Probe: {scores[-1]:.3f} at step ")
+            assert ("best 0.500 at step 20." in numbers) == ("at step 20" in told)
+        assert numbers == "Probe: 0.500 at step 60, the best so far."
         assert ui.runCurveChoice.currentText == "Loss"
         assert (ui.runProbePlace.visible, view._probe._plot._group.key) == (True, "probe/linear")
         # What is chosen above is not drawn a second time.
