@@ -17,7 +17,6 @@ from PySide6 import QtCore, QtTest, QtWidgets
 from backend.data.phantom import LABELS, make_phantom
 from backend.data.phantom.dicom import Series, write_series
 from backend.geometry import Index3, Vec3
-
 from labelled_set import write_labelled_set
 
 MODULE = Path(__file__).resolve().parents[2] / "SSLSegmentation" / "SSLSegmentation.py"
@@ -116,7 +115,9 @@ class Story:
             spacing_mm=(5.0, 5.5, 5.5),
             turn_deg=(3.0, -3.0, 4.0),
         )
-        self.labelled = write_labelled_set(folder / names.labelled, seeds=probed) if probed else None
+        self.labelled = (
+            write_labelled_set(folder / names.labelled, seeds=probed) if probed else None
+        )
         self.panel: Any = None
         self.window: Any = None
 

@@ -15,7 +15,6 @@ from backend.data.index import write_index
 from backend.data.phantom import make_phantom
 from backend.data.phantom.cohort import write_image
 from backend.data.scan import scan
-
 from labelled_set import write_labelled_set
 
 SMALL = (
@@ -230,9 +229,11 @@ def test_a_set_to_probe_with_is_chosen_checked_and_remembered_with_the_project(
     assert (ui.pretrainProbeText.visible, ui.pretrainProbePath.visible) == (True, True)
     assert "do not belong here" in ui.pretrainProbeText.text
 
+    report = panel.session.report
     panel.session.use_project(create_project(tmp_path / "other"))
     assert (panel.probe.chosen(), ui.pretrainProbePath.currentPath) == (None, "")
     panel.session.use_project(open_project(project.folder))
+    panel.session.use_report(report)
     assert panel.probe.chosen() == labelled
     shutil.copytree(labelled, project.labels / "Organe")
     panel.monitor.changed.emit()
@@ -366,7 +367,7 @@ def test_a_run_is_estimated_started_shown_and_found_again(
     assert "Erster-Lauf/checkpoints/encoder.safetensors" in ui.pretrainNext.text
     assert "4. Fine-tune" in ui.pretrainNext.text
     assert panel.view.ui.runProbeText.text.startswith("Probe: 0.")
-    assert [curve.steps for curve in panel.view._groups[1].curves] == [[0, 1, 2]]
+    assert [curve.steps for curve in panel.view._groups[1].curves] == [[0, 2]]
     kept = json.loads((run / "config.json").read_text("utf-8"))["config"]["train"]
     assert (kept["max_steps"], kept["batch_size"]) == (2, 2)
     assert ui.pretrainStart.enabled
