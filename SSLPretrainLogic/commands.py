@@ -73,6 +73,7 @@ class PretrainRequest(_Training):
     command: ClassVar[str] = "pretrain"
     data: tuple[Path, ...] = ()
     init: Path | None = None
+    probe_data: Path | None = None
     dry_run: bool = False
     json: bool = False
 

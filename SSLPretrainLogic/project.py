@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -33,12 +33,14 @@ class Project:
         name: as shown; no patient's.
         created: ISO 8601, UTC.
         sources: what was scanned for CT, relative to the project where it lies inside.
+        probe_data: the labelled set that pretrainings are probed with, likewise; "" for none.
     """
 
     folder: Path
     name: str
     created: str
     sources: tuple[str, ...] = ()
+    probe_data: str = ""
 
     @property
     def is_there(self) -> bool:
@@ -138,7 +140,16 @@ def _checked(folder: Path, told: Mapping[str, Any]) -> Project:
     sources = tuple(told["sources"])
     if not all(isinstance(source, str) and source for source in sources):
         raise LogicError(f"{path}: sources is {told['sources']!r}.", _CURE)
-    return Project(folder=folder, name=told["name"], created=told["created"], sources=sources)
+    probe_data = told.get("probe_data", "")
+    if not isinstance(probe_data, str):
+        raise LogicError(f"{path}: probe_data is {probe_data!r}.", _CURE)
+    return Project(
+        folder=folder,
+        name=told["name"],
+        created=told["created"],
+        sources=sources,
+        probe_data=probe_data,
+    )
 
 
 def _write(project: Project) -> None:
@@ -147,6 +158,7 @@ def _write(project: Project) -> None:
         "name": project.name,
         "created": project.created,
         "sources": list(project.sources),
+        "probe_data": project.probe_data,
     }
     write_json(project.folder / PROJECT_FILE, value)
 
@@ -157,17 +169,45 @@ def with_sources(project: Project, paths: tuple[Path, ...]) -> Project:
     Raises:
         LogicError: if it cannot be written.
     """
-    sources = tuple(dict.fromkeys(to_text(project, path) for path in paths))
-    changed = Project(
-        folder=project.folder, name=project.name, created=project.created, sources=sources
-    )
-    _write(changed)
-    return changed
+    return _changed(project, sources=tuple(dict.fromkeys(to_text(project, p) for p in paths)))
 
 
 def source_paths(project: Project) -> tuple[Path, ...]:
     """The folders of scans."""
     return tuple(from_text(project, source) for source in project.sources)
+
+
+def with_probe_data(project: Project, path: Path | None) -> Project:
+    """The project with another labelled set to probe with, None for none; it is written.
+
+    Raises:
+        LogicError: if it cannot be written.
+    """
+    return _changed(project, probe_data="" if path is None else to_text(project, path))
+
+
+def probe_data_path(project: Project) -> Path | None:
+    """The labelled set to probe with, None if there is none."""
+    return from_text(project, project.probe_data) if project.probe_data else None
+
+
+def labelled_sets(project: Project) -> tuple[Path, ...]:
+    """The exported sets that a probe can use, by name: one scan to learn from, one to judge."""
+    try:
+        return tuple(sorted(path for path in project.labels.iterdir() if _can_be_probed(path)))
+    except OSError:
+        return ()
+
+
+def _can_be_probed(folder: Path) -> bool:
+    images = folder / "images"
+    return (folder / "labels.json").is_file() and len(list(images.glob("[!.]*"))) > 1
+
+
+def _changed(project: Project, **changes: Any) -> Project:
+    changed = replace(project, **changes)
+    _write(changed)
+    return changed
 
 
 def to_text(project: Project, path: Path) -> str:
@@ -224,7 +264,8 @@ def outside(project: Project) -> tuple[str, ...]:
     Raises:
         LogicError: if the index cannot be read.
     """
-    found = [source for source in project.sources if is_outside(source)]
+    needed = (*project.sources, project.probe_data)
+    found = [text for text in needed if is_outside(text)]
     if project.index.exists():
         found += [path for path in _indexed(project.index) if is_outside(path)]
     return tuple(dict.fromkeys(found))

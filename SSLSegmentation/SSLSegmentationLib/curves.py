@@ -11,6 +11,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from SSLPretrainLogic.probes import PROBE
+
 _SMOOTH_SHARE = 50
 """A smoothed point is the mean of so small a part of the curve: one fiftieth."""
 _MOST = 8000
@@ -129,6 +131,7 @@ class Book:
 
 
 _RANK = "probe/feature_rank"
+_ALONE = frozenset({"loss/total", PROBE, _RANK})
 _NOT_SHOWN = frozenset({"step", "epoch", "time_s"})
 
 
@@ -136,11 +139,12 @@ def _titles() -> dict[str, str]:
     """The groups in the order of the choice."""
     return {
         "loss/total": _("Loss"),
+        PROBE: _("Linear probe (labelled scans)"),
         "loss": _("Loss terms"),
         "val/dice": _("Dice per structure (validation)"),
         "val": _("Other validation scores"),
         "monitor": _("Health monitors"),
-        "probe": _("Held-out probes"),
+        "probe": _("Errors on held-out scans"),
         _RANK: _("Rank of the features"),
         "lr": _("Learning rate"),
         "gradient_norm": _("Size of the gradient"),
@@ -153,7 +157,7 @@ def _titles() -> dict[str, str]:
 
 def _group_key(key: str) -> str:
     # Some ten directions beside shares and errors below 1 would press those to the floor.
-    if key in ("loss/total", _RANK):
+    if key in _ALONE:
         return key
     return "val/dice" if key.startswith("val/dice") else key.partition("/")[0]
 

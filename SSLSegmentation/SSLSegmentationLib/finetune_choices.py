@@ -11,8 +11,9 @@ from slicer.i18n import tr as _
 from SSLPretrainLogic.commands import FinetuneRequest
 from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.files import surely
+from SSLPretrainLogic.probes import BEST, ENCODER, best_encoder
 from SSLPretrainLogic.project import find_runs
-from SSLPretrainLogic.run_folder import RunStatus, read_config
+from SSLPretrainLogic.run_folder import RunStatus, read_config, read_status
 from SSLSegmentationLib.catalogue import Catalogue, as_preset_says
 from SSLSegmentationLib.session import Session
 from SSLSegmentationLib.signals import Signal
@@ -81,9 +82,10 @@ class FinetuneChoices:
         """
         project = self._session.project
         runs = [run for run in find_runs(project) if _can_start(run)] if project else []
-        texts = [f"{run.folder.name} ({_STATES[run.state]})" for run in runs]
-        texts += [_("A weights file"), _("Nothing: random weights")]
-        values = [*(str(run.folder) for run in runs), FILE, NOTHING]
+        starts = [start for run in runs for start in _starts(run)]
+        texts = [*(text for text, _value in starts), _("A weights file")]
+        texts.append(_("Nothing: random weights"))
+        values = [*(value for _text, value in starts), FILE, NOTHING]
         self._is_start_chosen = self._is_start_chosen and self.start in values
         best = next((run for run in runs if run.state == "done"), runs[0] if runs else None)
         proposed = str(best.folder) if best else NOTHING
@@ -113,7 +115,7 @@ class FinetuneChoices:
 
     @property
     def start(self) -> str:
-        """Folder of the chosen run, `FILE` or `NOTHING`."""
+        """Folder of the chosen run, the best weights of one, `FILE` or `NOTHING`."""
         return _chosen(self._ui.finetuneStart)
 
     @property
@@ -225,6 +227,8 @@ class FinetuneChoices:
             ui.finetuneValidation.currentIndex,
             ui.finetuneLength.currentIndex,
         )
+        told = "" if self.start in (FILE, NOTHING, "") else _start_told(self.start)
+        ui.finetuneStartText.text = told
         shown = {
             ui.finetuneWeights: self.start == FILE,
             ui.finetuneWeightsLabel: self.start == FILE,
@@ -233,6 +237,7 @@ class FinetuneChoices:
             ui.finetunePreset: new,
             ui.finetunePresetLabel: new,
             ui.finetuneMethodText: new and bool(ui.finetuneMethodText.text),
+            ui.finetuneStartText: bool(told),
             ui.finetuneFreeze: not new,
             ui.finetuneShare: kind == SPLIT,
             ui.finetuneFolds: kind == FOLDS,
@@ -253,7 +258,7 @@ class FinetuneChoices:
             return _chosen(self._ui.finetuneMethod), _chosen(self._ui.finetunePreset)
         if self.start in (FILE, ""):
             return "", ""
-        config = read_config(Path(self.start)).get("config")
+        config = read_config(_run_of(self.start)).get("config")
         if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
             return "", ""
         return str(config["method"].get("name")), str(config.get("preset"))
@@ -277,8 +282,40 @@ def folds_of(ui: Any) -> int:
 
 
 def _can_start(run: RunStatus) -> bool:
-    weights = run.folder / "checkpoints" / "encoder.safetensors"
+    weights = run.folder / ENCODER
     return run.kind == "pretrain" and run.state in _STATES and weights.is_file()
+
+
+def _starts(run: RunStatus) -> list[tuple[str, str]]:
+    """Texts and values for the encoders of a run: the last, and the best where that is another."""
+    name, best = run.folder.name, best_encoder(run)
+    starts = [(f"{name} ({_STATES[run.state]})", str(run.folder))]
+    if best is not None and not best.is_last:
+        text = _("{name}, best in the probe (step {step:,})").format(name=name, step=best.step)
+        starts.append((text, str(best.path)))
+    return starts
+
+
+def _run_of(start: str) -> Path:
+    """The run folder, also where weights in it are chosen."""
+    path = Path(start)
+    return path.parent.parent if path.parts[-2:] == BEST.parts else path
+
+
+def _start_told(start: str) -> str:
+    """Which encoder of a run is taken, in a sentence."""
+    best = best_encoder(read_status(_run_of(start)))
+    if best is None:
+        return _("Its last encoder is taken.")
+    if best.is_last:
+        return _("Its last encoder is taken, which also did best in the probe.")
+    if start == str(best.path):
+        told = _("Its encoder of step {step:,} is taken, which did best in the probe: {score:.3f}.")
+    else:
+        told = _(
+            "Its last encoder is taken; in the probe that of step {step:,} did best: {score:.3f}."
+        )
+    return told.format(step=best.step, score=best.score)
 
 
 def _is_setting(line: str) -> bool:

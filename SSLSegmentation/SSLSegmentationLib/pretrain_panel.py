@@ -15,12 +15,15 @@ from SSLPretrainLogic import jobs
 from SSLPretrainLogic.commands import PretrainRequest
 from SSLPretrainLogic.errors import LogicError
 from SSLPretrainLogic.jobs import Job
+from SSLPretrainLogic.probes import ENCODER, best_encoder
 from SSLPretrainLogic.project import find_runs, new_run_folder
 from SSLPretrainLogic.run_folder import RunStatus, Update
 from SSLSegmentationLib.catalogue import Method, as_preset_says
+from SSLSegmentationLib.combo import fill_combo
 from SSLSegmentationLib.job_monitor import Following, Watched
 from SSLSegmentationLib.panel import Message, Panel, bring_into_view, deliberate, guarded
 from SSLSegmentationLib.pretrain_estimate import LENGTHS, Estimate, Length, duration, parse, rows
+from SSLSegmentationLib.probe_choice import ProbeChoice
 from SSLSegmentationLib.run_view import RunView
 from SSLSegmentationLib.settings_table import SettingsTable
 
@@ -38,6 +41,7 @@ class Choice:
     preset: str
     device: str
     init: Path | None
+    probe_data: Path | None
     overrides: tuple[str, ...]
 
 
@@ -81,6 +85,7 @@ class PretrainPanel(Panel):
             further=ui.pretrainFurther,
             changed=self.refresh,
         )
+        self.probe = ProbeChoice(ui, session=self.session, changed=self.refresh)
         ui.pretrainMethod.connect("currentIndexChanged(int)", self.on_method)
         for combo in (ui.pretrainPreset, ui.pretrainInit):
             combo.connect("currentIndexChanged(int)", self.refresh)
@@ -113,6 +118,7 @@ class PretrainPanel(Panel):
         """Another project is open, or its scans are others."""
         self._asked = None
         self.message.clear()
+        self.probe.recall()
         self.on_jobs()
         self.ui.pretrainNewSection.collapsed = self._running() is not None
 
@@ -120,7 +126,7 @@ class PretrainPanel(Panel):
         """Show the methods, once they are known; what was chosen stays so."""
         before = self._method_name()
         known = [(f"{m.name}: {m.paper}", m.name) for m in self.catalogue.methods]
-        _fill(self.ui.pretrainMethod, known)
+        fill_combo(self.ui.pretrainMethod, known)
         if self._method_name() != before:
             self.on_method()
         self.refresh()
@@ -128,7 +134,10 @@ class PretrainPanel(Panel):
     def on_jobs(self) -> None:
         """A job has come or gone, or stands otherwise."""
         runs = _pretrainings(self.session)
-        _fill(self.ui.pretrainInit, [(_("nothing: random weights"), ""), *_starts(runs)], keep=True)
+        fill_combo(
+            self.ui.pretrainInit, [(_("nothing: random weights"), ""), *_starts(runs)], keep=True
+        )
+        self.probe.refresh()
         running = self._running()
         newest = runs[0].folder if runs else None
         self._follow(running.job.run if running is not None else newest)
@@ -160,7 +169,7 @@ class PretrainPanel(Panel):
         """Show what a method is, and its presets."""
         method = self._method()
         presets = method.presets if method else ()
-        _fill(self.ui.pretrainPreset, [(name, name) for name in presets])
+        fill_combo(self.ui.pretrainPreset, [(name, name) for name in presets])
         wanted = self._first_preset(presets)
         if wanted:
             self.ui.pretrainPreset.currentIndex = self.ui.pretrainPreset.findData(wanted)
@@ -262,7 +271,7 @@ class PretrainPanel(Panel):
         """All that is chosen but the length.
 
         Raises:
-            LogicError: if a setting is none.
+            LogicError: if a setting is none, or what is to be probed is not there.
         """
         ui, session = self.ui, self.session
         index = session.project.index if session.project is not None else None
@@ -274,6 +283,7 @@ class PretrainPanel(Panel):
             preset=str(ui.pretrainPreset.currentData or ""),
             device=session.device,
             init=Path(init) if init else None,
+            probe_data=self.probe.chosen(),
             overrides=self.settings.overrides(),
         )
 
@@ -285,6 +295,7 @@ class PretrainPanel(Panel):
             data=(self.session.needs_project().index,),
             device=choice.device,
             init=choice.init,
+            probe_data=choice.probe_data,
             overrides=choice.overrides,
         )
 
@@ -461,18 +472,18 @@ class PretrainPanel(Panel):
             self._following = self.monitor.follow(run, self._on_update)
 
     def _on_update(self, update: Update) -> None:
-        encoder = update.checkpoints.get("encoder.safetensors")
-        is_done = update.status.state == "done" and encoder is not None
+        status, encoder = update.status, update.checkpoints.get(ENCODER.name)
+        if status.state != "done" or encoder is None:
+            _tell(self.ui.pretrainNext, "")
+            return
         text = _(
             "What it has learnt is kept in {file}. Go on with 4. Fine-tune, and start from it."
         )
-        folder = update.status.folder
-        _tell(
-            self.ui.pretrainNext,
-            text.format(file=f"{folder.name}/{encoder.path.relative_to(folder).as_posix()}")
-            if encoder is not None and is_done
-            else "",
-        )
+        best = best_encoder(status)
+        if best is not None and not best.is_last:
+            text += _(" The encoder of step {step:,}, which did best in the probe, is offered too.")
+        file = f"{status.folder.name}/{ENCODER.as_posix()}"
+        _tell(self.ui.pretrainNext, text.format(file=file, step=best.step if best else 0))
 
 
 def _changed(path: Path) -> float:
@@ -489,25 +500,6 @@ def _tell(label: Any, text: str) -> None:
     label.visible = bool(text)
 
 
-def _fill(combo: Any, entries: Sequence[tuple[str, str]], *, keep: bool = False) -> None:
-    """Give a combo box its texts and what stands behind them; the choice stays where it can.
-
-    Args:
-        combo: the box.
-        entries: texts and data.
-        keep: a choice that is not among them stays as well, e.g. a file.
-    """
-    chosen, text = str(combo.currentData or ""), str(combo.currentText)
-    known = {data for _text, data in entries}
-    more = [(text, chosen)] if keep and chosen and chosen not in known else []
-    before = combo.blockSignals(True)
-    combo.clear()
-    for shown, data in (*entries, *more):
-        combo.addItem(shown, data)
-    combo.currentIndex = max(combo.findData(chosen), 0) if combo.count else -1
-    combo.blockSignals(before)
-
-
 def _pretrainings(session: Any) -> list[RunStatus]:
     if session.project is None:
         return []
@@ -516,8 +508,7 @@ def _pretrainings(session: Any) -> list[RunStatus]:
 
 def _starts(runs: Sequence[RunStatus]) -> list[tuple[str, str]]:
     """Runs whose encoder others may start from."""
-    weights = Path("checkpoints") / "encoder.safetensors"
-    return [(run.folder.name, str(run.folder)) for run in runs if (run.folder / weights).exists()]
+    return [(run.folder.name, str(run.folder)) for run in runs if (run.folder / ENCODER).exists()]
 
 
 def _preset_words(preset: str) -> str:

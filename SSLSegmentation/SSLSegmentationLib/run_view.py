@@ -20,6 +20,7 @@ from SSLSegmentationLib.job_monitor import Following, JobMonitor, Watched
 from SSLSegmentationLib.panel import Message, deliberate, guarded
 from SSLSegmentationLib.plots import FullPlot
 from SSLSegmentationLib.previews import Previews, PreviewVolumes
+from SSLSegmentationLib.probe_view import ProbeView
 from SSLSegmentationLib.session import Session
 from SSLSegmentationLib.wording import (
     duration_words,
@@ -172,6 +173,7 @@ class RunView:
         ui.runCurvePlace.layout().addWidget(self._plot)
         self.widget.layout().addWidget(self.message.widget)
         self._previews = Previews(ui, self.on_open_preview)
+        self._probe = ProbeView(ui)
         ui.runCurveChoice.connect("currentIndexChanged(int)", self._on_curve_choice)
         ui.runFullPlotButton.connect("clicked()", self.on_full_plot)
         ui.runStopButton.connect("clicked()", self.on_stop)
@@ -258,6 +260,7 @@ class RunView:
 
     def _on_curve_choice(self, index: int) -> None:
         self._draw()
+        self._show_standing()
 
     def _draw(self) -> None:
         self._plot.show_group(self._group, empty=_("Curves appear with the first steps."))
@@ -278,6 +281,7 @@ class RunView:
         ui.runMessageLabel.visible = bool(ui.runMessageLabel.text)
         # The empty place of curves that still come; a run that is gone brings none.
         ui.runCurvePlace.visible = bool(self._groups) or now.is_active
+        self._probe.show(self._groups, shown=self._group, is_active=now.is_active)
         self._show_progress(status, now)
         self._show_notice(status, now)
         self._enable(status, now)

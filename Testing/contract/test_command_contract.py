@@ -37,6 +37,7 @@ REQUESTS: list[Request] = [
         device="cuda:1",
         resume=True,
         init=ODD,
+        probe_data=ODD,
         cache=ODD,
         config=ODD,
         overrides=("train.batch_size=4", "a.b=[1, 2]"),
@@ -86,8 +87,7 @@ REQUESTS: list[Request] = [
 UNUSED = {
     "methods": {"measure"},
     "describe": {"diff", "measure"},
-    "pretrain": {"devices", "probe_data"},
-    **{name: {"devices"} for name in ("finetune", "segment")},
+    **{name: {"devices"} for name in ("pretrain", "finetune", "segment")},
 }
 """Options of the command line that the GUI has no use for."""
 

@@ -22,6 +22,7 @@ WIDTH = 440
 MARGIN = 4
 SCALE = 2
 REST_S = 1.0
+PROBED = (4, 5, 6, 7)
 PRETRAIN_STEPS, PRETRAIN_SEEN = 160, 140
 """How long it learns, and when that is drawn: by then the prediction shows something."""
 
@@ -40,6 +41,7 @@ def main() -> int:
         run="First-run",
         model="Organs",
         patient="New patient",
+        labelled="Labelled CT",
     )
     with tempfile.TemporaryDirectory(prefix="tutorial-") as place:
         host = Host(Path(place) / "slicer")
@@ -47,7 +49,14 @@ def main() -> int:
         environment = Path(place) / "python-for-ct"
         environment.symlink_to(sys.prefix, target_is_directory=True)
         python = environment / Path(sys.executable).relative_to(sys.prefix)
-        story = Story(host, Path(place), names=names, python=python, pretrain_steps=PRETRAIN_STEPS)
+        story = Story(
+            host,
+            Path(place),
+            names=names,
+            python=python,
+            pretrain_steps=PRETRAIN_STEPS,
+            probed=PROBED,
+        )
         _tell(story, Album(host, folder))
         host.check()
         host.stop()
@@ -100,6 +109,10 @@ def _tell(story: Any, album: Album) -> None:
     story.unfold("Pretrain")
     story.choose_pretraining()
     album.draw(story.panel, "3_pretrain")
+    advanced = story.ui("Pretrain").pretrainAdvanced
+    story.host.click(advanced)
+    album.draw(advanced, "3_pretrain_probe")
+    story.host.click(advanced)
     story.start_pretraining()
     story.wait_for_step(PRETRAIN_SEEN)
     story.wait(lambda: story.run.runPreviewBox.visible)

@@ -17,6 +17,7 @@ from PySide6 import QtCore, QtTest, QtWidgets
 from backend.data.phantom import LABELS, make_phantom
 from backend.data.phantom.dicom import Series, write_series
 from backend.geometry import Index3, Vec3
+from labelled_set import write_labelled_set
 
 MODULE = Path(__file__).resolve().parents[2] / "SSLSegmentation" / "SSLSegmentation.py"
 LIMIT_S = 900.0
@@ -72,6 +73,7 @@ class Names:
     run: str
     model: str
     patient: str
+    labelled: str = ""
 
 
 class Story:
@@ -87,6 +89,7 @@ class Story:
         names: of what is made.
         python: that computes.
         pretrain_steps: how long it learns without labels.
+        probed: seeds of the labelled scans that its features are asked of; none are not asked.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Story:
         names: Names,
         python: Path,
         pretrain_steps: int = 40,
+        probed: tuple[int, ...] = (),
     ) -> None:
         self.host, self.slicer = host, host.python("slicer")
         self.names, self.python, self.pretrain_steps = names, python, pretrain_steps
@@ -110,6 +114,9 @@ class Story:
             size=(44, 70, 64),
             spacing_mm=(5.0, 5.5, 5.5),
             turn_deg=(3.0, -3.0, 4.0),
+        )
+        self.labelled = (
+            write_labelled_set(folder / names.labelled, seeds=probed) if probed else None
         )
         self.panel: Any = None
         self.window: Any = None
@@ -179,6 +186,9 @@ class Story:
         enter(ui.pretrainBatch, "2")
         enter(ui.pretrainWorkers, "0")
         enter(ui.pretrainFurther, *_PRETRAIN)
+        if self.labelled is not None:
+            choose(ui.pretrainProbe, "A labelled folder")
+            enter(ui.pretrainProbePath.comboBox(), str(self.labelled))
         self.host.click(ui.pretrainAdvanced)
 
     def start_pretraining(self) -> None:

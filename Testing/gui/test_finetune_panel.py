@@ -393,11 +393,36 @@ def test_the_newest_finished_pretraining_is_proposed_until_one_is_chosen(opened:
     assert opened.choices.start == str(runs / "first")
 
 
-def pretraining(run: Path, *, state: str = "done") -> None:
+def pretraining(run: Path, *, state: str = "done", best: Mapping[str, Any] | None = None) -> None:
     """A run that one can start from, as far as the list looks at it."""
-    weights = ended(run, state=state) / "checkpoints" / "encoder.safetensors"
-    weights.parent.mkdir(exist_ok=True)
-    weights.write_bytes(b"")
+    checkpoints = ended(run, state=state, best=best) / "checkpoints"
+    for name in ("encoder.safetensors", *(("best.safetensors",) if best else ())):
+        (checkpoints / name).write_bytes(b"")
+
+
+def test_which_encoder_of_a_probed_run_is_taken_is_told_and_can_be_chosen(
+    opened: Any, tmp_path: Path
+) -> None:
+    runs, ui = opened.session.project.runs, opened.ui
+    pretraining(runs / "1 plain")
+    opened.choices.refresh_runs()
+    assert ui.finetuneStartText.text == "Its last encoder is taken."
+    pretraining(runs / "2 whole", best={"step": 40, "probe/linear": 0.5})
+    opened.choices.refresh_runs()
+    assert "which also did best in the probe" in ui.finetuneStartText.text
+    pretraining(runs / "3 probed", best={"step": 30, "probe/linear": 0.5})
+    opened.choices.refresh_runs()
+    # What did best is offered, and not taken unasked: scans that chose it are no fair test of it.
+    assert opened.choices.start == str(runs / "3 probed")
+    assert "in the probe that of step 30 did best: 0.500." in ui.finetuneStartText.text
+    assert ui.finetuneStart.itemText(1) == "3 probed, best in the probe (step 30)"
+    assert ui.finetuneStart.count == 6
+    ui.finetuneStart.currentIndex = 1
+    assert "encoder of step 30 is taken" in ui.finetuneStartText.text
+    request = opened.choices.request(data=tmp_path / "data", output=tmp_path / "run")
+    assert request.init == runs / "3 probed" / "checkpoints" / "best.safetensors"
+    ui.finetuneStart.currentIndex = ui.finetuneStart.count - 1
+    assert not ui.finetuneStartText.visible
 
 
 def test_a_setting_that_is_none_and_weights_that_are_gone_are_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from backend.data.index import write_index
 from backend.data.phantom import make_phantom
 from backend.data.phantom.cohort import write_image
 from backend.data.scan import scan
+from labelled_set import write_labelled_set
 
 SMALL = (
     "method.encoder.embed_dim=4",
@@ -78,6 +80,12 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ct, _ = make_phantom(seed, size=(36, 60, 60), spacing_mm=(6.0, 6.0, 6.0))
         write_image(folder / f"{seed}.nii.gz", ct)
     return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two more, with their labels."""
+    return write_labelled_set(tmp_path_factory.mktemp("labelled ü"), seeds=(3, 4))
 
 
 def unfolded(host: Any, window: Any) -> Any:
@@ -198,6 +206,48 @@ def test_weights_to_start_from_are_a_run_or_a_file(
     assert panel._choice().init is None
 
 
+def test_a_set_to_probe_with_is_chosen_checked_and_remembered_with_the_project(
+    host: Any, panel: Any, scans: Path, labelled: Path, tmp_path: Path
+) -> None:
+    from SSLPretrainLogic.project import create_project, open_project
+
+    index(panel, scans)
+    ui, project = panel.ui, panel.session.project
+    assert (ui.pretrainProbe.currentText, panel._choice().probe_data) == ("Do not probe", None)
+    assert ui.pretrainProbe.count == 2
+    ui.pretrainAdvanced.collapsed = False
+    host.settle()
+    assert (ui.pretrainProbeText.visible, ui.pretrainProbePath.visible) == (False, False)
+    choose(ui.pretrainProbe, "other")
+    assert "no labelled set is chosen" in hindered(panel)
+    ui.pretrainProbePath.currentPath = str(tmp_path / "nowhere")
+    assert "nowhere: does not exist. Choose another set to probe with" in hindered(panel)
+    assert open_project(project.folder).probe_data == ""
+    ui.pretrainProbePath.currentPath = str(labelled)
+    assert ui.pretrainStart.enabled
+    assert panel._request(panel._choice()).probe_data == labelled
+    assert (ui.pretrainProbeText.visible, ui.pretrainProbePath.visible) == (True, True)
+    assert "do not belong here" in ui.pretrainProbeText.text
+
+    report = panel.session.report
+    panel.session.use_project(create_project(tmp_path / "other"))
+    assert (panel.probe.chosen(), ui.pretrainProbePath.currentPath) == (None, "")
+    panel.session.use_project(open_project(project.folder))
+    panel.session.use_report(report)
+    assert panel.probe.chosen() == labelled
+    shutil.copytree(labelled, project.labels / "Organe")
+    panel.monitor.changed.emit()
+    assert panel.probe.chosen() == labelled
+    choose(ui.pretrainProbe, str(project.labels / "Organe"))
+    assert ui.pretrainProbe.currentText == "Segments of this project: Organe"
+    assert open_project(project.folder).probe_data == "labels/Organe"
+    shutil.rmtree(project.labels / "Organe")
+    panel.monitor.changed.emit()
+    assert "Organe: does not exist" in hindered(panel)
+    choose(ui.pretrainProbe, "")
+    assert open_project(project.folder).probe_data == ""
+
+
 # What it costs
 
 
@@ -284,10 +334,12 @@ def test_an_estimate_can_be_cancelled(host: Any, panel: Any, scans: Path) -> Non
 
 
 def test_a_run_is_estimated_started_shown_and_found_again(
-    host: Any, panel: Any, scans: Path
+    host: Any, panel: Any, scans: Path, labelled: Path
 ) -> None:
     index(panel, scans)
     ui = panel.ui
+    choose(ui.pretrainProbe, "other")
+    ui.pretrainProbePath.currentPath = str(labelled)
     ui.pretrainFurther.plainText = "\n".join(SMALL)
     ui.pretrainBatch.value = 2
     host.click(ui.pretrainEstimateButton)
@@ -314,6 +366,8 @@ def test_a_run_is_estimated_started_shown_and_found_again(
     host.wait_until(lambda: ui.pretrainNext.visible)
     assert "Erster-Lauf/checkpoints/encoder.safetensors" in ui.pretrainNext.text
     assert "4. Fine-tune" in ui.pretrainNext.text
+    assert panel.view.ui.runProbeText.text.startswith("Probe: 0.")
+    assert [curve.steps for curve in panel.view._groups[1].curves] == [[0, 2]]
     kept = json.loads((run / "config.json").read_text("utf-8"))["config"]["train"]
     assert (kept["max_steps"], kept["batch_size"]) == (2, 2)
     assert ui.pretrainStart.enabled

@@ -182,6 +182,52 @@ def test_a_damaged_status_is_a_sentence(view: Any, runs: Path, opened: Any) -> N
     assert "Start the run again." in notice(view)
 
 
+# The probe
+
+
+def probe(run: Any, *scores: float, first: int = 0) -> None:
+    """Probes ten steps apart."""
+    for number, score in enumerate(scores, start=first):
+        run.append({"step": 10 * number, "probe/linear": score})
+
+
+def test_the_probe_stands_beside_the_loss_and_tells_whether_going_on_helps(
+    view: Any, runs: Path, opened: Any
+) -> None:
+    ui = view.ui
+    with going_on(runs / "smit") as run:
+        view.show_run(runs / "smit")
+        assert not ui.runProbeBox.visible
+        probe(run, 0.3)
+        opened.monitor.tick()
+        assert ui.runProbeText.text.startswith("Probe: 0.300 at step 0. So much the weights know")
+        for scores, told in (
+            ([0.2], "Not better than at the start for 1 probe: nothing is gained yet."),
+            ([0.5], "The features still get better."),
+            ([0.4, 0.4], "Best at step 20, not better for 2 probes."),
+            ([0.4], "Best at step 20, not better for 3 probes: more steps will hardly help."),
+            ([0.5], "The features still get better."),
+        ):
+            probe(run, *scores, first=view._groups[1].curves[0].steps[-1] // 10 + 1)
+            opened.monitor.tick()
+            numbers, sentence = ui.runProbeText.text.split("\n")
+            assert sentence == told
+            assert numbers.startswith(f"Probe: {scores[-1]:.3f} at step ")
+            assert ("best 0.500 at step 20." in numbers) == ("at step 20" in told)
+        assert numbers == "Probe: 0.500 at step 60, the best so far."
+        assert ui.runCurveChoice.currentText == "Loss"
+        assert (ui.runProbePlace.visible, view._probe._plot._group.key) == (True, "probe/linear")
+        # What is chosen above is not drawn a second time.
+        ui.runCurveChoice.currentIndex = 1
+        assert ui.runCurveChoice.currentText == "Linear probe (labelled scans)"
+        assert (ui.runProbePlace.visible, ui.runProbeText.visible) == (False, True)
+        run.update(state="done", message="Done")
+        opened.monitor.tick()
+        assert "at the end: more steps may help" in ui.runProbeText.text
+    view.show_run(ended(runs / "other"))
+    assert not ui.runProbeBox.visible
+
+
 # Warnings
 
 

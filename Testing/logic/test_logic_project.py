@@ -22,11 +22,14 @@ from SSLPretrainLogic.project import (
     free_name,
     from_text,
     is_outside,
+    labelled_sets,
     new_run_folder,
     open_project,
     outside,
+    probe_data_path,
     source_paths,
     to_text,
+    with_probe_data,
     with_sources,
 )
 
@@ -49,6 +52,45 @@ def test_a_project_is_made_opened_and_copied_elsewhere(tmp_path: Path) -> None:
     assert f"{made.folder}/" not in (tmp_path / "b" / "project.json").read_text("utf-8")
 
 
+def test_the_set_to_probe_with_goes_with_the_project_and_stays_when_folders_change(
+    tmp_path: Path,
+) -> None:
+    made = create_project(tmp_path / "a")
+    assert probe_data_path(made) is None
+    made = with_sources(with_probe_data(made, made.labels / "organs"), (made.folder / "scans",))
+    assert made.probe_data == "labels/organs"
+    assert outside(made) == ()
+    shutil.copytree(made.folder, tmp_path / "b")
+    assert probe_data_path(open_project(tmp_path / "b")) == tmp_path / "b" / "labels" / "organs"
+    elsewhere = with_probe_data(made, tmp_path / "set.csv")
+    assert outside(elsewhere) == (str(tmp_path / "set.csv"),)
+    assert probe_data_path(with_probe_data(elsewhere, None)) is None
+
+
+def test_a_project_of_before_is_probed_with_nothing(tmp_path: Path) -> None:
+    made = create_project(tmp_path / "a")
+    file = made.folder / "project.json"
+    told = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({k: v for k, v in told.items() if k != "probe_data"}), "utf-8")
+    assert open_project(made.folder) == made
+
+
+def test_sets_of_two_scans_or_more_can_be_probed(tmp_path: Path) -> None:
+    made = create_project(tmp_path / "a")
+    for name, scans in (("two", 2), ("one", 1), ("more", 3)):
+        images = made.labels / name / "images"
+        images.mkdir(parents=True)
+        for number in range(scans):
+            (images / f"case_{number}.nii.gz").touch()
+        (made.labels / name / "labels.json").touch()
+    (made.labels / "two" / "images" / ".part").touch()
+    (made.labels / "more" / "labels.json").unlink()
+    (made.labels / "one" / "images" / ".hidden").touch()
+    assert labelled_sets(made) == (made.labels / "two",)
+    shutil.rmtree(made.labels)
+    assert labelled_sets(made) == ()
+
+
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     create_project(tmp_path / "a")
     with pytest.raises(LogicError, match="is a project already"):
@@ -68,6 +110,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
         ({"name": None}, "name is None"),
         ({"sources": [1]}, r"sources is \[1\]"),
         ({"sources": "x"}, "sources is 'x'"),
+        ({"probe_data": 1}, "probe_data is 1"),
     ],
 )
 def test_a_project_of_another_form_is_refused(
