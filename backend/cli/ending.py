@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from contextlib import suppress
 
 from backend.errors import BackendError, Cancelled, Interrupted, told_plainly
+
+_LONG = re.compile(r"\S{401,}")
+"""Longer than the paths of people, but not than what a damaged file may hold."""
+_END = 100
+"""Letters that are told of either end."""
 
 
 def told(caught: BaseException) -> int:
@@ -19,10 +25,15 @@ def told(caught: BaseException) -> int:
     if _reader_left(caught) or _stopped_with_leader(caught):
         return 0
     error = told_plainly(caught)
-    sys.stderr.write(f"\nbackend: {error}\n")
+    sys.stderr.write(f"\nbackend: {_LONG.sub(_shortened, str(error))}\n")
     if type(error) is BackendError:
         _keep_details(caught)
     return error.exit_code
+
+
+def _shortened(word: re.Match[str]) -> str:
+    """A word of which nobody would read the middle."""
+    return f"{word[0][:_END]}...{word[0][-_END:]}"
 
 
 def _reader_left(caught: BaseException) -> bool:
