@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from backend.benchmark.cases import Cases, label_set, scan_count
 from backend.benchmark.plan import Entry, Plan, Settings
+from backend.benchmark.tables import END_TO_END, FROZEN
 from backend.config import (
     FinetuneConfig,
     PretrainConfig,
@@ -93,7 +95,7 @@ class Arm:
     @property
     def mode(self) -> str:
         """As it stands in tables."""
-        return "frozen" if self.frozen else "end to end"
+        return FROZEN if self.frozen else END_TO_END
 
     @property
     def folder(self) -> str:
@@ -129,15 +131,43 @@ def settings_texts(settings: Mapping[str, Any], *, prefix: str = "") -> Iterator
             yield f"{prefix}{key}={json.dumps(value)}"
 
 
+_FIXED_PRETRAINING = {
+    "train.max_steps": "Set pretrain.steps, the same for all.",
+    "train.seed": "Set pretrain.seed, or pretrain.each_seed: true.",
+}
+_FIXED_FINETUNING = {
+    "train.max_steps": "Set finetune.steps, the same for all.",
+    "train.seed": "Set seeds.",
+    "train.preview_every_steps": "Leave it out: pictures are made once, at the end.",
+    "validation_fraction": "Name the scans under data.validation.",
+    "validate_every_epochs": "Leave it out: curves are drawn by data.validation, at five points.",
+    "freeze_encoder": "Set frozen_labels.",
+}
+"""Settings that a benchmark fixes itself, and what to set in their place."""
+
+
 def pretrain_texts(plan: Plan, entry: Entry) -> tuple[str, ...]:
-    """Settings of a pretraining over its preset, but for the seed."""
+    """Settings of a pretraining over its preset, but for the seed.
+
+    Raises:
+        UserError: naming setting and value, if one is what a benchmark fixes itself.
+    """
     assert plan.pretrain is not None, "the plan is checked"
-    layers = (plan.pretrain.settings, entry.network, entry.pretrain)
-    return _texts({"train": {"max_steps": plan.pretrain.steps}}, *layers)
+    layers = {
+        "pretrain.settings": plan.pretrain.settings,
+        "network": entry.network,
+        "pretrain": entry.pretrain,
+    }
+    _refuse_fixed(layers, _FIXED_PRETRAINING)
+    return _texts({"train": {"max_steps": plan.pretrain.steps}}, *layers.values())
 
 
 def finetune_texts(plan: Plan, entry: Entry) -> tuple[str, ...]:
-    """Settings of a fine-tuning over its preset, but for seed and freezing."""
+    """Settings of a fine-tuning over its preset, but for seed and freezing.
+
+    Raises:
+        UserError: naming setting and value, if one is what a benchmark fixes itself.
+    """
     steps = plan.finetune.steps
     fixed = {
         "train": {"max_steps": steps, "preview_every_steps": steps},
@@ -145,7 +175,26 @@ def finetune_texts(plan: Plan, entry: Entry) -> tuple[str, ...]:
         "validation_fraction": 0,
         "validate_every_epochs": _SELDOM,
     }
-    return _texts(fixed, plan.finetune.settings, entry.network, entry.finetune)
+    layers = {
+        "finetune.settings": plan.finetune.settings,
+        "network": entry.network,
+        "finetune": entry.finetune,
+    }
+    _refuse_fixed(layers, _FIXED_FINETUNING)
+    return _texts(fixed, *layers.values())
+
+
+def _refuse_fixed(layers: Mapping[str, Settings], fixed: Mapping[str, str]) -> None:
+    """Refuse what would be overruled in silence, or give one entry more than another."""
+    for layer, settings in layers.items():
+        # As texts, in which a name with dots in it is what it means.
+        for text in settings_texts(settings):
+            name, _, value = text.partition("=")
+            if cure := fixed.get(name.strip()):
+                raise UserError(
+                    f"{layer}: {name.strip()} = {reprlib.repr(value)} is what the benchmark fixes.",
+                    cure,
+                )
 
 
 def _texts(*layers: Settings) -> tuple[str, ...]:
@@ -161,7 +210,8 @@ def starts(plan: Plan) -> tuple[Start, ...]:
     An entry at random weights is that control, and no start beside it.
 
     Raises:
-        UserError: naming entry and setting, if two entries would not meet on equal terms.
+        UserError: naming entry and setting, if two entries would not meet on equal terms; naming
+            both, if they are one under two names.
     """
     resolved = [_resolved(plan, entry) for entry in plan.entries]
     _require_equal(
@@ -176,7 +226,26 @@ def starts(plan: Plan) -> tuple[Start, ...]:
         entry = replace(first.entry, name=control_name(name), start=RANDOM)
         found.append(Start(entry=entry, network=name, finetune=first.finetune))
         found += [replace(m, network=name) for m in members if m.entry.start != RANDOM]
+    _require_different(found)
     return tuple(found)
+
+
+def _require_different(found: Sequence[Start]) -> None:
+    """Refuse two starts that would have the same keys, so that one would pass for the other."""
+    first: dict[str, str] = {}
+    for start in found:
+        pretrain = None if start.pretrain is None else to_plain(start.pretrain)
+        decides = {
+            "pretrain": pretrain,
+            "finetune": to_plain(start.finetune),
+            "encoder": _origin(start, None),
+        }
+        other = first.setdefault(digest(decides), start.entry.name)
+        if other != start.entry.name:
+            raise UserError(
+                f"Entries {other!r} and {start.entry.name!r} are the same in all but their name.",
+                "Leave one of them out, or change what shall tell them apart.",
+            )
 
 
 def _resolved(plan: Plan, entry: Entry) -> Start:

@@ -25,8 +25,12 @@ def phantom_folder(plan: Plan, output: Path) -> Path:
 
 
 def reference_folder(cases: Cases, output: Path) -> Path:
-    """The labels of the test cases."""
-    return output / f"reference_{_short({'test': [case.id for case in cases.test]})}"
+    """The labels of the test cases; other structures of cases of these names lie elsewhere."""
+    told = {
+        "test": [case.id for case in cases.test],
+        "labels": [[label.value, label.name] for label in cases.labels],
+    }
+    return output / f"reference_{_short(told)}"
 
 
 def _short(value: Mapping[str, Any]) -> str:

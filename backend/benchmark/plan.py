@@ -6,12 +6,23 @@ The docstring under a field is its help. Nothing here imports torch.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from backend.config import explained, merged, parsed_override, read_mapping
 from backend.errors import UserError
@@ -24,22 +35,35 @@ Settings = dict[str, Any]
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     twice = [value for value in values if values.count(value) > 1]
     if twice:
-        raise ValueError(f"{twice[0]!r} stands there twice")
+        told = {"value": reprlib.repr(twice[0])}
+        raise PydanticCustomError("twice", "{value} stands there twice", told)
     return values
 
 
-def _share_or_count(value: int | str) -> int | str:
+_MOST_SCANS = 1_000_000
+
+
+def _share_or_count(value: Any) -> Any:
     if isinstance(value, str):
-        number = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value)
-        if number is None or not 0 < float(number[1]) <= 100:
-            raise ValueError(f"{value!r} is neither a number of scans nor a share such as '10%'")
+        number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?%", value)
+        fits = number is not None and 0 < float(number[1]) <= 100
+    else:
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+        fits = whole and 1 <= value <= _MOST_SCANS
+    if not fits:
+        raise PydanticCustomError(
+            "labels",
+            "Input should be a number of scans, 1 or more, or a share above 0% and up to 100%",
+        )
     return value
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**31), NUMBER]
-LabelCount = Annotated[Annotated[int, Field(ge=1), NUMBER] | str, AfterValidator(_share_or_count)]
+LabelCount = Annotated[int | str, BeforeValidator(_share_or_count)]
 """Labelled scans to learn from, or their share of all there are, such as "10%"."""
 _Name = Annotated[str, Field(pattern=r"^[\w .+\-]{1,40}$")]
+_Path = Annotated[str, Field(min_length=1)]
+_Cases = Annotated[tuple[str, ...], AfterValidator(_unique)]
 _Counts = Annotated[tuple[LabelCount, ...], AfterValidator(_unique)]
 Metric = Literal["dice", "iou", "surface_dice"]
 
@@ -57,7 +81,15 @@ class Share:
     """Another seed draws others."""
 
 
-Part = tuple[str, ...] | Share
+def _kind_of_part(value: Any) -> str:
+    return "[share]" if isinstance(value, dict | Share) else "[names]"
+
+
+# A fault is told of what was meant; a place in brackets is not named to people.
+Part = Annotated[
+    Annotated[tuple[str, ...], Tag("[names]")] | Annotated[Share, Tag("[share]")],
+    Discriminator(_kind_of_part),
+]
 """Names of cases or patterns such as "spleen_1*", or a share of them."""
 
 
@@ -85,7 +117,7 @@ class DataPlan:
 
     split_source: Annotated[str, Field(min_length=1)]
     """Who divided the cases: "ours", or where the published division stands."""
-    labelled: str | None = None
+    labelled: _Path | None = None
     """A labelled set (see `backend finetune --data`); relative to the plan's folder."""
     cases: tuple[str, ...] = ()
     """Names or patterns of its cases that take part; left out: all."""
@@ -99,7 +131,7 @@ class DataPlan:
     """Cases for the curves over the steps. Nothing is chosen by them."""
     train: Part = ()
     """Cases to learn from; left out: all others."""
-    label_sets: dict[Seed, tuple[tuple[str, ...], ...]] = Field(default_factory=dict)
+    label_sets: dict[Seed, tuple[_Cases, ...]] = Field(default_factory=dict)
     """For each seed its sets of cases to learn from, each part of the next. Left out: drawn."""
 
 
@@ -109,7 +141,7 @@ class PretrainPlan:
 
     steps: Count
     """Of each pretraining."""
-    data: tuple[str, ...] = ()
+    data: tuple[_Path, ...] = ()
     """Indices or folders of scans, relative to the plan's folder; phantoms bring their own."""
     settings: Settings = Field(default_factory=dict)
     """Over each preset."""
@@ -139,7 +171,7 @@ class Entry:
     """Pretext method, or a network that is only trained from scratch."""
     preset: str
     """Of the method."""
-    start: str = "pretrain"
+    start: _Path = "pretrain"
     """pretrain: as the plan says; random: the control alone; else a run folder or weights file."""
     network: Settings = Field(default_factory=dict)
     """Settings of pretraining and fine-tuning alike, such as those of the encoder."""
@@ -199,13 +231,13 @@ def read_plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         UserError: naming key and value, if something in it is missing, unknown or contradictory.
     """
-    values = read_mapping(file)
-    if isinstance(base := values.pop("base", None), str):
-        values = merged(read_mapping(file.parent / base), values)
+    values = _over_base(file)
     for text in overrides:
         values = merged(values, parsed_override(text))
+    if "base" in values:
+        raise UserError("--set base: a plan file alone names its base.", "Write it into the file.")
     try:
-        plan = TypeAdapter(Plan).validate_python(_whole(values, root=file.parent))
+        plan = TypeAdapter(Plan).validate_python(_whole(values, file=file))
     except ValidationError as error:
         message, hint = explained(Plan, error)
         raise UserError(f"{file}: {message}", hint) from None
@@ -214,14 +246,49 @@ def read_plan(file: Path, overrides: Sequence[str] = ()) -> Plan:
     return plan
 
 
-def _whole(values: dict[str, Any], *, root: Path) -> dict[str, Any]:
+def _over_base(file: Path) -> dict[str, Any]:
+    """What a plan file says over the file that it may name as its `base`."""
+    values = read_mapping(file)
+    if "base" not in values:
+        return values
+    base = _named_file(file, "base", values.pop("base"))
+    below = read_mapping(base)
+    if "base" in below:
+        raise UserError(
+            f"{base}: is the base of {file}, and names a base itself.",
+            "Put into one base all that plans share.",
+        )
+    return merged(below, values)
+
+
+def _named_file(plan: Path, key: str, name: Any) -> Path:
+    """The file that a key of a plan names, from the plan's folder on."""
+    if not isinstance(name, str) or not name:
+        raise UserError(
+            f"{plan}: {key} = {reprlib.repr(name)} names no file.",
+            "Write the name of a YAML or JSON file, or leave it out.",
+        )
+    return Path(_absolute(name, root=plan.parent))
+
+
+def _absolute(path: str, *, root: Path) -> str:
+    """A path from a folder on; nothing at all stays nothing."""
+    try:
+        whole = root / Path(path).expanduser()
+    except RuntimeError:
+        # `~name` of a user that this machine does not have: so it may be the name of a folder.
+        whole = root / path
+    return str(whole.absolute()) if path else path
+
+
+def _whole(values: dict[str, Any], *, file: Path) -> dict[str, Any]:
     """The values with absolute paths and, where `data.split` names a file, what that says.
 
     What is of the wrong kind is left as it is, for the check to refuse.
     """
 
     def absolute(path: Any) -> Any:
-        return str((root / Path(path).expanduser()).absolute()) if isinstance(path, str) else path
+        return _absolute(path, root=file.parent) if isinstance(path, str) else path
 
     def changed(section: Any, key: str, change: Callable[[Any], Any]) -> Any:
         found = isinstance(section, dict) and key in section
@@ -237,8 +304,9 @@ def _whole(values: dict[str, Any], *, root: Path) -> dict[str, Any]:
         return [changed(e, "start", start) for e in found] if isinstance(found, list) else found
 
     def data(section: Any) -> Any:
-        section = changed(changed(section, "labelled", absolute), "split", absolute)
-        return _with_split(section) if isinstance(section, dict) else section
+        section = changed(section, "labelled", absolute)
+        divided = isinstance(section, dict) and "split" in section
+        return _with_split(section, plan=file) if divided else section
 
     values = changed(values, "data", data)
     values = changed(values, "pretrain", lambda pretrain: changed(pretrain, "data", each))
@@ -249,15 +317,21 @@ def _whole(values: dict[str, Any], *, root: Path) -> dict[str, Any]:
 _SPLIT_KEYS = ("split_source", "train", "validation", "test", "label_sets")
 
 
-def _with_split(data: dict[str, Any]) -> dict[str, Any]:
+_NEAR = 0.75
+"""How alike a key of a split file is to one that is understood if it was meant for it."""
+
+
+def _with_split(data: dict[str, Any], *, plan: Path) -> dict[str, Any]:
     """The data of a plan with the division of its split file; what else is in that is left out."""
     rest = {key: value for key, value in data.items() if key != "split"}
-    if not isinstance(data.get("split"), str):
-        return data
-    told = read_mapping(Path(data["split"]))
+    split = _named_file(plan, "data.split", data["split"])
+    told = read_mapping(split)
     division = {key: told[key] for key in _SPLIT_KEYS if key in told}
+    for key in map(str, told.keys() - division.keys()):
+        if near := get_close_matches(key.casefold(), _SPLIT_KEYS, n=1, cutoff=_NEAR):
+            raise UserError(f"{split}: unknown key {key!r}.", f"Did you mean {near[0]!r}?")
     if twice := next((key for key in division if key in rest), ""):
-        raise UserError(f"data.{twice}: stands in the plan and in {data['split']}.", "Remove one.")
+        raise UserError(f"data.{twice}: stands in the plan and in {split}.", "Remove one.")
     return rest | division
 
 

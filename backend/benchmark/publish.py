@@ -19,6 +19,9 @@ from backend.charts import svg_file
 from backend.errors import UserError
 from backend.files import write_text
 
+PLAN_FILE = "plan.yaml"
+"""Name of the plan among what is published."""
+
 _PATH = re.compile(r"""(?:^|[\s"'=(,\[])(?:/[^/\s]+/|~/|[A-Za-z]:[\\/]|\\\\)""")
 """The beginning of an absolute path, or of one from a home folder."""
 
@@ -35,13 +38,13 @@ def publish(folder: Path, given: Findings) -> None:
     pictures = efficiency_pictures(found, metric=metric, order=order)
     pictures |= convergence_pictures(given.curves, order=order)
     files = {
-        "plan.yaml": yaml.safe_dump(
+        PLAN_FILE: yaml.safe_dump(
             portable(given.plan), sort_keys=False, allow_unicode=True, default_flow_style=None
         ),
-        "results.csv": csv_text(RESULTS, given.results),
+        "results.csv": csv_text(RESULTS.columns, given.results),
         "summary.csv": csv_text(COLUMNS, summary_rows(found)),
-        "curves.csv": csv_text(CURVES, given.curves),
-        "runs.csv": csv_text(RUNS, given.runs),
+        "curves.csv": csv_text(CURVES.columns, given.curves),
+        "runs.csv": csv_text(RUNS.columns, given.runs),
         **{name: svg_file(picture) for name, picture in pictures.items()},
     }
     _require_no_paths(files)

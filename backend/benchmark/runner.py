@@ -31,6 +31,7 @@ from backend.benchmark.grid import (
     pretrain_texts,
     starts,
 )
+from backend.benchmark.ledger import arm_cells, finished, own_rows
 from backend.benchmark.material import (
     phantom_folder,
     prepared_cases,
@@ -40,10 +41,10 @@ from backend.benchmark.material import (
     require_unseen_by_weights,
 )
 from backend.benchmark.plan import Plan, read_plan
-from backend.benchmark.publish import publish
+from backend.benchmark.publish import PLAN_FILE, publish
 from backend.benchmark.report import Findings, text_of, write_findings
 from backend.benchmark.sharing import claimed, made_once
-from backend.benchmark.tables import CURVES, RESULTS, RUNS, YOUNGER, Table, csv_text
+from backend.benchmark.tables import CURVES, RESULTS, RUNS, Row, Table, csv_text
 from backend.data.index import found_series, usable, write_index
 from backend.data.label_files import write_labels_file
 from backend.data.labelled import LabelledCase
@@ -52,7 +53,7 @@ from backend.data.pool import usable_cores
 from backend.data.readers import read_volume
 from backend.engine.record import read_metrics, read_status
 from backend.engine.signals import StopRequest
-from backend.errors import Cancelled, Interrupted, told_plainly
+from backend.errors import Cancelled, Interrupted, UserError, told_plainly
 from backend.files import write_json, write_text
 from backend.preparation import check_device
 from backend.provenance import (
@@ -100,9 +101,11 @@ def run(request: Request) -> Path:
         The report.
 
     Raises:
-        UserError: if the plan is refused, or data is missing.
+        UserError: if the plan is refused, data is missing, a folder cannot be one, or a table in
+            it is not as it was written.
         Cancelled, Interrupted: on a signal; what is finished stays, and the next start goes on.
     """
+    _require_places(request)
     plan = read_plan(request.plan, request.overrides)
     found = starts(plan)
     require_present(plan)
@@ -120,6 +123,30 @@ def run(request: Request) -> Path:
         told = "What is finished stays; start the same command again to go on."
         raise type(error)(error.message, told) from error
     return report
+
+
+def _require_places(request: Request) -> None:
+    """Refuse, before the work, folders that cannot be written to in the end, or must not be."""
+    given = {"output": request.output, "cache": request.cache, "publish": request.publish}
+    for option, folder in given.items():
+        standing = folder and next(path for path in (folder, *folder.parents) if path.exists())
+        if standing and not standing.is_dir():
+            raise UserError(f"--{option} {folder}: {standing} is no folder.", "Choose another one.")
+    if request.publish is None:
+        return
+    publish_to = request.publish.resolve()
+    if publish_to == request.output.resolve():
+        raise UserError(
+            f"--publish {request.publish}: is the folder of --output, whose tables go on from more "
+            "than is published.",
+            "Choose another one.",
+        )
+    if publish_to / PLAN_FILE == request.plan.resolve():
+        raise UserError(
+            f"--publish {request.publish}: its {PLAN_FILE} is the plan, which would be written "
+            "over.",
+            "Choose another folder.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +202,7 @@ class _Bench:
     @property
     def runs(self) -> Table:
         """What each run took, and on what."""
-        return Table(self.output / "runs.csv", RUNS, YOUNGER)
+        return Table(self.output / "runs.csv", RUNS)
 
     def run_folder(self, arm: Arm) -> Path:
         """Of the fine-tuning of an arm."""
@@ -185,13 +212,13 @@ class _Bench:
         """Of a pretraining."""
         return self.output / "pretrain" / pretraining.folder
 
+    def own(self, table: Table) -> list[Row]:
+        """Rows of the arms of this plan; see `own_rows`."""
+        return own_rows(table, self.grid, self.cases)
+
     def finished(self) -> set[str]:
-        """Keys of the arms that have a row for every test case."""
-        judged: dict[str, set[str]] = {}
-        for row in self.results.rows():
-            judged.setdefault(row["key"], set()).add(row["case"])
-        wanted = {case.id for case in self.cases.test}
-        return {key for key, cases in judged.items() if cases >= wanted}
+        """Keys of the arms that have a row for every test case and organ."""
+        return finished(self.own(self.results), self.cases)
 
 
 def _prepared(plan: Plan, found: Sequence[Start], request: Request, stop: StopRequest) -> _Bench:
@@ -510,23 +537,13 @@ def _judged(bench: _Bench, arm: Arm, folder: Path) -> list[dict[str, object]]:
         found = predictor.segment(read_volume(case.image), progress=lambda *_: bench.stop.check())
         write_labels_file(predictions / f"{case.id}.nii.gz", found, predictor.labels)
     result = evaluate.evaluate(predictions, reference_folder(bench.cases, bench.output))
-    return [_arm_row(arm) | row for row in evaluate.rows_of(result)]
-
-
-def _arm_row(arm: Arm) -> dict[str, object]:
-    return {
-        "start": arm.start.entry.name,
-        "network": arm.start.network,
-        "mode": arm.mode,
-        "labels": len(arm.cases),
-        "seed": arm.seed,
-    }
+    return [{**arm_cells(arm), **row} for row in evaluate.rows_of(result)]
 
 
 def _curve(arm: Arm, folder: Path) -> list[dict[str, Any]]:
     """Mean Dice of the validation scans over the steps."""
     return [
-        {**_arm_row(arm), "step": record["step"], "dice": f"{record['val/dice_mean']:.6g}"}
+        {**arm_cells(arm), "step": record["step"], "dice": f"{record['val/dice_mean']:.6g}"}
         for record in read_metrics(folder)
         if "val/dice_mean" in record
     ]
@@ -547,15 +564,15 @@ def _reported(bench: _Bench) -> Path:
 
 
 def _finished_rows(bench: _Bench) -> Findings:
-    finished = bench.finished() & {arm.key for arm in bench.grid}
+    done = bench.finished()
     pretrainings = {arm.pretraining.key for arm in bench.grid if arm.pretraining is not None}
     return Findings(
         plan=bench.plan,
         grid=bench.grid,
         cases=bench.cases,
-        results=[row for row in bench.results.rows() if row["key"] in finished],
-        curves=[row for row in bench.curves.rows() if row["key"] in finished],
-        runs=[row for row in bench.runs.rows() if row["key"] in finished | pretrainings],
+        results=[row for row in bench.own(bench.results) if row["key"] in done],
+        curves=[row for row in bench.own(bench.curves) if row["key"] in done],
+        runs=[row for row in bench.runs.rows() if row["key"] in done | pretrainings],
         pretraining=_left_out(bench) if pretrainings else {},
     )
 

@@ -19,7 +19,7 @@ from backend.benchmark.statistics import (
     holm,
     is_shown,
 )
-from backend.benchmark.tables import Row
+from backend.benchmark.tables import COUNTED, FROZEN, Row
 from backend.report.words import plural
 
 METRIC_NAMES: Mapping[Metric, str] = {
@@ -27,9 +27,6 @@ METRIC_NAMES: Mapping[Metric, str] = {
     "iou": "IoU",
     "surface_dice": "surface Dice",
 }
-
-_COUNTED = ("ok", "missed")
-"""Organs that the reference has: which those are does not depend on the arm."""
 
 COLUMNS = (
     *("mode", "labels", "network", "start", "mean", "low", "high", "cases", "seeds"),
@@ -75,7 +72,7 @@ def scores_of(rows: Iterable[Row], metric: Metric) -> Scores:
     """
     found: dict[tuple[str, int], list[float]] = {}
     for row in rows:
-        if row["status"] in _COUNTED and row["value"] != "0":
+        if row["status"] in COUNTED and row["value"] != "0":
             found.setdefault((row["case"], int(row["seed"])), []).append(float(row[metric]))
     return {place: fmean(values) for place, values in found.items()}
 
@@ -179,7 +176,7 @@ def verdict(found: Sequence[Finding], *, metric: Metric) -> list[str]:
     for (mode, labels), group in groupby(compared, key=lambda f: (f.mode, f.labels)):
         members = list(group)
         where = f"With {plural(labels, 'labelled scan')}" + (
-            ", the encoder frozen" if mode == "frozen" else ""
+            ", the encoder frozen" if mode == FROZEN else ""
         )
         shown = [_shown_words(f, name) for f in members if f.shown]
         rest = [_unshown_words(f) for f in members if not f.shown]

@@ -15,9 +15,27 @@ def to_be_divided(devices: int) -> bool:
     Raises:
         UserError: if there are to be fewer than one.
     """
-    if devices < 1:
-        raise UserError(f"--devices {devices}: at least one is needed.", "Leave out --devices.")
+    require_count("--devices", devices)
     return devices > 1 and place().size == 1
+
+
+def require_count(option: str, count: int | None, *, most: int | None = None) -> None:
+    """Refuse a number of processes that cannot be; None is left to the command.
+
+    Args:
+        option: that it was given with.
+        count: how many.
+        most: are allowed; None: any.
+
+    Raises:
+        UserError: naming option and number.
+    """
+    if count is None:
+        return
+    if count < 1:
+        raise UserError(f"{option} {count}: at least one is needed.", f"Leave out {option}.")
+    if most is not None and count > most:
+        raise UserError(f"{option} {count}: at most {most} are allowed.", "Lower it.")
 
 
 def in_processes(devices: int, device: str) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from contextlib import suppress
@@ -10,6 +11,11 @@ from io import UnsupportedOperation
 from typing import TextIO
 
 from backend.errors import BackendError, Cancelled, Interrupted, told_plainly
+
+_LONG = re.compile(r"\S{401,}")
+"""Longer than the paths of people, but not than what a damaged file may hold."""
+_END = 100
+"""Letters that are told of either end."""
 
 
 def told(caught: BaseException) -> int:
@@ -25,7 +31,7 @@ def told(caught: BaseException) -> int:
     unnamed = isinstance(caught, OSError) and caught.filename is None
     error = told_plainly(caught, "Standard output" if mute and unnamed else None)
     with suppress(OSError):
-        sys.stderr.write(f"\nbackend: {error}\n")
+        sys.stderr.write(f"\nbackend: {_LONG.sub(_shortened, str(error))}\n")
         if type(error) is BackendError:
             _keep_details(caught)
     _mute(sys.stderr)
@@ -47,6 +53,11 @@ def _mute(stream: TextIO) -> bool:
     if mute:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return mute
+
+
+def _shortened(word: re.Match[str]) -> str:
+    """A word of which nobody would read the middle."""
+    return f"{word[0][:_END]}...{word[0][-_END:]}"
 
 
 def _has_no_reader(stream: TextIO) -> bool:

@@ -8,8 +8,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from backend.cli.dividing import require_count
 from backend.cli.options import Device, OptionalCount, OptionalPath, Settings, Switch
 from backend.errors import UserError
+
+_MOST_PROCESSES = 1024
+"""More than any machine has cores to spare for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class Benchmark:
 
     def run(self) -> None:
         """Compare."""
+        require_count("--processes", self.processes, most=_MOST_PROCESSES)
         if self.check:
             from backend.benchmark.overview import show
 

@@ -49,6 +49,17 @@ TINY: dict[str, Any] = {
 }
 
 
+def result_row(**cells: str) -> dict[str, str]:
+    """A row of results with some of its cells given, but for the key."""
+    return {
+        **{"start": "SMIT", "network": "swin", "mode": "end to end", "labels": "5", "seed": "0"},
+        **{"case": "a", "organ": "liver", "value": "1", "dice": "0.5", "iou": "0.4"},
+        **{"surface_dice": "0.5", "tolerance": "2", "volume_pred_ml": "9", "volume_ref_ml": "9"},
+        **{"status": "ok"},
+        **cells,
+    }
+
+
 def write_plan(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
     """The smallest plan with changes over it; paths in it are relative to the folder."""
     path = folder / "plan.yaml"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -198,6 +200,101 @@ def test_a_table_of_something_else_is_refused(material: Material, tmp_path: Path
     done = backend_here(*_words(_plan(tmp_path, material), output, material))
     assert done.code == 2
     assert "results.csv, line 1: column 'start' is missing" in done.told
+
+
+def _changed(
+    finished: tuple[Path, Path, Ended], folder: Path, change: Callable[[list[str]], list[str]]
+) -> tuple[Path, Path]:
+    """The plan, and an output that holds the finished tables with other lines of results."""
+    plan, output, _ = finished
+    folder.mkdir(exist_ok=True)
+    for table in ("results.csv", "curves.csv", "runs.csv"):
+        shutil.copy(output / table, folder / table)
+    lines = (folder / "results.csv").read_text("utf-8").splitlines(keepends=True)
+    (folder / "results.csv").write_text("".join(change(lines)), encoding="utf-8")
+    return plan, folder
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (",end to end,1,0,", ",end to end,2,0,", "labels = '2' does not belong to the key"),
+        (",end to end,1,0,", ",frozen,1,0,", "mode = 'frozen' does not belong to the key"),
+        (",case_3,", ",case_9,", "case = 'case_9' does not belong to the key"),
+    ],
+)
+def test_a_row_that_its_key_contradicts_is_refused_with_its_line(
+    old: str,
+    new: str,
+    told: str,
+    finished: tuple[Path, Path, Ended],
+    material: Material,
+    tmp_path: Path,
+) -> None:
+    plan, output = _changed(
+        finished, tmp_path, lambda lines: [*lines[:-1], lines[-1].replace(old, new)]
+    )
+    done = backend_here(*_words(plan, output, material))
+    assert done.code == 2
+    assert re.search(rf"results\.csv, line \d+: {told}", done.told)
+
+
+def test_an_arm_that_lacks_a_row_is_judged_again(
+    finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    plan, output = _changed(finished, tmp_path / "out", lambda lines: lines[:-1])
+    _, whole, _ = finished
+    shutil.copytree(whole / "runs", output / "runs")
+    done = backend_here(*_words(plan, output, material))
+    assert done.code == 0, done.err
+    assert (output / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+def test_an_entry_goes_on_under_another_name(
+    finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    plan, output = _changed(finished, tmp_path / "out", lambda lines: lines)
+    values = json.loads(plan.read_text())
+    values["entries"][0]["name"] = "Renamed"
+    renamed = tmp_path / "plan.yaml"
+    renamed.write_text(json.dumps(values))
+    words = (*_words(renamed, output, material), "--publish", tmp_path / "shown")
+    done = backend_here(*words)
+    assert done.code == 0, done.err
+    assert not (output / "runs").exists()
+    for table in (output / "summary.csv", tmp_path / "shown" / "curves.csv"):
+        assert {row["start"] for row in _rows(table)} == {"random swin", "Renamed"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--processes", 0), "--processes 0: at least one is needed"),
+        (("--processes", -1, "--check"), "--processes -1: at least one is needed"),
+        (("--processes", 10**9), "--processes 1000000000: at most"),
+        (("--publish", "out"), "is the folder of --output"),
+        (("--publish", "."), "its plan.yaml is the plan"),
+        (("--publish", "file"), "file is no folder"),
+        (("--cache", "file/below"), "file is no folder"),
+        (("--output", "file"), "file is no folder"),
+        (("--set", f"data.labelled={'x' * 5000}"), "...xxx"),
+    ],
+)
+def test_what_could_not_end_well_is_refused_before_anything_is_written(
+    options: tuple[object, ...],
+    told: str,
+    material: Material,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    plan = _plan(tmp_path, material)
+    refused = backend_here("benchmark", plan, "--output", "out", *options)
+    assert refused.code == 2, refused.err
+    assert told in refused.told
+    assert len(refused.told) < 1000
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.yaml", "file"}
 
 
 def test_weights_that_have_seen_a_test_case_are_refused_by_its_name(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,22 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no test cases": ({"data": {"test": []}}, "data.test"),
     "no labels": ({"labels": []}, "frozen_labels"),
     "a pretraining without scans": ({"pretrain": {"data": []}}, "SMIT"),
+    "a base that is no text": ({"base": 3}, "base = 3 names no file"),
+    "a base that has a base": ({"base": "plan.yaml"}, "names a base itself"),
+    "a split that is no text": ({"data": {"split": ""}}, "data.split = '' names no file"),
+    "an empty path": ({"data": {"labelled": ""}}, "data.labelled = ''"),
+    "an empty path to pretrain on": ({"pretrain": {"data": [""]}}, "pretrain.data.0 = ''"),
+    "a share above all cases": (
+        {"data": {"test": {"share": 1.5, "seed": 0}}},
+        "data.test.share = 1.5: Input should be less than 1. Change it in the file",
+    ),
+    "a share without a seed": ({"data": {"test": {"share": 0.5}}}, "'data.test.seed' is missing"),
+    "no share": ({"labels": ["0%"]}, "labels.0 = '0%': Input should be a number of scans"),
+    "labels that are no number": ({"labels": [float("nan")]}, "labels.0 = 'NaN': Input should be"),
+    "a case twice in a set": (
+        {"data": {"label_sets": {"0": [["case_1", "case_1"]]}}},
+        "'case_1' stands there twice",
+    ),
     "a seed without its sets": ({"data": {"label_sets": {"5": [["case_1"]]}}}, "seed 0"),
 }
 
@@ -75,6 +92,24 @@ def test_a_plan_that_contradicts_itself_is_refused_with_the_thing_named(
         read_plan(write_plan(tmp_path, changes))
     assert told in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "near"), [("trian", "train"), ("label_set", "label_sets")])
+def test_a_key_of_a_split_file_that_is_nearly_one_we_know_is_refused(
+    key: str, near: str, tmp_path: Path
+) -> None:
+    (tmp_path / "split.json").write_text(json.dumps({"seed": 0, key: []}))
+    with pytest.raises(UserError, match=rf"split\.json: unknown key '{key}'\. .*'{near}'"):
+        read_plan(write_plan(tmp_path, {"data": {"split": "split.json"}}))
+
+
+def test_a_base_is_named_by_the_file_alone_and_a_home_that_is_not_there_is_a_folder(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match="a plan file alone names its base"):
+        read_plan(write_plan(tmp_path), ("base=other.yaml",))
+    plan = read_plan(write_plan(tmp_path), ("data.labelled=~nobody-here/x",))
+    assert plan.data.labelled == str(tmp_path / "~nobody-here" / "x")
 
 
 def test_paths_of_a_plan_begin_at_its_folder_and_overrides_lie_over_it(tmp_path: Path) -> None:
@@ -192,12 +227,10 @@ def test_shares_count_scans_and_never_none() -> None:
 
 
 UNEQUAL: dict[str, tuple[dict[str, Any], str]] = {
-    "steps": ({"finetune": {"train": {"max_steps": 4}}}, "train.max_steps=4, not 3"),
     "crops": ({"finetune": {"crops_per_scan": 2}}, "crops_per_scan=2, not 1"),
     "augmentation": ({"finetune": {"augment": {"flip_probability": 0.5}}}, "augment.flip_prob"),
     "grid": ({"finetune": {"preprocess": {"spacing_mm": [6, 6, 5]}}}, "spacing_mm=[6.0, 6.0, 5.0]"),
     "window": ({"finetune": {"preprocess": {"hu_window": [0, 100]}}}, "preprocess.hu_window"),
-    "pretraining steps": ({"pretrain": {"train": {"max_steps": 9}}}, "train.max_steps=9, not 2"),
     "pretraining batch": ({"pretrain": {"train": {"batch_size": 4}}}, "train.batch_size=4"),
     "learning rate": ({"finetune": {"train": {"learning_rate": 0.5}}}, "learning_rate=0.5"),
 }
@@ -216,6 +249,56 @@ def test_an_entry_with_another_budget_is_refused_by_name(kind: str, tmp_path: Pa
     assert told in caught.value.message
     assert "'PGL'" in caught.value.message
     assert "'BYOL'" in caught.value.message
+
+
+FIXED = {
+    "train.max_steps": (5, "Set finetune.steps"),
+    "train.seed": (3, "Set seeds"),
+    "train.preview_every_steps": (1, "Leave it out"),
+    "validation_fraction": (0.5, "data.validation"),
+    "validate_every_epochs": (1, "data.validation"),
+    "freeze_encoder": (True, "frozen_labels"),
+}
+
+
+@pytest.mark.parametrize("layer", ["finetune.settings", "network", "finetune"])
+@pytest.mark.parametrize("setting", FIXED)
+def test_what_a_benchmark_fixes_is_no_setting_of_any_layer(
+    setting: str, layer: str, tmp_path: Path
+) -> None:
+    value, cure = FIXED[setting]
+    common = {"settings": {setting: value}} if layer == "finetune.settings" else {}
+    own = {} if common else {layer: {setting: value}}
+    entry = {**BYOL, "start": "random", **own}
+    plan = _plan(tmp_path, entries=[entry], pretrain=None, finetune=common)
+    told = re.escape(f"Entry 'BYOL': {layer}: {setting} = ")
+    with pytest.raises(UserError, match=told) as caught:
+        starts(plan)
+    assert cure in caught.value.hint
+
+
+@pytest.mark.parametrize("layer", ["pretrain.settings", "network", "pretrain"])
+def test_the_length_of_one_pretraining_is_no_setting_of_any_layer(
+    layer: str, tmp_path: Path
+) -> None:
+    own = {"train": {"max_steps": 9}}
+    common = layer == "pretrain.settings"
+    plan = _plan(
+        tmp_path,
+        entries=[{**BYOL, **({} if common else {layer: own})}],
+        pretrain={"settings": own} if common else {},
+    )
+    with pytest.raises(
+        UserError, match=rf"Entry 'BYOL': {layer}: train\.max_steps = '9'"
+    ) as caught:
+        starts(plan)
+    assert "Set pretrain.steps" in caught.value.hint
+
+
+def test_entries_that_differ_in_their_names_alone_are_refused_with_both(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, entries=[BYOL, {**BYOL, "name": "twin"}])
+    with pytest.raises(UserError, match="Entries 'BYOL' and 'twin' are the same"):
+        starts(plan)
 
 
 def _grid(plan: Plan, labelled: Path) -> tuple[Arm, ...]:
