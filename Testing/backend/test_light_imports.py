@@ -109,7 +109,7 @@ TRAIN = ("--data", "empty", "--output", "run")
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown preset": ((*PRETRAIN, *TRAIN, "--preset", "tinny"), "'tiny'"),
     "unknown method": (("finetune", *TRAIN, "--method", "smti"), "'smit'"),
-    "unknown key": ((*PRETRAIN, *TRAIN, "--set", "train.sead=1"), "'seed'"),
+    "unknown key": ((*PRETRAIN, *TRAIN, "--set", "train.sead=1"), "'train.seed'"),
     "missing path to scan": (("scan", "nowhere", "--output", "i.csv"), "nowhere"),
     "missing path to pretrain": ((*PRETRAIN, *TRAIN, "--data", "nowhere"), "nowhere"),
     "missing path to fine-tune": ((*FINETUNE, *TRAIN, "--data", "nowhere"), "nowhere"),

@@ -48,8 +48,8 @@ def _set(folder: Path, names: list[str], *, splits: dict[str, str] | None = None
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown key": ({"finetune": {"stepz": 3}}, "'steps'"),
-    "unknown key of an entry": ({"entries": [{**BYOL, "stat": "random"}]}, "'start'"),
+    "unknown key": ({"finetune": {"stepz": 3}}, "'finetune.steps'"),
+    "unknown key of an entry": ({"entries": [{**BYOL, "stat": "random"}]}, "'entries.0.start'"),
     "missing steps": ({"finetune": {"steps": None}}, "finetune.steps"),
     "no number of scans": ({"labels": ["a tenth"]}, "'a tenth'"),
     "share above all": ({"labels": ["120%"]}, "120%"),
