@@ -253,7 +253,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        for tensor in made:
+        # What is read may have been made before: a mask that is kept, or the views.
+        for tensor in (*read, *made):
             self._see(tensor)
         kind = func._overloadpacket
         if kind in _CONVOLUTIONS:
