@@ -53,11 +53,9 @@ def told(found: Course, *, is_active: bool) -> str:
     now = _("Probe: {score:.3f} at step {step:,}").format(score=found.score, step=found.step)
     if found.only:
         return f"{now}. {_first_words(found)}"
-    best = _("the best so far")
-    if found.since:
-        best = _("best {score:.3f} at step {step:,}")
-        best = best.format(score=found.best_score, step=found.best_step)
-    return f"{now}, {best}.\n{_course_words(found, is_active=is_active)}"
+    if not found.since:
+        return f"{now}, {_better_words(is_active=is_active)}"
+    return f"{now}; {_best_words(found)}"
 
 
 def _first_words(found: Course) -> str:
@@ -68,15 +66,17 @@ def _first_words(found: Course) -> str:
     return str(_("The next one tells whether the features get better."))
 
 
-def _course_words(found: Course, *, is_active: bool) -> str:
-    if not found.since:
-        if is_active:
-            return str(_("The features still get better."))
-        return str(_("The features still got better at the end: more steps may help."))
-    probes = _("1 probe") if found.since == 1 else _("{n} probes").format(n=found.since)
+def _better_words(*, is_active: bool) -> str:
+    if is_active:
+        return str(_("the best so far. The features still get better."))
+    return str(_("the best. The features still got better at the end: more steps may help."))
+
+
+def _best_words(found: Course) -> str:
     if found.best_step == 0:
-        text = _("Not better than at the start for {probes}: nothing is gained yet.")
-        return str(text.format(probes=probes))
-    text = _("Best at step {step:,}, not better for {probes}")
-    text = text.format(step=found.best_step, probes=probes)
+        text = _("the weights that it began with had {score:.3f}: nothing is gained yet.")
+        return str(text.format(score=found.best_score))
+    probes = _("1 probe") if found.since == 1 else _("{n} probes").format(n=found.since)
+    text = _("best {score:.3f} at step {step:,}, not better for {probes}")
+    text = text.format(score=found.best_score, step=found.best_step, probes=probes)
     return f"{text}: {_('more steps will hardly help')}." if found.since >= PATIENCE else f"{text}."

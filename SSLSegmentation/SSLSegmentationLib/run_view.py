@@ -162,6 +162,7 @@ class RunView:
         self._still = Stillness()
         self._book = Book()
         self._groups: tuple[Group, ...] = ()
+        self._is_group_chosen = False
         self._plot, self._full_plot = CurvePlot(), FullPlot()
         self._volumes = PreviewVolumes()
         self._setup()
@@ -215,6 +216,7 @@ class RunView:
         self._still = Stillness()
         self._book.clear()
         self._groups = ()
+        self._is_group_chosen = False
         self._full_plot.remove()
         self._previews.show(())
         self._previews.close()
@@ -239,7 +241,8 @@ class RunView:
     def _show_groups(self) -> None:
         choice = self.ui.runCurveChoice
         before = [group.key for group in self._groups]
-        chosen = str(choice.currentData or "")
+        # Until somebody chooses it is the first: what is recorded first need not be the loss.
+        chosen = str(choice.currentData or "") if self._is_group_chosen else ""
         self._groups = self._book.groups()
         keys = [group.key for group in self._groups]
         if keys != before:
@@ -259,6 +262,7 @@ class RunView:
         return self._groups[index] if 0 <= index < len(self._groups) else None
 
     def _on_curve_choice(self, index: int) -> None:
+        self._is_group_chosen = True
         self._draw()
         self._show_standing()
 

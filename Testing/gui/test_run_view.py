@@ -202,19 +202,15 @@ def test_the_probe_stands_beside_the_loss_and_tells_whether_going_on_helps(
         opened.monitor.tick()
         assert ui.runProbeText.text.startswith("Probe: 0.300 at step 0. So much the weights know")
         for scores, told in (
-            ([0.2], "Not better than at the start for 1 probe: nothing is gained yet."),
-            ([0.5], "The features still get better."),
-            ([0.4, 0.4], "Best at step 20, not better for 2 probes."),
-            ([0.4], "Best at step 20, not better for 3 probes: more steps will hardly help."),
-            ([0.5], "The features still get better."),
+            ([0.2], "0.200 at step 10; the weights that it began with had 0.300: nothing is"),
+            ([0.5], "0.500 at step 20, the best so far. The features still get better."),
+            ([0.4, 0.4], "0.400 at step 40; best 0.500 at step 20, not better for 2 probes."),
+            ([0.4], "best 0.500 at step 20, not better for 3 probes: more steps will hardly help."),
+            ([0.5], "0.500 at step 60, the best so far. The features still get better."),
         ):
             probe(run, *scores, first=view._groups[1].curves[0].steps[-1] // 10 + 1)
             opened.monitor.tick()
-            numbers, sentence = ui.runProbeText.text.split("\n")
-            assert sentence == told
-            assert numbers.startswith(f"Probe: {scores[-1]:.3f} at step ")
-            assert ("best 0.500 at step 20." in numbers) == ("at step 20" in told)
-        assert numbers == "Probe: 0.500 at step 60, the best so far."
+            assert told in ui.runProbeText.text
         assert ui.runCurveChoice.currentText == "Loss"
         assert (ui.runProbePlace.visible, view._probe._plot._group.key) == (True, "probe/linear")
         # What is chosen above is not drawn a second time.
@@ -226,6 +222,24 @@ def test_the_probe_stands_beside_the_loss_and_tells_whether_going_on_helps(
         assert "at the end: more steps may help" in ui.runProbeText.text
     view.show_run(ended(runs / "other"))
     assert not ui.runProbeBox.visible
+
+
+def test_the_loss_is_shown_though_a_probe_came_first_until_another_curve_is_chosen(
+    view: Any, runs: Path, opened: Any
+) -> None:
+    choice = view.ui.runCurveChoice
+    with going_on(runs / "smit", steps=0) as run:
+        probe(run, 0.3)
+        view.show_run(runs / "smit")
+        assert choice.currentText == "Linear probe (labelled scans)"
+        append(run, [1])
+        opened.monitor.tick()
+        assert choice.currentText == "Loss"
+        choice.currentIndex = 1
+        append(run, [10])
+        opened.monitor.tick()
+        assert choice.count > 4
+        assert choice.currentText == "Linear probe (labelled scans)"
 
 
 # Warnings
