@@ -42,8 +42,11 @@ def launch(processes: int, *, device: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # It tells at length what the processes themselves tell in a line.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # It tells at length what the processes themselves tell in a line; each of its loggers has a
+    # level of its own.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).disabled = True
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -25,7 +25,8 @@ def main() -> None:
             # Its help was shown, or other processes have done what was asked.
             code = ended.code
         sys.stdout.flush()
-    except (Exception, KeyboardInterrupt) as caught:
+    # What a second signal raises is no Exception, and may come where nobody listens any more.
+    except BaseException as caught:
         from backend.cli.ending import told
 
         code = told(caught)
