@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 from backend import errors
 from backend.engine.signals import StopRequest
@@ -90,13 +91,15 @@ class Team:
     Args:
         here: the place of this one.
         store: reached by all of them; None for one alone.
+        attempt: how often they were started together, with this time.
     """
 
-    def __init__(self, here: Place, store: Store | None = None) -> None:
+    def __init__(self, here: Place, store: Store | None = None, attempt: int = 1) -> None:
         self.here = here
         self._store = store
         self._parent = os.getppid()
         self._announced = 0
+        self._attempt = attempt
 
     @property
     def size(self) -> int:
@@ -110,8 +113,12 @@ class Team:
 
     @property
     def restarted(self) -> bool:
-        """Whether an elastic launcher has started all of them anew after one had failed."""
-        return self.size > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        """Whether an elastic launcher has started all of them anew after one had failed.
+
+        Each launcher counts the failures on its own machine alone.
+        """
+        counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        return self.size > 1 and (counted or self._attempt > 1)
 
     def announce(self, facts: Mapping[str, Any] | None) -> None:
         """Tell the others of the next run; None sends them home.
@@ -315,16 +322,16 @@ def joined(here: Place) -> Iterator[Team]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(here.local_rank)
-    store = _met(here, "cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    store, attempt = _met(here, "cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     _set_pg_timeout(_PATIENCE)
     try:
-        yield Team(here, PrefixStore("team", store))
+        yield Team(here, PrefixStore("team", store), attempt)
     finally:
         dist.destroy_process_group()
 
 
-def _met(here: Place, transport: str) -> Store:
-    """Wait for the other processes; what all of them reach then.
+def _met(here: Place, transport: str) -> tuple[Store, int]:
+    """Wait for the other processes; what all of them reach then, and which attempt this is.
 
     Raises:
         NotMet: if they do not come, or the address or port cannot be used.
@@ -333,14 +340,18 @@ def _met(here: Place, transport: str) -> Store:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    def meet() -> Store:
-        store: Store
-        store, rank, size = next(rendezvous("env://"))
-        group = PrefixStore("group", store)
+    def meet() -> tuple[Store, int]:
+        kept = PrefixStore("backend", next(rendezvous("env://"))[0])
+        attempt = _attempt(kept, here)
+        store = PrefixStore(f"attempt/{attempt}", kept)
         dist.init_process_group(
-            transport, store=group, rank=rank, world_size=size, timeout=_MEETING
+            transport,
+            store=PrefixStore("group", store),
+            rank=here.rank,
+            world_size=here.size,
+            timeout=_MEETING,
         )
-        return store
+        return store, attempt
 
     try:
         return _interruptible(meet, limit=_MEETING)
@@ -352,6 +363,28 @@ def _met(here: Place, transport: str) -> Store:
             f"{reason}.",
             "Were all started, is the port free where RANK is 0, and can it be reached from here?",
         ) from error
+
+
+def _attempt(store: Store, here: Place) -> int:
+    """Which attempt this is, from 1, as the process that leads it tells those that ask.
+
+    An elastic launcher starts all anew after a failure, but keeps the store: what was told in an
+    earlier attempt still stands there. Only the answer to a question of now can be no old one.
+    """
+    if not here.leads:
+        question = uuid4().hex
+        store.set(f"question/{store.add('questions', 1)}", question)
+        attempt = int(store.get(f"answer/{question}"))
+        store.add(f"heard/{attempt}", 1)
+        return attempt
+    attempt = store.add("attempts", 1)
+    while store.add(f"heard/{attempt}", 0) < here.size - 1:
+        for number in range(1, store.add("questions", 0) + 1):
+            if store.check([f"question/{number}"]):
+                question = store.get(f"question/{number}").decode()
+                store.set(f"answer/{question}", str(attempt))
+        time.sleep(_POLL_S)
+    return attempt
 
 
 def _interruptible(work: Callable[[], T], *, limit: timedelta) -> T:
