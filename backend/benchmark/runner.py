@@ -469,17 +469,18 @@ def _finetuned(bench: _Bench, arm: Arm) -> Path:
 
 def _written_set(bench: _Bench, arm: Arm) -> Path:
     """The cases of an arm as a labelled set, each marked as what it is for."""
-    folder = bench.output / "sets"
+    # Another plan that shares the output may have other structures.
+    folder = bench.output / "sets" / arm.folder
     chosen = [case for case in bench.cases.train if case.id in arm.cases]
     rows = [
         _case_row(case, split)
         for split, cases in (("train", chosen), ("validation", bench.cases.validation))
         for case in cases
     ]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_labels(folder / "labels.json", bench.cases.labels)
-    write_text(folder / f"{arm.folder}.csv", csv_text(_CASES, rows))
-    return folder / f"{arm.folder}.csv"
+    write_text(folder / "cases.csv", csv_text(_CASES, rows))
+    return folder / "cases.csv"
 
 
 def _case_row(case: LabelledCase, split: str) -> dict[str, object]:
