@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from backend.cli.options import Command
 from backend.engine.distributed import place
-from backend.errors import TOLD_AT_THE_END, NotMet
+from backend.errors import TOLD_AT_THE_END, Cancelled, Interrupted, NotMet
 from backend.tuning import tune_process
+
+_LEADER_SPEAKS_S = 10.0
+"""How long the others leave the one that leads to tell of an error; it ends them when it has."""
 
 
 def run(command: Command) -> None:
@@ -37,6 +41,12 @@ def _silence() -> Iterator[None]:
         yield
     except NotMet:
         os.dup2(voice, sys.stderr.fileno())
+        raise
+    except (Cancelled, Interrupted):
+        raise
+    except Exception:
+        # A launcher ends all others as soon as one has ended, and who leads is to tell of this.
+        time.sleep(_LEADER_SPEAKS_S)
         raise
 
 

@@ -206,10 +206,17 @@ def _is_done(run: Path, kind: Literal["pretrain", "finetune"]) -> bool:
 
 
 def _told_done(run: Path, *, given: str) -> str:
-    """That a run is done, where its report is, and how to train for longer."""
-    from backend.engine.record import read_status
+    """That a run is done, where its report is, and how to train for longer.
+
+    Its process may have been killed over its last file, the report: that is then made up for.
+    """
+    from backend.engine.record import read_status, remove_leftovers
+    from backend.report import write_run_report
 
     status = read_status(run)
+    remove_leftovers(run)
+    if not (run / "report.html").exists():
+        write_run_report(run)
     return (
         f"Already done: {run}, step {status.get('step')} of {status.get('total_steps')}. "
         "Nothing was changed.\n"

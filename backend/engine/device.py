@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import sys
 from typing import Literal
 
@@ -88,8 +89,10 @@ def memory_mb(device: torch.device) -> float:
 def give_back_memory() -> None:
     """Return to the system what was freed: pieces of it do not serve a request of another size.
 
+    An error that broke a computation off may hold its tensors in a cycle, so these are looked for.
     C libraries other than glibc are left to themselves.
     """
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

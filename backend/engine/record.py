@@ -134,8 +134,7 @@ class RunFolder:
         except OSError as error:
             raise told_plainly(error, path) from None
         (path / STOP_FILE).unlink(missing_ok=True)
-        for folder in (path, self.checkpoints, self.previews):
-            remove_parts(folder)
+        remove_leftovers(path)
         now = _now()
         self._started_at = time.monotonic()
         self._written_at = 0.0
@@ -439,6 +438,12 @@ def _state_after(error: BackendError) -> State:
     if isinstance(error, Cancelled):
         return "cancelled"
     return "interrupted" if isinstance(error, Interrupted) else "failed"
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process had begun to write in a run folder."""
+    for folder in (path, path / "checkpoints", path / "previews"):
+        remove_parts(folder)
 
 
 def check_target(path: Path, *, kind: Kind, resume: bool) -> None:
