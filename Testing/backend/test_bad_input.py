@@ -306,7 +306,7 @@ def test_a_wrong_settings_file_is_told_with_key_value_and_cure(
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("train.lerning_rate=1", ("train.lerning_rate", "'learning_rate'")),
+        ("train.lerning_rate=1", ("train.lerning_rate", "'train.learning_rate'")),
         ("method.mask_ratio=1.5", ("method.mask_ratio", "1.5")),
         ("views.main.size=33", ("views.main.size", "33", "16")),
         ("train.seed", ("train.seed", "--set")),

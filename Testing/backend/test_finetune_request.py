@@ -98,7 +98,7 @@ def test_neither_weights_nor_preset_is_no_choice(
         (("--max-steps", "0"), ("train.max_steps = 0",)),
         (("--max-steps", "-3"), ("train.max_steps = -3",)),
         (("--cases",), ("--cases names no case",)),
-        (("--cases", ""), ("no case ''",)),
+        (("--cases", ""), ("nothing is in the quotes behind '--cases'",)),
         (("--set", "preset=paper"), ("preset is no setting", "--preset")),
         (("--set", "train.max_steps=true"), ("train.max_steps = True", "number")),
     ],
@@ -188,6 +188,12 @@ def test_a_finished_run_is_told_as_finished_and_left_as_it_is(
     file = run_folder / "status.json"
     done = {"state": "done", "step": 4, "total_steps": 4}
     file.write_text(json.dumps(json.loads(file.read_text()) | done))
+    left = run_folder / ".part-99999999-0a1b2c3d-report.html"
+    left.touch()
+    assert command("finetune", "--resume", "--output", run_folder)[0] == 0
+    # Its process was killed over the report.
+    assert not left.exists()
+    assert (run_folder / "report.html").exists()
     before = snapshot(run_folder)
     code, told = command("finetune", "--resume", "--output", run_folder)
     assert code == 0

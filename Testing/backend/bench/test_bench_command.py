@@ -124,7 +124,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_was_measured(tmp_path: Path) -> None
         done = ended(process)
     assert done.code == 3
     assert "Stopped by the keyboard" in done.told
-    assert "the same, uncompressed cache" in done.out
+    assert "the same, plain cache" in done.out
     [kept] = json.loads(file.read_text())["rows"]
     assert (kept["number"], len(kept["ours_s"])) == ("9b", 40)
 

@@ -166,7 +166,6 @@ def test_a_run_of_two_processes_that_was_stopped_goes_on_in_one(
         (("--devices", 3), "train.batch_size 2 cannot be divided among 3 processes"),
         (("--devices", 2, "--device", "cuda:1"), "is one device"),
         (("--devices", 2, "--device", "cuda"), "sees 0 CUDA GPUs"),
-        (("--devices", 2, "--dry-run"), "--dry-run measures one process"),
     ],
 )
 def test_numbers_of_processes_that_cannot_be_are_refused_before_anything_begins(
