@@ -306,11 +306,11 @@ def test_a_run_that_meets_one_fault_after_the_other_ends_as_if_nothing_had_been(
 
 
 def with_fault(
-    place: Place, line: tuple[object, ...], fault: Fault, *, folder: Path, **more: str
+    place: Place, line: tuple[object, ...], fault: Fault, *, folder: Path
 ) -> tuple[Command, Ended]:
-    """A command with one fault that happens once, to its end; more: environment variables."""
+    """A command with one fault that happens once, to its end."""
     faults = [replace(fault, marker=str(folder / "happened"))]
-    command = place.commands.start(*line, faults=faults, **more)
+    command = place.commands.start(*line, faults=faults)
     done = command.ended()
     assert (folder / "happened").exists(), done.err
     assert_alone(command)
@@ -425,8 +425,6 @@ HUNGRY = (
 )
 ROOM_MIB = "400"
 """More memory than one or two samples need at a time, and less than thirty-two."""
-GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-"""The limit counts addresses: those of freed blocks must not be kept for later ones."""
 
 
 @pytest.mark.slow
@@ -445,9 +443,7 @@ def test_a_batch_that_memory_does_not_take_is_told_or_cut_into_parts_of_equal_lo
     assert_told(place.commands.run(*lines["roomy"]), code=0)
     for name in ("fails", "shrinks"):
         (tmp_path / f"{name}_fault").mkdir()
-        _, done = with_fault(
-            place, lines[name], fault, folder=tmp_path / f"{name}_fault", **GIVEN_BACK
-        )
+        _, done = with_fault(place, lines[name], fault, folder=tmp_path / f"{name}_fault")
         if name == "fails":
             assert_told(
                 done, code=4, words=("emory", "train.batch_size=32", "train.accumulate", "=shrink")
