@@ -10,6 +10,7 @@ from backend.benchmark.cases import Cases
 from backend.benchmark.grid import Arm, Start, arms, plan_key, starts
 from backend.benchmark.material import divided_cases, require_present, require_unseen_by_weights
 from backend.benchmark.plan import Plan, read_plan
+from backend.benchmark.statistics import cases_at_least
 from backend.report.words import plural
 
 
@@ -23,13 +24,31 @@ def show(file: Path, overrides: Sequence[str] = ()) -> None:
     found = starts(plan)
     _say(plan.name, *([plan.text] if plan.text else []), *_start_lines(found), *_budget(plan))
     require_present(plan)
-    if plan.data.labelled is None:
-        _say("Phantoms are made when the benchmark runs.")
+    if plan.data.phantoms is not None:
+        _say("Phantoms are made when the benchmark runs.", *_phantom_lines(plan, found))
+        _say(*weakness(plan, tests=plan.data.phantoms.test))
         return
     cases = divided_cases(plan.data)
     if not plan.pretrain_on_test:
         require_unseen_by_weights(found, cases)
-    _say(*_grid_lines(cases, arms(plan, found, cases)))
+    _say(*_grid_lines(cases, arms(plan, found, cases)), *weakness(plan, tests=len(cases.test)))
+
+
+def weakness(plan: Plan, *, tests: int) -> list[str]:
+    """Why the verdict of a plan could show no difference, however large; a line for each reason."""
+    least = cases_at_least()
+    lines = []
+    if tests < least:
+        lines.append(
+            f"Warning: {plural(tests, 'test case')}. With fewer than {least} no difference can be "
+            "shown, however large: name more under data.test."
+        )
+    if len(plan.seeds) < 2:
+        lines.append(
+            "Warning: one seed tells nothing of others, so no difference can be shown: give seeds "
+            "two or more."
+        )
+    return lines
 
 
 def _say(*lines: str) -> None:
@@ -61,9 +80,21 @@ def _budget(plan: Plan) -> list[str]:
     return [f"Budget: {', '.join(parts)}", f"Grid: {'; '.join(counts)}"]
 
 
+def _phantom_lines(plan: Plan, found: Sequence[Start]) -> list[str]:
+    """As `_grid_lines`, before there is any case."""
+    pretrained = sum(start.pretrain is not None for start in found)
+    each = len(plan.seeds) if plan.pretrain is not None and plan.pretrain.each_seed else 1
+    sizes = len(plan.labels) + len(plan.frozen_labels)
+    return [_total(pretrained * each, len(found) * sizes * len(plan.seeds))]
+
+
 def _grid_lines(cases: Cases, grid: Sequence[Arm]) -> list[str]:
     parts = [f"{name} {', '.join(c.id for c in found) or 'none'}"
              for name, found in cases.parts.items()]  # fmt: skip
     pretrainings = {arm.pretraining.key for arm in grid if arm.pretraining is not None}
-    total = f"{plural(len(pretrainings), 'pretraining')}, {plural(len(grid), 'arm')}"
-    return [*(f"Cases: {part}" for part in parts), f"{total}; key {plan_key(grid)}"]
+    total = f"{_total(len(pretrainings), len(grid))}; key {plan_key(grid)}"
+    return [*(f"Cases: {part}" for part in parts), total]
+
+
+def _total(pretrainings: int, arms: int) -> str:
+    return f"{plural(pretrainings, 'pretraining')}, {plural(arms, 'arm')}"

@@ -105,6 +105,22 @@ def run(request: Request) -> Path:
             it is not as it was written.
         Cancelled, Interrupted: on a signal; what is finished stays, and the next start goes on.
     """
+    with at_work(request) as bench:
+        try:
+            work_off_everywhere(bench)
+        finally:
+            report = _reported(bench)
+        _published(bench)
+    return report
+
+
+@contextmanager
+def at_work(request: Request) -> Iterator[Bench]:
+    """All that a plan needs before its first arm; signals are listened to inside the block.
+
+    Raises:
+        UserError, Cancelled, Interrupted: see `run`.
+    """
     _require_places(request)
     plan = read_plan(request.plan, request.overrides)
     found = starts(plan)
@@ -113,16 +129,10 @@ def run(request: Request) -> Path:
     stop = StopRequest()
     try:
         with stop.listening():
-            bench = _prepared(plan, found, request, stop)
-            try:
-                _work_off_everywhere(bench)
-            finally:
-                report = _reported(bench)
-            _published(bench)
+            yield _prepared(plan, found, request, stop)
     except (Cancelled, Interrupted) as error:
         told = "What is finished stays; start the same command again to go on."
         raise type(error)(error.message, told) from error
-    return report
 
 
 def _require_places(request: Request) -> None:
@@ -150,7 +160,7 @@ def _require_places(request: Request) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Bench:
+class Bench:
     """A plan at work.
 
     Attributes:
@@ -221,7 +231,7 @@ class _Bench:
         return finished(self.own(self.results), self.cases)
 
 
-def _prepared(plan: Plan, found: Sequence[Start], request: Request, stop: StopRequest) -> _Bench:
+def _prepared(plan: Plan, found: Sequence[Start], request: Request, stop: StopRequest) -> Bench:
     try:
         request.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -231,23 +241,26 @@ def _prepared(plan: Plan, found: Sequence[Start], request: Request, stop: StopRe
         require_unseen_by_weights(found, cases)
     grid = arms(plan, found, cases)
     commit = source_commit() or ""
-    return _Bench(plan=plan, request=request, cases=cases, grid=grid, stop=stop, commit=commit)
+    return Bench(plan=plan, request=request, cases=cases, grid=grid, stop=stop, commit=commit)
 
 
-def _work_off_everywhere(bench: _Bench) -> None:
-    """Do all arms, here or in as many processes as there is room for."""
+def devices_of(bench: Bench) -> list[str]:
+    """The device of each process that there is room for."""
     import torch
 
-    cores = usable_cores()
-    devices = places(
+    return places(
         bench.request.device,
         processes=bench.request.processes,
         threads=bench.plan.threads,
-        cores=cores,
+        cores=usable_cores(),
         gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
     )
+
+
+def work_off_everywhere(bench: Bench) -> None:
+    """Do all arms, here or in as many processes as there is room for."""
     # More than there are arms would find nothing to do.
-    devices = devices[: len(_left(bench))]
+    devices = devices_of(bench)[: len(_left(bench))]
     if len(devices) < 2:
         with _threads(bench.plan.threads):
             _work_off(bench)
@@ -256,7 +269,7 @@ def _work_off_everywhere(bench: _Bench) -> None:
     work_together(
         _share,
         [replace(bench.request, device=device, processes=1) for device in devices],
-        threads=bench.plan.threads or max(1, cores // len(devices)),
+        threads=bench.plan.threads or max(1, usable_cores() // len(devices)),
         logs=bench.output / "logs",
         watch=_Watch(bench, len(devices)).look,
     )
@@ -273,7 +286,7 @@ def _share(request: Request) -> None:
 class _Watch:
     """Tells how far several processes are together."""
 
-    def __init__(self, bench: _Bench, processes: int) -> None:
+    def __init__(self, bench: Bench, processes: int) -> None:
         self._bench = bench
         self._processes = processes
         self._told = -1
@@ -300,12 +313,12 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _left(bench: _Bench) -> list[Arm]:
+def _left(bench: Bench) -> list[Arm]:
     done = bench.finished()
     return [arm for arm in bench.grid if arm.key not in done]
 
 
-def _work_off(bench: _Bench) -> None:
+def _work_off(bench: Bench) -> None:
     """Do arms until all are done; what others work on is waited for."""
     while left := _left(bench):
         bench.stop.check()
@@ -317,7 +330,7 @@ def _work_off(bench: _Bench) -> None:
                 break
 
 
-def _progress(bench: _Bench, left: Sequence[Arm], *, processes: int = 1) -> str:
+def _progress(bench: Bench, left: Sequence[Arm], *, processes: int = 1) -> str:
     """How much is done, and how long the rest takes by what was measured so far."""
     finished = len(bench.grid) - len(left)
     told = f"{finished} of {len(bench.grid)} arms done"
@@ -328,7 +341,7 @@ def _progress(bench: _Bench, left: Sequence[Arm], *, processes: int = 1) -> str:
     return told
 
 
-def _seconds_left(bench: _Bench, left: Sequence[Arm]) -> float | None:
+def _seconds_left(bench: Bench, left: Sequence[Arm]) -> float | None:
     """What the rest takes one process, by the mean of what is like it; None: unknown yet."""
     like = {arm.key: arm.start.network for arm in bench.grid}
     taken: dict[str, list[float]] = {}
@@ -345,7 +358,7 @@ def _seconds_left(bench: _Bench, left: Sequence[Arm]) -> float | None:
     return sum(sum(some) / len(some) for some in found) if all(found) else None
 
 
-def _attempt(bench: _Bench, arm: Arm) -> bool:
+def _attempt(bench: Bench, arm: Arm) -> bool:
     """Do an arm; False if another process has it or its pretraining."""
     locks = bench.output / "locks"
     with claimed(locks / f"{arm.key}.lock") as mine:
@@ -374,7 +387,7 @@ def _begun(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
-def _note_run(bench: _Bench, key: str, name: str, *, kind: str, seconds: float) -> None:
+def _note_run(bench: Bench, key: str, name: str, *, kind: str, seconds: float) -> None:
     import torch
 
     from backend.engine.device import device_text, resolve_device
@@ -394,7 +407,7 @@ def _note_run(bench: _Bench, key: str, name: str, *, kind: str, seconds: float) 
     bench.runs.put(key, [row])
 
 
-def _pretrained(bench: _Bench, pretraining: Pretraining) -> bool:
+def _pretrained(bench: Bench, pretraining: Pretraining) -> bool:
     """Do a pretraining unless it is done; False if another process does."""
     folder = bench.pretrain_folder(pretraining)
     with claimed(bench.output / "locks" / f"{pretraining.key}.lock") as mine:
@@ -425,7 +438,7 @@ def _pretrained(bench: _Bench, pretraining: Pretraining) -> bool:
         return True
 
 
-def _write_pretrain_index(bench: _Bench, folder: Path) -> None:
+def _write_pretrain_index(bench: Bench, folder: Path) -> None:
     """An index without the images of test cases, and which those were."""
     assert bench.plan.pretrain is not None, "the plan is checked"
     paths = [Path(path) for path in bench.plan.pretrain.data]
@@ -439,7 +452,7 @@ def _write_pretrain_index(bench: _Bench, folder: Path) -> None:
     write_json(folder / "left_out.json", {"scans": len(usable(kept)), "left_out": seen})
 
 
-def _finetuned(bench: _Bench, arm: Arm) -> Path:
+def _finetuned(bench: Bench, arm: Arm) -> Path:
     """The run folder of a finished fine-tuning."""
     folder = bench.run_folder(arm)
     if _is_done(folder):
@@ -467,7 +480,7 @@ def _finetuned(bench: _Bench, arm: Arm) -> Path:
     return folder
 
 
-def _written_set(bench: _Bench, arm: Arm) -> Path:
+def _written_set(bench: Bench, arm: Arm) -> Path:
     """The cases of an arm as a labelled set, each marked as what it is for."""
     # Another plan that shares the output may have other structures.
     folder = bench.output / "sets" / arm.folder
@@ -493,7 +506,7 @@ def _case_row(case: LabelledCase, split: str) -> dict[str, object]:
     }
 
 
-def _origin(bench: _Bench, arm: Arm) -> Path | None:
+def _origin(bench: Bench, arm: Arm) -> Path | None:
     """What the encoder of an arm starts from; None is random."""
     if arm.pretraining is not None:
         return bench.pretrain_folder(arm.pretraining)
@@ -502,7 +515,7 @@ def _origin(bench: _Bench, arm: Arm) -> Path | None:
     return arm.start.weights
 
 
-def _random_encoder(bench: _Bench, arm: Arm) -> Path:
+def _random_encoder(bench: Bench, arm: Arm) -> Path:
     """Weights as they are before any training: what a frozen encoder is compared with."""
     import torch
 
@@ -525,7 +538,7 @@ def _random_encoder(bench: _Bench, arm: Arm) -> Path:
     return path
 
 
-def _judged(bench: _Bench, arm: Arm, folder: Path) -> list[dict[str, object]]:
+def _judged(bench: Bench, arm: Arm, folder: Path) -> list[dict[str, object]]:
     """Segment the test cases with the last weights and compare: one row per case and organ."""
     from backend.engine.device import resolve_device
     from backend.inference.predictor import load_predictor
@@ -550,13 +563,13 @@ def _curve(arm: Arm, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _published(bench: _Bench) -> None:
+def _published(bench: Bench) -> None:
     if bench.request.publish is not None:
         publish(bench.request.publish, _finished_rows(bench))
         sys.stdout.write(f"Published: {bench.request.publish}\n")
 
 
-def _reported(bench: _Bench) -> Path:
+def _reported(bench: Bench) -> Path:
     """Tables and report of what is finished."""
     given = _finished_rows(bench)
     report = write_findings(bench.output, given)
@@ -564,7 +577,7 @@ def _reported(bench: _Bench) -> Path:
     return report
 
 
-def _finished_rows(bench: _Bench) -> Findings:
+def _finished_rows(bench: Bench) -> Findings:
     done = bench.finished()
     pretrainings = {arm.pretraining.key for arm in bench.grid if arm.pretraining is not None}
     return Findings(
@@ -578,7 +591,7 @@ def _finished_rows(bench: _Bench) -> Findings:
     )
 
 
-def _left_out(bench: _Bench) -> dict[str, Any]:
+def _left_out(bench: Bench) -> dict[str, Any]:
     """How many scans are pretrained on, and which images were left out of them."""
     path = bench.index / "left_out.json"
     told: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}

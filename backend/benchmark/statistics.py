@@ -183,6 +183,11 @@ def sign_flip(differences: Floats) -> float:
     return float((sums >= sums[0] * (1 - 1e-9)).mean())
 
 
+def cases_at_least() -> int:
+    """With fewer cases chance alone often brings up signs that are all alike."""
+    return next(n for n in range(1, _EXACT_CASES) if sign_flip(np.ones(n)) < LEVEL)
+
+
 @cache
 def _signs(count: int) -> Floats:
     """1 or -1 for each of `count` differences, one row for each flip; the first flips none."""

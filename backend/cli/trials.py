@@ -54,6 +54,8 @@ class Benchmark:
     """Folder of tables, report and runs, which several processes may share; not with --check."""
     check: Switch = False
     """Tell what would be done and what of the data is missing; nothing is written."""
+    rehearse: Switch = False
+    """Do ten steps of each start in a folder inside --output, and tell how long all would take."""
     device: Device = "auto"
     """Device to compute on; auto takes a GPU where there is one and says so."""
     processes: OptionalCount = None
@@ -69,6 +71,8 @@ class Benchmark:
     def run(self) -> None:
         """Compare."""
         require_count("--processes", self.processes, most=_MOST_PROCESSES)
+        if self.check and self.rehearse:
+            raise UserError("--check and --rehearse are two things.", "Give one of them.")
         if self.check:
             from backend.benchmark.overview import show
 
@@ -76,19 +80,21 @@ class Benchmark:
             return
         if self.output is None:
             raise UserError("No folder was given.", "Add --output DIR, or --check.")
-        from backend.benchmark import runner
+        from backend.benchmark import rehearsal, runner
 
-        runner.run(
-            runner.Request(
-                plan=self.plan,
-                output=self.output,
-                overrides=self.overrides,
-                device=self.device,
-                processes=self.processes,
-                cache=self.cache,
-                publish=self.publish,
-            )
+        request = runner.Request(
+            plan=self.plan,
+            output=self.output,
+            overrides=self.overrides,
+            device=self.device,
+            processes=self.processes,
+            cache=self.cache,
+            publish=self.publish,
         )
+        if self.rehearse:
+            rehearsal.run(request)
+        else:
+            runner.run(request)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -321,13 +321,27 @@ def test_a_check_tells_the_grid_and_what_is_missing_and_writes_nothing(
     plan = _plan(tmp_path, material)
     checked = backend("benchmark", plan, "--check", cwd=tmp_path)
     assert checked.code == 0, checked.err
-    for told in ("random swin", "from pretrain", "test case_3", "1 pretraining, 2 arms"):
+    weak = ("1 test case. With fewer than 6", "one seed tells nothing of others")
+    for told in ("random swin", "from pretrain", "test case_3", "1 pretraining, 2 arms", *weak):
         assert told in checked.out
     where = ("--set", "data.labelled=nowhere", "--set", "data.get=Ask the ward.")
     absent = backend_here("benchmark", plan, "--check", *where)
     assert absent.code == 2
     assert "nowhere does not exist. Ask the ward." in absent.told
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+@pytest.mark.parametrize("seeds", [[0, 1], [3]])
+def test_a_check_counts_the_arms_that_phantoms_will_have(
+    seeds: list[int], material: Material, tmp_path: Path
+) -> None:
+    data = {"labelled": None, "test": [], "validation": []}
+    data["phantoms"] = {"seed": 0, "unlabelled": 2, "train": 2, "test": 6}
+    more = {"labels": [1, 2], "frozen_labels": [1], "seeds": seeds}
+    checked = backend_here("benchmark", _plan(tmp_path, material, data=data, **more), "--check")
+    assert checked.code == 0, checked.told
+    assert f"1 pretraining, {2 * 3 * len(seeds)} arms" in checked.out
+    assert ("Warning" in checked.out) == (len(seeds) < 2)
 
 
 @pytest.mark.slow
