@@ -309,10 +309,8 @@ def _part(found: Estimate) -> str:
 def _told_preparation(found: Estimate) -> str:
     if not found.scans_to_prepare:
         return "none, all scans are in the cache"
-    # "Less than 1 s" is a limit already.
-    limit = "at most " if found.preparation_s >= 1 else ""
     scans = f"{found.scans_to_prepare} scan{'s' * (found.scans_to_prepare != 1)}"
-    return f"{limit}{told_time(found.preparation_s)}, for {scans} not yet in the cache"
+    return f"at most {told_time(found.preparation_s)}, for {scans} not yet in the cache"
 
 
 def _prepared(

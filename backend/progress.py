@@ -123,9 +123,9 @@ def _length(items: Iterable[T]) -> int | None:
 
 
 def told_time(seconds: float) -> str:
-    """A time as people say it, in its two largest units."""
-    if seconds < 1:
-        return "less than 1 s" if seconds > 0 else "0 s"
+    """A time as people say it: "8.2 s", else in its two largest units, such as "3 min 5 s"."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
     left = round(seconds)
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     first = next(i for i, (_, size) in enumerate(units) if left >= size)

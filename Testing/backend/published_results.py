@@ -9,7 +9,8 @@ from pathlib import Path
 from backend.benchmark.plan import Plan, read_plan
 from backend.benchmark.report import machines
 from backend.benchmark.summary import METRIC_NAMES, Finding, findings, verdict
-from backend.report.words import duration_text, plural
+from backend.progress import told_time
+from backend.report.words import plural
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 SHOWN_AT = "Testing/benchmarks/results"
@@ -99,4 +100,4 @@ def gain(row: Row) -> str:
 def made_on(runs: Sequence[Row]) -> str:
     """Time and circumstances; of a table that does not tell a commit, none is told."""
     seconds = sum(float(row["seconds"]) for row in runs)
-    return f"Computed in {duration_text(seconds)} ({plural(len(runs), 'run')}) on {machines(runs)}."
+    return f"Computed in {told_time(seconds)} ({plural(len(runs), 'run')}) on {machines(runs)}."

@@ -19,7 +19,8 @@ from backend.benchmark.overview import weakness
 from backend.benchmark.plan import Plan, read_plan
 from backend.engine.record import read_metrics
 from backend.errors import UserError
-from backend.report.words import duration_text, plural
+from backend.progress import told_time
+from backend.report.words import plural
 
 _STEPS = 10
 """Of each run. Validation comes every other step, so that both kinds of step are seen."""
@@ -139,15 +140,15 @@ def _told(
     lines = [f"Every start of {plan.name} did {_STEPS} steps and was judged. All steps would take:"]
     for (name, frozen), pace in of_arms.items():
         told = f"  {name:<{width}}  a fine-tuning{' (frozen)' * frozen} "
-        told += duration_text(pace.seconds(plan.finetune.steps))
+        told += told_time(pace.seconds(plan.finetune.steps))
         if name in of_pretrainings and not frozen:
-            told += f", its pretraining {duration_text(of_pretrainings[name].seconds(steps))}"
+            told += f", its pretraining {told_time(of_pretrainings[name].seconds(steps))}"
         lines.append(told)
-    parts = [f"{plural(len(fine_s), 'fine-tuning')} {duration_text(sum(fine_s))}"]
+    parts = [f"{plural(len(fine_s), 'fine-tuning')} {told_time(sum(fine_s))}"]
     if before_s:
-        parts.insert(0, f"{plural(len(before_s), 'pretraining')} {duration_text(sum(before_s))}")
+        parts.insert(0, f"{plural(len(before_s), 'pretraining')} {told_time(sum(before_s))}")
     total = sum(fine_s) + sum(before_s)
     lines.append(f"Together: {', '.join(parts)}.")
     who = "one process" if processes == 1 else f"{processes} processes"
-    lines.append(f"About {duration_text(total / processes)} for {who} on this machine.")
+    lines.append(f"About {told_time(total / processes)} for {who} on this machine.")
     return lines

@@ -25,9 +25,10 @@ from backend.benchmark.summary import (
 from backend.benchmark.tables import Row, csv_text
 from backend.cards import card
 from backend.files import write_text
+from backend.progress import told_time
 from backend.report import render_page
 from backend.report.curves import Chart
-from backend.report.words import duration_text, plural
+from backend.report.words import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def _facts(given: Findings) -> Iterator[tuple[str, str]]:
         yield "Weights from outside", f"{told}: what they have seen is not known here"
     seconds = sum(float(row["seconds"]) for row in given.runs)
     if given.runs:
-        yield "Computing time", f"{duration_text(seconds)} on {machines(given.runs)}"
+        yield "Computing time", f"{told_time(seconds)} on {machines(given.runs)}"
     yield "Key of the plan", plan_key(given.grid)
 
 

@@ -56,6 +56,7 @@ from backend.engine.signals import StopRequest
 from backend.errors import Cancelled, Interrupted, UserError, told_plainly
 from backend.files import write_json, write_text
 from backend.preparation import check_device
+from backend.progress import told_time
 from backend.provenance import (
     encoder_arguments,
     preprocessing,
@@ -63,7 +64,6 @@ from backend.provenance import (
     software_versions,
     source_commit,
 )
-from backend.report.words import duration_text
 
 log = logging.getLogger("backend")
 
@@ -337,7 +337,7 @@ def _progress(bench: Bench, left: Sequence[Arm], *, processes: int = 1) -> str:
     seconds = _seconds_left(bench, left)
     if left and seconds is not None:
         who = "one process" if processes == 1 else f"{processes} processes"
-        told += f", about {duration_text(seconds / processes)} left for {who}"
+        told += f", about {told_time(seconds / processes)} left for {who}"
     return told
 
 

@@ -16,13 +16,13 @@ from markupsafe import Markup
 from backend import charts
 from backend.charts import Curve
 from backend.files import write_text
+from backend.progress import told_time
 from backend.report.comparison import compare, read_evaluation
 from backend.report.curves import Chart, has_points, renamed
 from backend.report.pictures import given_pictures
 from backend.report.run_files import read_run
 from backend.report.run_view import view_run
 from backend.report.scan_table import ScanRow, scan_table
-from backend.report.words import duration_text
 
 __all__ = ["render_page", "write_demo_report", "write_run_report"]
 
@@ -126,6 +126,6 @@ def render_page(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["duration"] = duration_text
+    environment.filters["duration"] = told_time
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template(template).render(written=written, **context)

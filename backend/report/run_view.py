@@ -14,11 +14,12 @@ import numpy as np
 from backend.cards import card
 from backend.charts import Curve
 from backend.errors import UserError
+from backend.progress import told_time
 from backend.report.curves import ChartGroup, chart_groups, final_dice, has_points, last_best
 from backend.report.pictures import Pictures, choose_pictures
 from backend.report.run_files import RunFiles
 from backend.report.scan_table import ScanTable, index_table
-from backend.report.words import duration_text, number_text, plural
+from backend.report.words import number_text, plural
 
 MAX_LISTED = 20
 """Longer lists in the configuration are told by their length."""
@@ -96,7 +97,7 @@ def _lead(run: RunFiles) -> str:
     if (step := run.status.get("step")) is not None:
         words.append(f"for {plural(int(step), 'step')}")
     if (seconds := _seconds(run)) is not None:
-        words.append(f"in {duration_text(seconds)}")
+        words.append(f"in {told_time(seconds)}")
     if device := run.find("device_name", "device"):
         words.append(f"on {device}")
     return f"Trained {' '.join(words)}." if words else ""
@@ -135,7 +136,7 @@ def _figures(run: RunFiles) -> list[Figure]:
     if step is not None:
         figures.append(Figure("Steps", f"{step:,}", f"of {total:,}" if total else ""))
     if (seconds := _seconds(run)) is not None:
-        figures.append(Figure("Time", duration_text(seconds)))
+        figures.append(Figure("Time", told_time(seconds)))
     # A curve without any finite value is told among the notes.
     curves = {key: curve for key, curve in run.curves.items() if has_points(curve)}
     if (mean := curves.get("val/dice_mean")) is not None:
