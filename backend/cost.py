@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from backend.settings.common import triple
 from backend.settings.views import ViewConfig
+from backend.tuning import MAP_BYTES
 from backend.views.crops import View, ViewSet
 
 if TYPE_CHECKING:
@@ -48,12 +49,14 @@ class Cost:
         product_flop: operations in matrix products, attention among them.
         convolution_flop: likewise in convolutions.
         traffic_bytes: read and written by everything else.
+        mapped_bytes: of tensors so large that each is mapped anew (`backend.tuning`).
         peak_bytes: alive at once at most: weights, gradients, moments and activations in fp32.
     """
 
     product_flop: float
     convolution_flop: float
     traffic_bytes: float
+    mapped_bytes: float
     peak_bytes: float
 
     def seconds(self, rates: Rates) -> float:
@@ -62,6 +65,7 @@ class Cost:
             self.product_flop / rates.product_flop
             + self.convolution_flop / rates.convolution_flop
             + self.traffic_bytes / rates.traffic_bytes
+            + self.mapped_bytes / rates.mapped_bytes
         )
 
 
@@ -72,12 +76,14 @@ class Rates:
     Attributes:
         product_flop: operations in products of long, narrow matrices.
         convolution_flop: likewise in convolutions of one and of 3x3x3 voxels, with gradients.
-        traffic_bytes: read and written by operations whose results lie in fresh memory.
+        traffic_bytes: read and written by operations whose results lie in kept memory.
+        mapped_bytes: of pages that the system clears before they are first written to.
     """
 
     product_flop: float
     convolution_flop: float
     traffic_bytes: float
+    mapped_bytes: float
 
 
 def step_cost(config: PretrainConfig) -> Cost:
@@ -88,7 +94,21 @@ def step_cost(config: PretrainConfig) -> Cost:
     scans = config.train.batch_size // config.train.accumulate
     few, more = (_counted(config, samples) for samples in (_FEW, _MORE))
     share = (scans - _FEW) / (_MORE - _FEW)
-    return Cost(**{name: few[name] + (more[name] - few[name]) * share for name in few})
+
+    def line(first: float, second: float) -> float:
+        return first + (second - first) * share
+
+    # Which tensors are large follows from the size of each, not from their sum. Methods that go
+    # through their scans one by one make more of the same size.
+    alike = len(few.made) == len(more.made)
+    made = map(line, few.made, more.made) if alike else few.made
+    return Cost(
+        product_flop=line(few.product_flop, more.product_flop),
+        convolution_flop=line(few.convolution_flop, more.convolution_flop),
+        traffic_bytes=line(few.traffic_bytes, more.traffic_bytes),
+        mapped_bytes=sum(size for size in made if size > MAP_BYTES),
+        peak_bytes=line(few.peak_bytes, more.peak_bytes),
+    )
 
 
 @cache
@@ -106,16 +126,21 @@ def rates_of(device: torch.device) -> Rates:
     image = torch.rand(2, 256, voxels, voxels, voxels, device=device)
     with Observer(()) as seen:
         bottleneck(image)
-    product, convolution, traffic = _least(
+    large = torch.empty(2 * MAP_BYTES, dtype=torch.uint8, device=device)
+    product, convolution, traffic, written, mapped = _least(
         lambda: tokens @ weight,
         lambda: bottleneck(image),
         # Much of what is moved in a step is moved out of order.
         lambda: F.layer_norm(block, (64,)).T.contiguous(),
+        lambda: large.fill_(1),
+        lambda: torch.full_like(large, 1),
     )
     return Rates(
         product_flop=2 * tokens.numel() * 384 / product,
         convolution_flop=seen.convolution_flop / convolution,
         traffic_bytes=4 * block.nbytes / traffic,
+        # Where memory is kept, on a GPU or because the user says so, both take the same.
+        mapped_bytes=large.nbytes / (mapped - written) if mapped > 1.1 * written else math.inf,
     )
 
 
@@ -163,8 +188,8 @@ def _least(*works: Callable[[], Tensor]) -> list[float]:
     return times
 
 
-def _counted(config: PretrainConfig, samples: int) -> dict[str, float]:
-    """The numbers of a `Cost` with so many scans in each part of the batch."""
+def _counted(config: PretrainConfig, samples: int) -> Observer:
+    """What a step does with so many scans in each part of the batch."""
     from backend.methods import build_method
     from backend.training import optimizer_of
 
@@ -189,12 +214,7 @@ def _counted(config: PretrainConfig, samples: int) -> dict[str, float]:
             else:
                 optimizer.step()
             method.after_step(0.0)
-    return {
-        "product_flop": observer.product_flop,
-        "convolution_flop": observer.convolution_flop,
-        "traffic_bytes": observer.traffic_bytes,
-        "peak_bytes": observer.peak_bytes,
-    }
+    return observer
 
 
 def _attention(q: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
@@ -226,6 +246,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         convolution_flop: likewise.
         traffic_bytes: likewise.
         peak_bytes: likewise.
+        made: bytes of each new tensor.
     """
 
     def __init__(self, present: Iterable[Tensor]) -> None:
@@ -239,13 +260,15 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def reset(self) -> None:
         """Begin anew with what is alive."""
         self.product_flop = self.convolution_flop = self.traffic_bytes = 0.0
-        self.peak_bytes = self._live
+        self.peak_bytes: float = self._live
+        self.made: list[int] = []
 
     def multiply(self, times: int) -> None:
         """Take what was done so far so many times."""
         self.product_flop *= times
         self.convolution_flop *= times
         self.traffic_bytes *= times
+        self.made *= times
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count one operation."""
@@ -254,8 +277,10 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         # What is read may have been made before: a mask that is kept, or the views.
-        for tensor in (*read, *made):
+        for tensor in read:
             self._see(tensor)
+        for tensor in made:
+            self.made += self._see(tensor)
         kind = func._overloadpacket
         if kind in _CONVOLUTIONS:
             self.convolution_flop += flop_registry[kind](*args, **kwargs, out_val=out)
@@ -265,11 +290,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.traffic_bytes += sum(t.nbytes for t in (*read, *made))
         return out
 
-    def _see(self, tensor: Tensor) -> None:
+    def _see(self, tensor: Tensor) -> list[int]:
+        """Bytes of a tensor's storage if it is a new one."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
-            return
+            return []
 
         def gone(_: Any) -> None:
             self._live -= size
@@ -278,6 +304,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[key] = weakref.ref(storage, gone)
         self._live += size
         self.peak_bytes = max(self.peak_bytes, self._live)
+        return [size]
 
 
 def _views(made: Iterable[Tensor], read: Iterable[Tensor]) -> bool:

@@ -11,6 +11,7 @@ import math
 import reprlib
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -115,8 +116,14 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeade
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    # Only what shares its memory is copied: all of a large encoder once more would be the most
+    # memory that a run needs.
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
     plain = {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+        name: tensor.detach()
+        .to("cpu", copy=uses[tensor.untyped_storage().data_ptr()] > 1)
+        .contiguous()
+        for name, tensor in tensors.items()
     }
     told = json.loads(json.dumps(asdict(header)))
     told[_CHECKSUM] = _checksum(told, plain)

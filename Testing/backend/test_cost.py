@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from torch import Tensor
 
+from backend import cost
 from backend.config import PretrainConfig, load_config
 from backend.cost import Cost, FusedAttention, Observer, Rates, rates_of, step_cost, views_of_noise
 from backend.methods import build_method
@@ -19,13 +21,17 @@ def empty(*shape: int, learns: bool = False) -> Tensor:
 
 
 def test_time_is_the_sum_of_what_each_kind_of_work_takes() -> None:
-    cost = Cost(product_flop=6.0, convolution_flop=4.0, traffic_bytes=3.0, peak_bytes=9.0)
-    rates = Rates(product_flop=2.0, convolution_flop=4.0, traffic_bytes=1.0)
-    assert cost.seconds(rates) == 7.0
+    work = {"product_flop": 6.0, "convolution_flop": 4.0, "traffic_bytes": 3.0}
+    step = Cost(**work, mapped_bytes=10.0, peak_bytes=9.0)
+    rates = {"product_flop": 2.0, "convolution_flop": 4.0, "traffic_bytes": 1.0}
+    assert step.seconds(Rates(**rates, mapped_bytes=2.0)) == 12.0
+    # Where pages are kept, large tensors cost nothing more.
+    assert step.seconds(Rates(**rates, mapped_bytes=math.inf)) == 7.0
 
 
 def test_the_rates_of_this_machine_are_those_of_a_computer() -> None:
     rates = asdict(rates_of(torch.device("cpu")))
+    assert rates.pop("mapped_bytes") > 1e7
     assert all(1e7 < rate < 1e14 for rate in rates.values()), rates
 
 
@@ -57,6 +63,25 @@ def test_the_peak_is_what_lives_at_once() -> None:
     assert seen.peak_bytes == 1000 + 1000 + 2000
 
 
+def test_tensors_that_are_mapped_anew_are_told_by_the_size_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Between few scans and the batch many tensors grow beyond the limit.
+    monkeypatch.setattr(cost, "MAP_BYTES", 3 * 2**20)
+    scans = 8
+    config = load_config(
+        PretrainConfig, method="mae3d", preset="tiny", overrides=(f"train.batch_size={scans}",)
+    )
+    with torch.device("meta"):
+        method = build_method(config.method, epochs=1).train()
+        views = views_of_noise(config, samples=scans, device=torch.device("meta"))
+    with Observer((*method.parameters(), *method.buffers())) as seen, FusedAttention():
+        torch.autograd.backward(method(views, 0.0).total)
+    large = sum(size for size in seen.made if size > cost.MAP_BYTES)
+    assert 0 < large < sum(seen.made)
+    assert step_cost(config).mapped_bytes == pytest.approx(large)
+
+
 def test_attention_never_holds_its_logits() -> None:
     q, k, v = (empty(2, 3, 500, 8, learns=True) for _ in range(3))
     with Observer((q, k, v)) as seen, FusedAttention():
@@ -66,13 +91,13 @@ def test_attention_never_holds_its_logits() -> None:
 
 
 def test_a_batch_in_parts_costs_the_arithmetic_of_all_and_the_memory_of_one() -> None:
-    def cost(*overrides: str) -> Cost:
+    def counted(*overrides: str) -> Cost:
         return step_cost(
             load_config(PretrainConfig, method="glmae", preset="tiny", overrides=overrides)
         )
 
-    whole = cost("train.batch_size=4")
-    parts = cost("train.batch_size=8", "train.accumulate=2")
+    whole = counted("train.batch_size=4")
+    parts = counted("train.batch_size=8", "train.accumulate=2")
     assert parts.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.01)
     assert parts.product_flop == 2 * whole.product_flop
     assert whole.traffic_bytes < parts.traffic_bytes < 2 * whole.traffic_bytes
