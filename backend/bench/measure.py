@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import time
 from collections.abc import Callable, Sequence, Set
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from backend.engine.device import trim_memory
 
 Forward = Callable[[], Tensor]
 
@@ -161,17 +162,11 @@ def peak_growth_mib(work: Callable[[], Any]) -> float | None:
     if before is None:
         work()
         return None
-    _give_back_freed()
+    trim_memory()
     before = _status_mib("VmRSS") or before
     Path("/proc/self/clear_refs").write_text("5")
     work()
     return (_status_mib("VmHWM") or before) - before
-
-
-def _give_back_freed() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _status_mib(name: str) -> float | None:

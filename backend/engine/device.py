@@ -90,11 +90,15 @@ def give_back_memory() -> None:
     """Return to the system what was freed: pieces of it do not serve a request of another size.
 
     An error that broke a computation off may hold its tensors in a cycle, so these are looked for.
-    C libraries other than glibc are left to themselves.
     """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """Return freed memory of the processor alone; C libraries other than glibc are left alone."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

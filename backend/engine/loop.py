@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.engine.checkpoint import load_checkpoint, save_checkpoint
-from backend.engine.device import give_back_memory
+from backend.engine.device import give_back_memory, trim_memory
 from backend.engine.distributed import SOLO, Team, kept_here
 from backend.engine.record import RunFolder
 from backend.engine.signals import StopRequest
@@ -205,6 +205,9 @@ class Loop(Generic[BatchT]):
 
     def save(self) -> None:
         """Write the checkpoint."""
+        # Files are written from further copies of what they hold: what steps no longer need makes
+        # room for them.
+        trim_memory()
         state = {
             "module": self.trainable.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
