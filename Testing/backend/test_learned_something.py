@@ -38,6 +38,8 @@ from backend.provenance import preprocessing
 from backend.settings.common import triple
 from backend.weights import load_into, load_weights
 
+pytestmark = pytest.mark.early
+
 SIZE, SPACING_MM = (48, 72, 72), (5.0, 5.0, 5.0)
 PRETRAINED_ON = range(100, 112)
 SOLVED_ON = range(200, 204)

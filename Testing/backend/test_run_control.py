@@ -29,6 +29,8 @@ from cli_runner import (
 
 from backend.engine.record import check_target, read_status
 
+pytestmark = pytest.mark.early
+
 ENDLESS = ("--max-steps", 100000)
 STEPS = 10
 KILLED_AFTER = 4

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from story import FINETUNE_STEPS, ORGANS, TRAINING, Names, Story
+
+pytestmark = pytest.mark.early
 
 LEAST_DICE = 0.6
 NAMES = Names(
