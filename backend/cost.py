@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from mmap import mmap
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from backend.settings.common import triple
 from backend.settings.views import ViewConfig
-from backend.tuning import MAP_BYTES
+from backend.tuning import MAP_BYTES, maps_large_blocks
 from backend.views.crops import View, ViewSet
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class Rates:
         product_flop: operations in products of long, narrow matrices.
         convolution_flop: likewise in convolutions of one and of 3x3x3 voxels, with gradients.
         traffic_bytes: read and written by operations whose results lie in kept memory.
-        mapped_bytes: of pages that the system clears before they are first written to.
+        mapped_bytes: of pages that the system clears before they are first written to; infinite
+            where large tensors lie in kept memory as well.
     """
 
     product_flop: float
@@ -98,10 +100,10 @@ def step_cost(config: PretrainConfig) -> Cost:
     def line(first: float, second: float) -> float:
         return first + (second - first) * share
 
-    # Which tensors are large follows from the size of each, not from their sum. Methods that go
-    # through their scans one by one make more of the same size.
+    # Which tensors are large follows from the size of each, not from their sum; where further scans
+    # make further tensors, as chunks do, those of so many scans are counted.
     alike = len(few.made) == len(more.made)
-    made = map(line, few.made, more.made) if alike else few.made
+    made = map(line, few.made, more.made) if alike else _counted(config, scans).made
     return Cost(
         product_flop=line(few.product_flop, more.product_flop),
         convolution_flop=line(few.convolution_flop, more.convolution_flop),
@@ -126,21 +128,22 @@ def rates_of(device: torch.device) -> Rates:
     image = torch.rand(2, 256, voxels, voxels, voxels, device=device)
     with Observer(()) as seen:
         bottleneck(image)
-    large = torch.empty(2 * MAP_BYTES, dtype=torch.uint8, device=device)
+    large = torch.empty(2 * MAP_BYTES, dtype=torch.uint8)
     product, convolution, traffic, written, mapped = _least(
         lambda: tokens @ weight,
         lambda: bottleneck(image),
         # Much of what is moved in a step is moved out of order.
         lambda: F.layer_norm(block, (64,)).T.contiguous(),
         lambda: large.fill_(1),
-        lambda: torch.full_like(large, 1),
+        lambda: torch.frombuffer(mmap(-1, large.nbytes), dtype=torch.uint8).fill_(1),
     )
+    cleared = max(mapped - written, 1e-3 * mapped)
+    kept = gpu or not maps_large_blocks()
     return Rates(
         product_flop=2 * tokens.numel() * 384 / product,
         convolution_flop=seen.convolution_flop / convolution,
         traffic_bytes=4 * block.nbytes / traffic,
-        # Where memory is kept, on a GPU or because the user says so, both take the same.
-        mapped_bytes=large.nbytes / (mapped - written) if mapped > 1.1 * written else math.inf,
+        mapped_bytes=math.inf if kept else large.nbytes / cleared,
     )
 
 

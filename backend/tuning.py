@@ -23,19 +23,21 @@ is the user's to choose (docs/decisions.md).
 _KEEP_BYTES = 1 << 30
 
 
+_USERS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+"""With one of these the user says how memory is kept."""
+
+
+def maps_large_blocks() -> bool:
+    """Whether blocks of more than `MAP_BYTES` are mapped anew each time."""
+    return not _USERS & os.environ.keys()
+
+
 def tune_process() -> None:
     """Let OpenMP's threads spin less, and keep freed memory; what the user has set stays."""
     # OpenMP's threads spin while they wait for each other. Where something else computes as well
     # that made a step 5 to 25 times slower; with short spinning it costs 2 % on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    if (
-        sys.platform == "linux"
-        and not {
-            "MALLOC_MMAP_THRESHOLD_",
-            "MALLOC_TRIM_THRESHOLD_",
-        }
-        & os.environ.keys()
-    ):
+    if sys.platform == "linux" and not _USERS & os.environ.keys():
         _keep_freed_memory()
 
 
