@@ -31,6 +31,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if sys.argv[2] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with RunFolder(Path(sys.argv[1]), kind="pretrain", argv=[], resume=False) as run, run.outcome():
+    # Before, nobody would turn a signal into a state.
+    (Path(sys.argv[1]) / "listening").touch()
     while sys.argv[2] == "deaf" or not run.stop_file.exists():
         time.sleep(0.02)
     raise Cancelled("Stopped on request.")
@@ -45,7 +47,8 @@ def a_run(folder: Path, kind: str) -> Iterator[subprocess.Popen[bytes]]:
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.DEVNULL,
     ) as process:
-        until(lambda: read_status(folder).is_active)
+        until((folder / "listening").exists)
+        assert read_status(folder).is_active
         yield process
         process.kill()
 
