@@ -140,7 +140,13 @@ def assert_healthy(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "falls"), [("smit", "mip"), ("glmae", "reconstruction_main"), ("pgl", "total")]
+    ("method", "falls"),
+    [
+        ("smit", "mip"),
+        # A minute of two cores together, which every change would wait for.
+        pytest.param("glmae", "reconstruction_main", marks=pytest.mark.slow),
+        pytest.param("pgl", "total", marks=pytest.mark.slow),
+    ],
 )
 def test_a_short_pretraining_ends_healthy_with_other_features(
     method: str, falls: str, cohort: Path
