@@ -190,13 +190,16 @@ def test_a_finished_run_is_told_as_finished_and_left_as_it_is(
     file.write_text(json.dumps(json.loads(file.read_text()) | done))
     left = run_folder / ".part-99999999-0a1b2c3d-report.html"
     left.touch()
-    assert command("finetune", "--resume", "--output", run_folder)[0] == 0
     # Its process was killed over the report.
+    code, told = command("finetune", "--resume", "--output", run_folder)
+    assert code == 0
+    assert "Its report, which it lacked, was made." in told
     assert not left.exists()
     assert (run_folder / "report.html").exists()
     before = snapshot(run_folder)
     code, told = command("finetune", "--resume", "--output", run_folder)
     assert code == 0
+    assert "Nothing was changed." in told
     for word in ("Already done", "step 4 of 4", run_folder / "report.html", "--max-steps N"):
         assert str(word) in told
     code, told = command("finetune", "--resume", "--output", run_folder, "--max-steps", 8)

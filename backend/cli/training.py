@@ -215,11 +215,13 @@ def _told_done(run: Path, *, given: str) -> str:
 
     status = read_status(run)
     remove_leftovers(run)
+    changed = "Nothing was changed."
     if not (run / "report.html").exists():
         write_run_report(run)
+        changed = "Its report, which it lacked, was made."
     return (
         f"Already done: {run}, step {status.get('step')} of {status.get('total_steps')}. "
-        "Nothing was changed.\n"
+        f"{changed}\n"
         f"Report: {run / 'report.html'}\n"
         "Longer: its learning rate has come to the end; start a new run:\n"
         f"        backend {status['kind']} {given} --max-steps N --output NEW"
