@@ -23,29 +23,42 @@ COMPARISONS = 20
 GAINS = (0.0, 0.03, 0.05)
 """Dice planted in every structure of one side; 0: nothing is."""
 SEEDS = (3, 5, 8)
-"""A side; 3 is what the plans that ship have."""
+"""Of each start; 3 is what the plans that ship have."""
+STARTS = (2, 3)
+"""Of the network, its control among them: a third one tells more of how much seeds differ."""
 
-_AGAIN = "the same again"
+_AGAIN, _BESIDE = "the same again", "the same beside"
 
 
-def flagged(rows: Sequence[Row], *, seeds: int, gain: float) -> list[Difference]:
+def flagged(rows: Sequence[Row], *, seeds: int, starts: int = 2, gain: float) -> list[Difference]:
     """Those of twenty comparisons in which a difference is shown, upwards if a gain is planted."""
-    made = compared(rows, seeds=seeds, gain=gain)
+    made = compared(rows, seeds=seeds, starts=starts, gain=gain)
     return [found for found, is_shown in made if is_shown and found.mean * gain >= 0]
 
 
-def compared(rows: Sequence[Row], *, seeds: int, gain: float) -> Iterator[tuple[Difference, bool]]:
-    """Twenty comparisons of so many fine-tunings with as many others, one side with a gain."""
+def compared(
+    rows: Sequence[Row], *, seeds: int, starts: int = 2, gain: float
+) -> Iterator[tuple[Difference, bool]]:
+    """Twenty comparisons of so many fine-tunings with as many others, one side with a gain.
+
+    A third start is compared as well, without any gain, so that Holm's correction is for two.
+    """
     by_seed: dict[str, list[Row]] = {}
     for row in rows:
         by_seed.setdefault(row["seed"], []).append(row)
     control = control_name(rows[0]["network"])
-    for group in islice(_groups(sorted(by_seed, key=int), 2 * seeds), COMPARISONS):
-        first, second = (
-            [by_seed[seed] for seed in half] for half in (group[:seeds], group[seeds:])
-        )
-        given = [*_as_start(control, first, gain=0.0), *_as_start(_AGAIN, second, gain=gain)]
-        (found,) = (f for f in findings(given, metric="dice", order=[control, _AGAIN]) if f.against)
+    names = (control, _AGAIN, _BESIDE)[:starts]
+    for group in islice(_groups(sorted(by_seed, key=int), starts * seeds), COMPARISONS):
+        given = [
+            row
+            for place, name in enumerate(names)
+            for row in _as_start(
+                name,
+                [by_seed[seed] for seed in group[place * seeds : (place + 1) * seeds]],
+                gain=gain if name == _AGAIN else 0.0,
+            )
+        ]
+        found = next(f for f in findings(given, metric="dice", order=names) if f.start == _AGAIN)
         assert found.against is not None
         yield found.against, found.shown
 
@@ -72,7 +85,7 @@ def _as_start(name: str, runs: Sequence[Sequence[Row]], *, gain: float) -> Itera
 
 
 def docs_rows(table: Path = TABLE) -> list[str]:
-    """How often what is found, by the number of seeds a side."""
+    """How often what is found, by the number of seeds and of starts beside."""
     if not table.exists():
         return ["It has not been run yet."]
     rows = read_rows(table)
@@ -84,13 +97,16 @@ def docs_rows(table: Path = TABLE) -> list[str]:
         f"From {count} fine-tunings and {cases} cases, {COMPARISONS} comparisons for each cell; "
         "where those need more fine-tunings than there are, some serve in several:",
         "",
-        f"| seeds a side | {' | '.join(heads)} |",
-        f"|---|{'---|' * len(GAINS)}",
+        f"| seeds of each start | starts of the network | {' | '.join(heads)} |",
+        f"|---|---|{'---|' * len(GAINS)}",
         *(
-            f"| {seeds} | "
-            + " | ".join(str(len(flagged(rows, seeds=seeds, gain=gain))) for gain in GAINS)
+            f"| {seeds} | {starts} | "
+            + " | ".join(
+                str(len(flagged(rows, seeds=seeds, starts=starts, gain=gain))) for gain in GAINS
+            )
             + " |"
             for seeds in SEEDS
-            if 2 * seeds <= count
+            for starts in STARTS
+            if starts * seeds <= count
         ),
     ]

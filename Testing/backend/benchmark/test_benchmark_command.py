@@ -331,9 +331,11 @@ def test_a_check_tells_the_grid_and_what_is_missing_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
 
 
-@pytest.mark.parametrize("seeds", [[0, 1], [3]])
-def test_a_check_counts_the_arms_that_phantoms_will_have(
-    seeds: list[int], material: Material, tmp_path: Path
+@pytest.mark.parametrize(
+    ("seeds", "told"), [([0, 1, 2, 3, 4], ""), ([0, 1], "Note: "), ([3], "Warning: one seed")]
+)
+def test_a_check_counts_the_arms_that_phantoms_will_have_and_tells_of_few_seeds(
+    seeds: list[int], told: str, material: Material, tmp_path: Path
 ) -> None:
     data = {"labelled": None, "test": [], "validation": []}
     data["phantoms"] = {"seed": 0, "unlabelled": 2, "train": 2, "test": 6}
@@ -341,7 +343,11 @@ def test_a_check_counts_the_arms_that_phantoms_will_have(
     checked = backend_here("benchmark", _plan(tmp_path, material, data=data, **more), "--check")
     assert checked.code == 0, checked.told
     assert f"1 pretraining, {2 * 3 * len(seeds)} arms" in checked.out
-    assert ("Warning" in checked.out) == (len(seeds) < 2)
+    assert told in checked.out
+    assert ("Warning: " in checked.out, "Note: " in checked.out) == (
+        told.startswith("Warning"),
+        told.startswith("Note"),
+    )
 
 
 @pytest.mark.slow
