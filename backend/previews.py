@@ -184,7 +184,7 @@ def _write_columns(
         (_GUTTER_PX, sheet.height - _FOOT_PX / 2), note, fill=_QUIET, font=_font(15), anchor="lm"
     )
     with written_whole(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="PNG")
 
 
 def _check_same_shape(*volumes: Grey) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backend.geometry import Index3
 from backend.models.blocks import ResidualBlock, UpBlock
 from backend.models.resnet import ResnetEncoder, norm_layer
 
@@ -70,7 +71,7 @@ class ResnetUnetSegmenter(nn.Module):
     """A plain U-Net on the ResNet, a 3D U-Net whose first half is pretrained.
 
     Each step up is a transposed convolution, a concatenation with the stage and a residual block;
-    the last one goes straight from the first stage to voxels. The blocks are MONAI's.
+    the last one goes straight from the first stage to voxels.
 
     Args:
         encoder: gives the pyramid.
@@ -84,10 +85,10 @@ class ResnetUnetSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm_name=norm)
+        self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm=norm)
         skips = (*reversed(encoder.widths[:-1]), width)
         widths = (encoder.bottleneck_width, 8 * width, 4 * width, 2 * width, width)
-        factors = (2, 2, 2, encoder.strides[0])
+        factors: tuple[int | Index3, ...] = (2, 2, 2, encoder.strides[0])
         self.lateral = nn.ModuleList(
             nn.Conv3d(skip, outputs, kernel_size=1)
             for skip, outputs in zip(skips[:-1], widths[1:-1], strict=True)
@@ -96,8 +97,8 @@ class ResnetUnetSegmenter(nn.Module):
             UpBlock(
                 in_channels=inputs,
                 out_channels=outputs,
-                upsample_kernel_size=factor,
-                norm_name=norm,
+                factor=factor,
+                norm=norm,
             )
             for inputs, outputs, factor in zip(widths[:-1], widths[1:], factors, strict=True)
         )

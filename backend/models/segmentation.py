@@ -20,7 +20,7 @@ class SwinSegmenter(nn.Module):
 
     Residual blocks work on the raw image, on the finer skips and on the bottleneck; the skip
     beneath the bottleneck is used as it is. Each step up is a transposed convolution, a
-    concatenation with the skip and a residual block. The blocks are MONAI's.
+    concatenation with the skip and a residual block.
 
     Args:
         encoder: gives pyramid and bottleneck.
@@ -33,19 +33,19 @@ class SwinSegmenter(nn.Module):
         super().__init__()
         self.encoder = encoder
         skips = list(encoder.widths if encoder.final_merge else encoder.widths[:-1])
-        self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm_name=norm)
+        self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm=norm)
         self.skip_blocks = nn.ModuleList(
-            ResidualBlock(in_channels=w, out_channels=w, norm_name=norm) for w in skips[:-1]
+            ResidualBlock(in_channels=w, out_channels=w, norm=norm) for w in skips[:-1]
         )
         if not encoder.final_merge:
             # There the skip beneath the bottleneck is one of the finer ones.
             self.skip_blocks.append(
-                ResidualBlock(in_channels=skips[-1], out_channels=skips[-1], norm_name=norm)
+                ResidualBlock(in_channels=skips[-1], out_channels=skips[-1], norm=norm)
             )
         self.bottleneck_block = ResidualBlock(
             in_channels=encoder.bottleneck_width,
             out_channels=encoder.bottleneck_width,
-            norm_name=norm,
+            norm=norm,
         )
         outputs = [width, *skips]
         inputs = [*skips, encoder.bottleneck_width]
@@ -54,8 +54,8 @@ class SwinSegmenter(nn.Module):
                 in_channels=inputs[level],
                 out_channels=outputs[level],
                 # The first stage's tokens are `patch` voxels wide.
-                upsample_kernel_size=encoder.patch if level == 0 else 2,
-                norm_name=norm,
+                factor=encoder.patch if level == 0 else 2,
+                norm=norm,
             )
             for level in reversed(range(len(inputs)))
         )

@@ -22,7 +22,6 @@ class UnetrSegmenter(nn.Module):
     of the blocks (3, 6 and 9 of 12, counted from 1 as in the paper; MONAI's own UNETR takes the
     blocks after those) are the skips at strides 2, 4 and 8, the final ones the bottleneck; the
     raw image gives the finest skip. Other patches have a step for each factor 2 in the same way.
-    The blocks are MONAI's, convolutional and residual.
 
     Args:
         encoder: gives tokens and hidden states; its patch is a power of 2, at least 2.
@@ -44,14 +43,13 @@ class UnetrSegmenter(nn.Module):
                 f"patch {encoder.patch} must be a power of 2 from 2 to {2**encoder.depth}"
             )
         widths = [width * 2**step for step in range(steps)]
-        self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm_name=norm)
-        # The first up-sampling of a skip block is not counted in num_layer.
+        self.image_block = ResidualBlock(in_channels=1, out_channels=width, norm=norm)
         self.skip_blocks = nn.ModuleList(
             TokenUpBlock(
                 in_channels=encoder.width,
                 out_channels=widths[step],
-                num_layer=steps - 1 - step,
-                norm_name=norm,
+                steps=steps - step,
+                norm=norm,
             )
             for step in range(1, steps)
         )
@@ -59,8 +57,8 @@ class UnetrSegmenter(nn.Module):
             UpBlock(
                 in_channels=inputs,
                 out_channels=outputs,
-                upsample_kernel_size=2,
-                norm_name=norm,
+                factor=2,
+                norm=norm,
             )
             for inputs, outputs in pairwise([encoder.width, *reversed(widths)])
         )
