@@ -193,6 +193,12 @@ class JobMonitor:
         for job in found:
             known = self._watched.get(job.folder)
             listed[job.folder] = known or Watched(job=job, status=jobs.look(job))
+        # One whose folder has vanished is kept until a look has told that it has ended.
+        listed |= {
+            folder: known
+            for folder, known in self._watched.items()
+            if folder not in listed and known.status.is_active
+        }
         was_there, self._is_there = self._is_there, project.is_there
         differs = listed.keys() != self._watched.keys() or self._is_there != was_there
         self._watched = listed

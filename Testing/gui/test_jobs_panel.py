@@ -211,6 +211,29 @@ def test_a_job_that_fails_shows_error_and_log_and_is_forgotten_after_a_question(
     assert table_of(jobs) == [("smit", "Pretrain", "Done")]
 
 
+@pytest.mark.parametrize("ticks", [0, 1])
+def test_a_job_whose_project_vanishes_is_told_as_ended_at_whichever_tick(
+    ticks: int, opened: Any, tmp_path: Path
+) -> None:
+    from SSLPretrainLogic.commands import ScanRequest
+
+    told: list[Any] = []
+    opened.monitor.ended.connect(told.append)
+    for _ in range(ticks):
+        opened.monitor.tick()
+    project = opened.session.project
+    request = ScanRequest(paths=(tmp_path,), output=project.index)
+    job = opened.session.start(request, title="Scan my CT")
+    project.folder.rename(tmp_path / "elsewhere")
+    for _ in range(7):
+        opened.monitor.tick()
+    assert [(watched.job.folder, watched.status.state) for watched in told] == [
+        (job.folder, "interrupted")
+    ]
+    assert "is not there any more" in told[0].status.message
+    assert opened.monitor.jobs == ()
+
+
 def test_a_run_goes_on_without_slicer_is_found_again_stopped_and_resumed(
     jobs: Any, runs: Path, opened: Any, host: Any, tmp_path: Path
 ) -> None:
