@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runner import FINETUNE, PRETRAIN, REPOSITORY, Ended, backend
+from cli_runner import FINETUNE, PRETRAIN, REPOSITORY, Ended, Material, Runs, backend
 
 from backend.cli.commands import COMMANDS
 
@@ -37,6 +37,15 @@ def test_the_listing_shows_torch_where_it_is_loaded(tmp_path: Path) -> None:
     done = backend("doctor", python=("-X", "importtime"), cwd=tmp_path)
     assert done.code == 0
     assert "torch" in imported(done)
+
+
+def test_to_segment_with_our_networks_needs_no_monai(
+    tmp_path: Path, material: Material, runs: Runs
+) -> None:
+    words = ("--model", runs.finetune, "--input", material.oblique, "--output", tmp_path / "o.nrrd")
+    done = backend("segment", *words, "--device", "cpu", python=("-X", "importtime"), cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert imported(done) & set(HEAVY) == {"torch"}
 
 
 def test_help_names_every_command_and_the_version_is_a_number(tmp_path: Path) -> None:

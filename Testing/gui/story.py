@@ -28,7 +28,7 @@ ORGANS = {"liver": (221, 130, 101), "spleen": (157, 108, 162), "aorta": (224, 97
 
 TRAINING = (1, 2, 3)
 NEW_PATIENT = 9
-FINETUNE_STEPS = 220
+FINETUNE_STEPS = 160
 
 _SIZE: Index3 = (36, 60, 60)
 _SPACING_MM: Vec3 = (6.0, 6.0, 6.0)
