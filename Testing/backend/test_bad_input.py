@@ -31,6 +31,8 @@ from cli_runner import (
 
 from backend.data.index import read_index
 from backend.data.phantom.cohort import write_image, write_label_names
+from backend.engine.record import RunFolder
+from backend.errors import ResourceError
 
 MIB = 2**20
 
@@ -475,6 +477,21 @@ def test_a_run_on_a_full_disk_tells_so_and_keeps_its_status_readable(
     assert status(run)["error"]["type"] == "ResourceError"
     assert not (run / "checkpoints" / "last.pt").exists()
     assert_no_leftovers(small_disk)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "fill").open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1 << 12))
+
+
+def test_a_run_that_fails_where_not_a_byte_is_left_still_says_so(small_disk: Path) -> None:
+    run = RunFolder(small_disk / "run", kind="pretrain", argv=(), resume=False)
+    with pytest.raises(ResourceError, match="full"), run, run.outcome():
+        fill(small_disk)
+    assert status(run.path)["state"] == "failed"
+    assert status(run.path)["error"]["type"] == "ResourceError"
+    assert not (run.path / ".reserve").exists()
 
 
 def test_an_output_that_exists_is_never_overwritten(

@@ -27,10 +27,11 @@ from backend.errors import (
     BackendError,
     Cancelled,
     Interrupted,
+    ResourceError,
     UserError,
     told_plainly,
 )
-from backend.files import remove_parts, write_json, write_text
+from backend.files import remove_parts, write_json, write_text, written_whole
 from backend.progress import progress_bar
 
 SCHEMA = 1
@@ -39,6 +40,9 @@ HEARTBEAT_S = 4.0
 
 _SILENT_S = 60.0
 """A run on another machine that was not heard of for so long has died; clocks may differ."""
+
+_RESERVE_BYTES = 1 << 14
+"""Kept free on the disk while a run lives, so that the last status.json finds room."""
 
 STOP_FILE = "stop"
 """Its appearance in a run folder asks the run to stop."""
@@ -162,6 +166,7 @@ class RunFolder:
         self._closing = threading.Event()
         self._beat = threading.Thread(target=self._heartbeat, daemon=True, name="heartbeat")
         self._handler = _RunLog(path / "log.txt")
+        self._reserve = path / ".reserve"
 
     @property
     def checkpoints(self) -> Path:
@@ -186,6 +191,9 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         """Start log and heartbeat."""
         log.addHandler(self._handler)
+        with written_whole(self._reserve) as part:
+            # Nothing that a file system could pack.
+            part.write_bytes(os.urandom(_RESERVE_BYTES))
         self.update()
         self._beat.start()
         return self
@@ -195,6 +203,8 @@ class RunFolder:
         self._closing.set()
         if self._beat.is_alive():
             self._beat.join()
+        with suppress(OSError):
+            self._reserve.unlink(missing_ok=True)
         log.removeHandler(self._handler)
         self._handler.close()
         self._lock.release()
@@ -274,7 +284,7 @@ class RunFolder:
         if state == "failed" and error is not None:
             told = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
         try:
-            self.update(state=state, error=told, eta_s=None, message=_LAST_WORDS[state])
+            self._update_at_last(state=state, error=told, eta_s=None, message=_LAST_WORDS[state])
         except BackendError as unwritten:
             log.error("%s", unwritten)
             # A run that is done must be seen to be.
@@ -290,6 +300,15 @@ class RunFolder:
         ending += f" of {total}" if total else ""
         words = ending if error is None else f"{ending}: {error}"
         log.log(level, "%s", words, extra={TOLD_AT_THE_END: True})
+
+    def _update_at_last(self, **values: Any) -> None:
+        """As `update`; a full disk takes it in place of what was kept free for it."""
+        try:
+            self.update(**values)
+        except ResourceError:
+            with suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
+            self.update(**values)
 
     def append(self, record: Mapping[str, float | int | str]) -> None:
         """Add a line to metrics.jsonl; numbers that are not finite become null.

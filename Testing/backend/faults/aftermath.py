@@ -15,7 +15,7 @@ from backend.engine.record import read_status
 from backend.weights import load_weights
 
 _NAMES = re.compile(
-    r"config\.json|status\.json|split\.json|metrics\.jsonl|log\.txt|report\.html|\.lock|stop"
+    r"config\.json|status\.json|split\.json|metrics\.jsonl|log\.txt|report\.html|\.(lock|reserve)|stop"
     r"|index\.csv|index\.files\.jsonl|previews|checkpoints"
     r"|previews/step_\d{6}(_\w+)?\.(png|nrrd)"
     r"|checkpoints/(last\.pt|(best|encoder|model)\.safetensors)"
