@@ -5,13 +5,15 @@ Of the program itself the help needs less still, and a command only its own opti
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from cli_runner import FINETUNE, PRETRAIN, REPOSITORY, Ended, Material, Runs, backend
+from cli_runner import FINETUNE, PRETRAIN, REPOSITORY, Ended, Material, Runs, backend, environment
 
 from backend.cli.commands import COMMANDS
 
@@ -89,25 +91,70 @@ def test_a_command_loads_the_options_of_no_other_file() -> None:
     assert set(done.stderr.split()) & rooms == {"backend.cli.scans"}
 
 
+# One process for all of them: it is light in the end only if each of them is.
+ONE_AFTER_THE_OTHER = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from backend.cli import main
+for line in sys.stdin:
+    sys.argv, out, err, code = ["backend", *json.loads(line)], io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    heavy = [name for name in ("torch", "monai") if name in sys.modules]
+    print(json.dumps([code, out.getvalue(), err.getvalue(), heavy]))
+"""
+
+
+def one_after_the_other(lines: Sequence[Sequence[str]], *, cwd: Path) -> list[Ended]:
+    """What becomes of commands that load neither torch nor MONAI."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER],
+        cwd=cwd,
+        env=environment(PYTHONPATH=str(REPOSITORY)),
+        input="".join(f"{json.dumps(words)}\n" for words in lines),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = []
+    for words, line in zip(lines, done.stdout.splitlines(), strict=True):
+        code, out, err, heavy = json.loads(line)
+        assert heavy == [], words
+        found.append(Ended(code=code, out=out, err=err))
+    return found
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    lines = [(command, "--help") for command in COMMANDS]
+    shown = one_after_the_other(lines, cwd=tmp_path_factory.mktemp("helps"))
+    return dict(zip(COMMANDS, shown, strict=True))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_is_light_and_begins_with_what_the_overview_says(
-    command: str, tmp_path: Path
+    command: str, helps: dict[str, Ended]
 ) -> None:
-    shown = run(command, "--help", cwd=tmp_path)
+    shown = helps[command]
     assert shown.code == 0
     usage, _, summary, *_ = shown.out.splitlines()
     assert usage.startswith(f"usage: backend {command} [-h] ")
     assert summary == COMMANDS[command][1]
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with a pickle, an empty folder and a folder that is in use."""
-    (tmp_path / "weights.pt").write_bytes(b"\x80\x04N.")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "notes.txt").write_text("mine")
-    return tmp_path
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """In a folder with a pickle, an empty folder and a folder that is in use."""
+    place = tmp_path_factory.mktemp("refusals")
+    (place / "weights.pt").write_bytes(b"\x80\x04N.")
+    (place / "empty").mkdir()
+    (place / "used").mkdir()
+    (place / "used" / "notes.txt").write_text("mine")
+    done = one_after_the_other([words for words, _ in REFUSED.values()], cwd=place)
+    return dict(zip(REFUSED, done, strict=True))
 
 
 TRAIN = ("--data", "empty", "--output", "run")
@@ -142,8 +189,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_refusal_that_needs_no_tensors_is_light(kind: str, place: Path) -> None:
-    words, told = REFUSED[kind]
-    done = run(*words, cwd=place)
+def test_a_refusal_that_needs_no_tensors_is_light(kind: str, refusals: dict[str, Ended]) -> None:
+    done = refusals[kind]
     assert done.code == 2
-    assert told in done.told
+    assert REFUSED[kind][1] in done.told

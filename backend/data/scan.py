@@ -28,6 +28,8 @@ MIN_SLICES = 16
 T = TypeVar("T")
 
 _HEADER_BATCH = 64
+_LITTLE_BYTES = 1 << 26
+"""Decoded sooner than a process starts, which takes a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,7 @@ def scan(
     decoded: dict[str, Decoded] = {}
     if not quick:
         fingerprints = {r.id: _fingerprint(r, by_path) for r in rows if r.verdict == "usable"}
-        compressed = {Path(f.path) for f in facts if f.compressed}
-        decoded = _decode(rows, fingerprints, memory=memory, compressed=compressed, workers=count)
+        decoded = _decode(rows, fingerprints, memory=memory, facts=by_path, workers=count)
         rows = _judged(rows, {i: decoded[f] for i, f in fingerprints.items()})
     ignored = [Path(f.path) for f in facts if not f.format and not f.problem] + found.hidden
     return ScanResult(
@@ -242,19 +243,20 @@ def _decode(
     fingerprints: dict[str, str],
     *,
     memory: Memory,
-    compressed: set[Path],
+    facts: dict[str, FileFacts],
     workers: int,
 ) -> dict[str, Decoded]:
     """By fingerprint, what decoding shows of each row that has one."""
     known = {f: memory.decoded[f] for f in fingerprints.values() if f in memory.decoded}
     todo = [r for r in rows if r.id in fingerprints and fingerprints[r.id] not in known]
+    files = [facts[name] for r in todo for name in map(str, r.files) if name in facts]
     results = map_in_processes(
         decode_series,
         [_volume_files(r) for r in todo],
         on_crash=_crashed_decoding,
-        workers=workers,
+        workers=1 if sum(f.bytes for f in files) < _LITTLE_BYTES else workers,
         # Some corrupt streams end the process of whoever unpacks them.
-        apart=any(not compressed.isdisjoint(r.files) for r in todo),
+        apart=any(f.compressed for f in files),
     )
     bar = _shown(results, total=len(todo), what="Decoding", unit="series")
     fresh = {fingerprints[r.id]: d for r, d in zip(todo, bar, strict=True)}

@@ -320,7 +320,10 @@ def test_scanning_again_reads_only_what_changed(tmp_path: Path) -> None:
     assert found(data, previous=index).rows == third.rows
 
 
-def test_worker_processes_give_the_same_rows_as_none(tmp_path: Path) -> None:
+def test_worker_processes_give_the_same_rows_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.data.scan._LITTLE_BYTES", 0)
     for i in range(9):
         save(series_of(hu_values(SLICES, i), series=f"1.9.{i}"), tmp_path / str(i))
     alone, together = scan([tmp_path], workers=1), scan([tmp_path], workers=2)
