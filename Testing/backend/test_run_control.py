@@ -81,7 +81,9 @@ def assert_ended(run: Path, done: Ended, *, code: int, state: str) -> dict[str, 
     return kept
 
 
-@pytest.mark.parametrize("kind", ["pretrain", pytest.param("finetune", marks=pytest.mark.slow)])
+# Each change is tried on the runs of faults/test_faults.py, which are killed as well.
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_a_killed_run_reads_as_interrupted_and_resumes_bit_for_bit(
     kind: str, tmp_path: Path, material: Material
 ) -> None:

@@ -18,6 +18,8 @@ BASE_PYTHON = "SLICER_BASE_PYTHON"
 @pytest.fixture(scope="session")
 def running_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    # What the module starts: tests share a machine, and their networks are tiny.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for package in ("PySide6.QtWidgets", "slicer_core"):
         reason = f"{package} is not installed: pip install PySide6-Essentials slicer-core"
         pytest.importorskip(package, reason=reason, exc_type=ImportError)
