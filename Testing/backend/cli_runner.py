@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -301,20 +301,24 @@ class Runs:
 
 
 def make_runs(root: Path, material: Material) -> Runs:
-    """Train both, four steps each, below a folder."""
-    pretrained = backend(
-        *(*PRETRAIN, "--data", material.unlabelled, "--output", root / "pretrain"),
-        *("--cache", material.cache, "--max-steps", 4),
-    )
-    finetuned = backend(
-        *(*FINETUNE, "--data", material.labelled, "--init", root / "pretrain"),
-        *("--output", root / "finetune", "--cache", material.cache, "--max-steps", 4),
-    )
-    for done in (pretrained, finetuned):
-        assert done.code == 0, done.err
+    """Train both, four steps each, below a folder, unless that was done before."""
+    lines: dict[str, tuple[object, ...]] = {
+        "pretrain": (*PRETRAIN, "--data", material.unlabelled),
+        "finetune": (*FINETUNE, "--data", material.labelled, "--init", root / "pretrain"),
+    }
+    told = root / "ended.json"
+    if not told.exists():
+        ended = {}
+        for name, words in lines.items():
+            where = ("--output", root / name, "--cache", material.cache)
+            done = backend(*words, *where, "--max-steps", 4)
+            assert done.code == 0, done.err
+            ended[name] = asdict(done)
+        told.write_text(json.dumps(ended), "utf-8")
+    known = {name: Ended(**values) for name, values in json.loads(told.read_text("utf-8")).items()}
     return Runs(
         pretrain=root / "pretrain",
         finetune=root / "finetune",
-        pretrained=pretrained,
-        finetuned=finetuned,
+        pretrained=known["pretrain"],
+        finetuned=known["finetune"],
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from cli_runner import Material, Runs, make_material, make_runs
+from filelock import FileLock
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,4 +26,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Runs:
     """One finished pretraining and a fine-tuning from it; tests leave them as they are."""
-    return make_runs(tmp_path_factory.mktemp("runs"), material)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    # The first process that needs them makes them for all.
+    with FileLock(folder / "runs.lock"):
+        return make_runs(folder / "runs", material)

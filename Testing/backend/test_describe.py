@@ -29,6 +29,9 @@ from backend.methods import build_method
 from backend.models.segmentation import build_segmentation, encoder_of, parameter_count
 from backend.provenance import segmentation_architecture
 
+QUICK = ("smit", "glmae", "pgl", "mae3d")
+"""Methods that are looked at each time; others are slow."""
+
 
 @pytest.fixture(scope="module")
 def config() -> PretrainConfig:
@@ -147,7 +150,11 @@ def test_the_methods_that_are_promised_are_listed_for_programs_and_people() -> N
     assert [entry["name"] for entry in networks] == [*BASELINES]
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize(
+    "method",
+    # To count what a step costs takes seconds each.
+    [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in PRESETS],
+)
 def test_parameters_are_those_of_the_networks_that_are_built(method: str) -> None:
     facts = json.loads(
         backend_here("describe", "--method", method, "--preset", "tiny", "--json").out
