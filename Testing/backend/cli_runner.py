@@ -292,8 +292,9 @@ def _as_nnunet(labelled: Path, folder: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """One finished pretraining and a fine-tuning from it."""
+    """One finished pretraining, a fine-tuning from it, and the phantoms they were made of."""
 
+    material: Material
     pretrain: Path
     finetune: Path
     pretrained: Ended
@@ -306,7 +307,7 @@ def make_runs(root: Path, material: Material) -> Runs:
         "pretrain": (*PRETRAIN, "--data", material.unlabelled),
         "finetune": (*FINETUNE, "--data", material.labelled, "--init", root / "pretrain"),
     }
-    told = root / "ended.json"
+    told = root / "made.json"
     if not told.exists():
         ended = {}
         for name, words in lines.items():
@@ -314,9 +315,12 @@ def make_runs(root: Path, material: Material) -> Runs:
             done = backend(*words, *where, "--max-steps", 4)
             assert done.code == 0, done.err
             ended[name] = asdict(done)
-        told.write_text(json.dumps(ended), "utf-8")
-    known = {name: Ended(**values) for name, values in json.loads(told.read_text("utf-8")).items()}
+        paths = {name: str(path) for name, path in asdict(material).items()}
+        told.write_text(json.dumps({"material": paths, "ended": ended}), "utf-8")
+    made = json.loads(told.read_text("utf-8"))
+    known = {name: Ended(**values) for name, values in made["ended"].items()}
     return Runs(
+        material=Material(**{name: Path(path) for name, path in made["material"].items()}),
         pretrain=root / "pretrain",
         finetune=root / "finetune",
         pretrained=known["pretrain"],

@@ -374,8 +374,9 @@ def test_a_division_that_cannot_be_is_refused_before_a_run_begins(
 # Places that cannot be written
 
 
-def outputs(command: str, target: Path, material: Material, runs: Runs) -> tuple[object, ...]:
-    """A command that would succeed if only it could write to `target`."""
+def outputs(command: str, target: Path, runs: Runs) -> tuple[object, ...]:
+    """A command that would succeed if only it could write to `target`; all scans are cached."""
+    material = runs.material
     cached = ("--cache", material.cache, "--max-steps", 1)
     return {
         "scan": ("scan", material.unlabelled, "--output", target / "index.csv"),
@@ -407,10 +408,8 @@ def outside_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def every_command(
-    target: Path, material: Material, runs: Runs, outside_weights: Path
-) -> dict[str, tuple[object, ...]]:
-    lines = {command: outputs(command, target, material, runs) for command in COMMANDS}
+def every_command(target: Path, runs: Runs, outside_weights: Path) -> dict[str, tuple[object, ...]]:
+    lines = {command: outputs(command, target, runs) for command in COMMANDS}
     return {
         command: tuple(outside_weights if word == "FILE" else word for word in words)
         for command, words in lines.items()
@@ -419,13 +418,13 @@ def every_command(
 
 @pytest.mark.parametrize("kind", ["below a file", "where no folder can be made"])
 def test_an_output_that_cannot_be_written_is_named_by_every_command(
-    kind: str, tmp_path: Path, material: Material, runs: Runs, outside_weights: Path
+    kind: str, tmp_path: Path, runs: Runs, outside_weights: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     before = snapshot(tmp_path)
     # Not even root can make a folder in /proc.
     target = tmp_path / "file" / "run" if kind == "below a file" else Path("/proc/sslsegmentation")
-    done = backend_each(every_command(target, material, runs, outside_weights))
+    done = backend_each(every_command(target, runs, outside_weights))
     assert done.keys() == {*COMMANDS}
     for result in done.values():
         assert_told(result, tmp_path / "file" if kind == "below a file" else "/proc")
@@ -438,10 +437,10 @@ ROOM = {"pretrain": 200_000, "finetune": 20_000}
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_disk_that_takes_no_more_ends_with_code_4_and_leaves_no_half_file(
-    command: str, tmp_path: Path, material: Material, runs: Runs, outside_weights: Path
+    command: str, tmp_path: Path, runs: Runs, outside_weights: Path
 ) -> None:
     out = tmp_path / "out"
-    line = every_command(out, material, runs, outside_weights)[command]
+    line = every_command(out, runs, outside_weights)[command]
     done = backend(*line, first=limited(resource.RLIMIT_FSIZE, ROOM.get(command, 200)))
     assert_told(done, out, code=4)
     assert_no_leftovers(tmp_path)
@@ -495,14 +494,14 @@ def test_a_run_that_fails_where_not_a_byte_is_left_still_says_so(small_disk: Pat
 
 
 def test_an_output_that_exists_is_never_overwritten(
-    tmp_path: Path, material: Material, runs: Runs, outside_weights: Path
+    tmp_path: Path, runs: Runs, outside_weights: Path
 ) -> None:
     target = tmp_path / "out"
     target.mkdir()
     for name in ("labels.nii.gz", "x.safetensors"):
         (target / name).write_text("precious")
     before = snapshot(tmp_path)
-    lines = every_command(target, material, runs, outside_weights)
+    lines = every_command(target, runs, outside_weights)
     for command in ("scan", "evaluate"):  # These renew what they wrote before.
         lines.pop(command)
     for result in backend_each(lines).values():
@@ -601,11 +600,11 @@ def test_weights_of_another_network_are_refused(
     ("device", "commands"), [("cuda:7", ("pretrain", "finetune", "segment")), ("gpu", ("segment",))]
 )
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
-    device: str, commands: tuple[str, ...], tmp_path: Path, material: Material, runs: Runs
+    device: str, commands: tuple[str, ...], tmp_path: Path, runs: Runs
 ) -> None:
     lines = {}
     for command in commands:
-        line = outputs(command, tmp_path / "out", material, runs)
+        line = outputs(command, tmp_path / "out", runs)
         kept = [word for word in line if word not in {"--device", "cpu"}]
         lines[command] = (*kept, "--device", device)
     for result in backend_each(lines).values():
