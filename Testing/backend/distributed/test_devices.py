@@ -122,9 +122,23 @@ def test_whatever_ends_two_processes_leaves_none_and_a_run_that_can_be_resumed(
     assert "elastic" not in done.err
     assert words in done.err
     assert read_status(run)["state"] == state
-    steps = [record["step"] for record in records(run)]
-    assert steps == list(range(1, len(steps) + 1))
+    assert whole_steps(run)
+    # Who is killed leaves a file that was being written, under a name that says so.
+    assert "killed" in fault or not list(run.rglob(".part-*"))
+
+    before = len(records(run))
+    with started(*line(run, material), *ENDLESS, "--resume") as process:
+        wait_until(lambda: len(records(run)) > before, process=process)
+        (run / "stop").touch()
+        assert ended(process).code == 3
+    assert whole_steps(run)
     assert not list(run.rglob(".part-*"))
+
+
+def whole_steps(run: Path) -> bool:
+    """Every step is recorded once."""
+    steps = [record["step"] for record in records(run)]
+    return steps == list(range(1, len(steps) + 1))
 
 
 LENGTH = 24
