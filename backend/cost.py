@@ -38,8 +38,8 @@ _aten = torch.ops.aten
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
 _CONVOLUTIONS = frozenset({_aten.convolution, _aten.convolution_backward})
 _TRIES, _PAUSE_S = 20, 0.1
-_FEW, _MORE = 2, 3
-"""Scans that are counted with: some methods compare scans with each other; the rest is a line."""
+_FEW = 2
+"""Scans that are counted with, and one more: the rest is a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +94,13 @@ def step_cost(config: PretrainConfig) -> Cost:
     A batch in `accumulate` parts costs the arithmetic of all and the memory of one.
     """
     scans = config.train.batch_size // config.train.accumulate
-    few, more = (_counted(config, samples) for samples in (_FEW, _MORE))
-    share = (scans - _FEW) / (_MORE - _FEW)
+    # Of one scan the weights' gradients are much of the memory, which then follows no line.
+    first = min(scans, _FEW)
+    few, more = (_counted(config, samples) for samples in (first, first + 1))
+    share = scans - first
 
-    def line(first: float, second: float) -> float:
-        return first + (second - first) * share
+    def line(a: float, b: float) -> float:
+        return a + (b - a) * share
 
     # Which tensors are large follows from the size of each, not from their sum; where further scans
     # make further tensors, as chunks do, those of so many scans are counted.

@@ -38,6 +38,9 @@ _SAMPLES = 2
 """Scans that a step is counted with: some methods compare scans with each other."""
 _STEPS = 3
 """Steps that are taken to measure them."""
+_GAPS = 0.15
+"""Memory that a processor's tensors leave unused, as a part of theirs: what was freed between them
+and fits no other one. From 0.06 to 0.43 with the full-size presets (docs/many_processes.md)."""
 _HUNDRED = 100
 """Scans that the length of a run is told for, where its settings count epochs."""
 
@@ -184,6 +187,7 @@ def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
         "arithmetic": f"{cost['gflop_per_step']:,} GFLOP",
         "tensors, fp32": f"{cost['tensors_mib_fp32']:,} MB, of which weights and optimizer are "
         f"{cost['weights_and_optimizer_mib']:,}",
+        **({"gaps between tensors": f"{cost['gaps_mib']:,} MB more, as found"} if program else {}),
         **({"program": f"{program:,} MB more, measured here and now"} if program else {}),
         f"time on {cost['device']}": f"about {cost['seconds_per_step_here']:g} s",
     }
@@ -333,17 +337,20 @@ def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
     device, train = resolve_device("auto"), config.train
     cost, rates = step_cost(config), rates_of(device)
     seconds, steps = cost.seconds(rates), plan_of(train, samples=_HUNDRED).total_steps
-    # Besides its tensors a run on a processor holds Python, libraries that have begun to compute,
-    # and freed memory, as we do here by now: the one part of memory that is not arithmetic.
-    program = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
+    # Besides its tensors a run on a processor holds Python and libraries that have begun to
+    # compute, as we do here by now.
+    gpu = device.type == "cuda"
+    program = 0 if gpu else psutil.Process().memory_info().rss
+    gaps = 0 if gpu else _GAPS * cost.peak_bytes
     # Weights, gradients and the optimiser's moments for what learns; weights for the teacher.
     moments = 2 if train.optimizer in {"adamw", "adam"} else 1
     state = 4 * ((2 + moments) * counts["learned"] + counts["teacher"])
     return {
         "gflop_per_step": round((cost.product_flop + cost.convolution_flop) / 1e9, 1),
         "scans_per_step": train.batch_size,
-        "memory_mib_fp32": round((program + cost.peak_bytes) / 2**20),
+        "memory_mib_fp32": round((program + cost.peak_bytes + gaps) / 2**20),
         "tensors_mib_fp32": round(cost.peak_bytes / 2**20),
+        "gaps_mib": round(gaps / 2**20),
         "program_mib": round(program / 2**20),
         "weights_and_optimizer_mib": round(state / 2**20),
         "device": str(device),

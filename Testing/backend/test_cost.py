@@ -103,6 +103,22 @@ def test_a_batch_in_parts_costs_the_arithmetic_of_all_and_the_memory_of_one() ->
     assert whole.traffic_bytes < parts.traffic_bytes < 2 * whole.traffic_bytes
 
 
+def test_one_scan_is_counted_where_weights_outweigh_what_scans_take() -> None:
+    config = load_config(
+        PretrainConfig,
+        method="pgl",
+        preset="iso",
+        overrides=("train.batch_size=1", "train.accumulate=1", "train.optimizer=adamw"),
+    )
+    with torch.device("meta"):
+        method = build_method(config.method, epochs=1).train()
+        views = views_of_noise(config, samples=1, device=torch.device("meta"))
+        moments = [torch.empty_like(p) for p in (*method.parameters(),) * 2 if p.requires_grad]
+    with Observer((*method.parameters(), *method.buffers(), *moments)) as seen:
+        torch.autograd.backward(method(views, 0.0).total)
+    assert step_cost(config).peak_bytes == pytest.approx(seen.peak_bytes, rel=1e-6)
+
+
 def test_the_peak_without_numbers_is_that_with_numbers() -> None:
     config = load_config(PretrainConfig, method="pgl", preset="tiny", overrides=())
     peaks = []
