@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _aten = torch.ops.aten
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
 _CONVOLUTIONS = frozenset({_aten.convolution, _aten.convolution_backward})
+GAPS = 0.15
+"""Memory that a processor's tensors leave unused, as a part of theirs: what was freed between them
+and fits no other one. From 0.06 to 0.43 with the full-size presets (docs/many_processes.md)."""
 _TRIES, _PAUSE_S = 20, 0.1
 _FEW = 2
 """Scans that are counted with, and one more: the rest is a line."""
@@ -113,6 +116,12 @@ def step_cost(config: PretrainConfig) -> Cost:
         mapped_bytes=sum(size for size in made if size > MAP_BYTES),
         peak_bytes=line(few.peak_bytes, more.peak_bytes),
     )
+
+
+def bytes_per_scan(config: PretrainConfig) -> float:
+    """Memory that one more scan in a part of the batch takes, in fp32."""
+    few, more = (_counted(config, samples) for samples in (_FEW, _FEW + 1))
+    return more.peak_bytes - few.peak_bytes
 
 
 @cache
@@ -193,6 +202,7 @@ def _least(*works: Callable[[], Tensor]) -> list[float]:
     return times
 
 
+@cache
 def _counted(config: PretrainConfig, samples: int) -> Observer:
     """What a step does with so many scans in each part of the batch."""
     from backend.methods import build_method

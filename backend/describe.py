@@ -38,9 +38,6 @@ _SAMPLES = 2
 """Scans that a step is counted with: some methods compare scans with each other."""
 _STEPS = 3
 """Steps that are taken to measure them."""
-_GAPS = 0.15
-"""Memory that a processor's tensors leave unused, as a part of theirs: what was freed between them
-and fits no other one. From 0.06 to 0.43 with the full-size presets (docs/many_processes.md)."""
 _HUNDRED = 100
 """Scans that the length of a run is told for, where its settings count epochs."""
 
@@ -330,7 +327,7 @@ def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
     """Arithmetic, memory and time of a step, without taking one."""
     import psutil
 
-    from backend.cost import rates_of, step_cost
+    from backend.cost import GAPS, rates_of, step_cost
     from backend.engine.device import resolve_device
     from backend.training import plan_of
 
@@ -341,7 +338,7 @@ def _cost(config: PretrainConfig, counts: Mapping[str, int]) -> dict[str, Any]:
     # compute, as we do here by now.
     gpu = device.type == "cuda"
     program = 0 if gpu else psutil.Process().memory_info().rss
-    gaps = 0 if gpu else _GAPS * cost.peak_bytes
+    gaps = 0 if gpu else GAPS * cost.peak_bytes
     # Weights, gradients and the optimiser's moments for what learns; weights for the teacher.
     moments = 2 if train.optimizer in {"adamw", "adam"} else 1
     state = 4 * ((2 + moments) * counts["learned"] + counts["teacher"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -48,11 +49,13 @@ from backend.pretrain import (
 )
 from backend.probe_scans import probed_cases
 from backend.progress import told_time
+from backend.suggestions import Seen, scans_that_fit, suggested
 
 if TYPE_CHECKING:
     import torch
 
     from backend.engine.loop import Loop
+    from backend.training import Samples
 
 log = logging.getLogger("backend")
 
@@ -83,6 +86,10 @@ class Estimate:
         memory_mb: peak of the measured steps, of the GPU where one computes, else of the process.
         memory_together_mb: of all processes that share one memory; each GPU has its own.
         memory_free_mb: what there is for them.
+        scans_that_fit: at once in each process.
+        read_s_per_step: time that one thread takes to read the scans of a step.
+        suggested: settings for this machine by their names (`suggestions.suggested`).
+        as_set: whether they are those that were asked for.
         scans: to learn from, without those held out.
         scans_held_out: to judge by.
         held_out_note: why none is held out although a share was asked for, else "".
@@ -114,6 +121,10 @@ class Estimate:
     memory_mb: int
     memory_together_mb: int
     memory_free_mb: int
+    scans_that_fit: int
+    read_s_per_step: float
+    suggested: dict[str, Any]
+    as_set: bool
     scans: int
     scans_held_out: int
     held_out_note: str
@@ -183,6 +194,7 @@ class _Measured:
     memory_mb: float
     memory_together_mb: float
     memory_free_mb: float
+    seen: Seen
 
 
 def run(request: PretrainRequest, *, as_json: bool, processes: int = 1) -> None:
@@ -281,14 +293,25 @@ def told(found: Estimate) -> str:
         "Cache": f"{cache}, {told_bytes(found.disk_free_bytes)} free",
         "Preparation": _told_preparation(found),
         "Step": f"{found.seconds_per_step:.3g} s (median of {found.steps_measured}{_part(found)})",
+        "Reading": f"{found.read_s_per_step:.2g} s of one thread for the scans of a step",
         "Scans": scans + note,
         "Steps": f"{found.total_steps:,} ({found.steps_per_epoch:g} per epoch)",
         "Checkpoints": found.checkpoints,
         "Training": told_time(found.training_s),
         "Total": told_time(found.total_s) + without,
+        "Suggested": _told_suggestion(found),
     }
     lines = [f"{found.method} {found.preset}", *(f"  {k:<12} {v}" for k, v in rows.items())]
     return "\n".join([*lines, found.problem or "It fits into memory and disk."])
+
+
+def _told_suggestion(found: Estimate) -> str:
+    """Settings to take over, and how many scans there is room for."""
+    fit = f"{found.scans_that_fit} scan{'s' * (found.scans_that_fit != 1)} fit at once"
+    if found.suggested["train.accumulate"] is None:
+        return f"a smaller preset: {fit}, which is no part of the batch"
+    settings = ", ".join(f"{key}={value}" for key, value in found.suggested.items())
+    return f"{settings}{', as it is set' * found.as_set}; {fit}"
 
 
 def _told_memory(found: Estimate) -> str:
@@ -373,6 +396,9 @@ def _measured(asked: _Asked, prepared: _Prepared, *, place: Path) -> _Measured:
     request, config, share = asked.request, asked.config, asked.share
     device, train = resolve_device(request.device), config.train
     free = _free_mb(device)
+    # Each GPU has its own memory; processes on a processor have one together.
+    sharing = 1 if device.type == "cuda" else asked.processes
+    before = _reckoned_room(asked, device, free_mb=free / sharing)
     torch.manual_seed(train.seed)
     method = build_method(config.method, epochs=train.epochs)
     if request.init is not None:
@@ -389,8 +415,9 @@ def _measured(asked: _Asked, prepared: _Prepared, *, place: Path) -> _Measured:
         plan = plan_of(train, samples=asked.scans)
         loop = prepared_loop(task, share, plan=plan, device=device, folder=folder, resume=False)
         with closing(samples.batches(share, first_step=0)) as batches, _peak(device) as peak_mb:
-            seconds = _timed(loop, batches)
+            seconds, computing = _timed(loop, batches)
             memory = peak_mb()
+        read_s = _reading_s(samples)
     learned = sum(p.numel() for p in method.parameters() if p.requires_grad)
     facts = {
         "device": device_text(device, processes=asked.processes),
@@ -401,28 +428,94 @@ def _measured(asked: _Asked, prepared: _Prepared, *, place: Path) -> _Measured:
         "total_steps": loop.plan.total_steps,
         "checkpoints": told_checkpoints(train),
     }
-    # Each GPU has its own memory; processes on a processor have one together.
-    sharing = 1 if device.type == "cuda" else asked.processes
     return _Measured(
         facts=facts,
         seconds=seconds,
         memory_mb=memory,
         memory_together_mb=sharing * memory,
         memory_free_mb=free,
+        seen=replace(
+            before,
+            memory_mb=memory,
+            step_s=sorted(computing)[len(computing) // 2],
+            read_s=read_s,
+        ),
     )
 
 
-def _timed(loop: Loop[Any], batches: Iterator[Sequence[Any]]) -> list[float]:
-    """Seconds of the first step, again and again, reading included; without the warm-up."""
+def _reckoned_room(asked: _Asked, device: torch.device, *, free_mb: float) -> Seen:
+    """What memory a process will need, counted.
+
+    Raises:
+        ResourceError: if the machine's does not suffice; its system would end us without a word.
+    """
+    from backend.cost import GAPS, bytes_per_scan, step_cost
+    from backend.engine.device import memory_mb, use_bf16
+
+    config, share = asked.config, asked.share
+    gpu = device.type == "cuda"
+    # What is computed in bf16 takes half of the room; a processor leaves gaps between tensors.
+    factor = (0.5 if use_bf16(config.train.precision, device) else 1.0) if gpu else 1 + GAPS
+    tensors = step_cost(replace(config, train=share)).peak_bytes
+    seen = Seen(
+        at_once=share.batch_size // share.accumulate,
+        memory_mb=memory_mb(device) + factor * tensors / 2**20,
+        memory_free_mb=free_mb,
+        memory_per_scan_mb=factor * bytes_per_scan(config) / 2**20,
+        step_s=math.inf,
+        read_s=0.0,
+        bf16=gpu and use_bf16("auto", device),
+    )
+    if not gpu and seen.memory_mb > free_mb:
+        advised = _advised(asked, seen)["train.accumulate"]
+        fit = scans_that_fit(seen)
+        raise ResourceError(
+            f"{seen.at_once} scans at once would take some {seen.memory_mb:,.0f} MB of memory, and "
+            f"{free_mb:,.0f} MB are free; {fit} would fit.",
+            "Choose a smaller preset, or close other programs."
+            if advised is None
+            else f"Set train.accumulate={advised}: the same batch in so many parts.",
+        )
+    return seen
+
+
+def _advised(asked: _Asked, seen: Seen) -> dict[str, Any]:
+    return suggested(
+        asked.config.train,
+        share=asked.share.batch_size,
+        workers=asked.config.data.workers,
+        least=asked.config.method.least_batch,
+        seen=seen,
+    )
+
+
+def _timed(loop: Loop[Any], batches: Iterator[Sequence[Any]]) -> tuple[list[float], list[float]]:
+    """Seconds of the first step, again and again, with and without reading; after the warm-up."""
     times: list[float] = []
+    computing: list[float] = []
     deadline = time.monotonic() + _LIMIT_S
     while len(times) < _WARM_UP + _MEASURED:
         began = time.monotonic()
-        loop.train_step(next(batches))
+        batch = next(batches)
+        there = time.monotonic()
+        loop.train_step(batch)
         times.append(time.monotonic() - began)
+        computing.append(time.monotonic() - there)
         if len(times) >= _WARM_UP and time.monotonic() > deadline:
             break
-    return times[_WARM_UP:] or times[-1:]
+    return times[_WARM_UP:] or times[-1:], computing[_WARM_UP:] or computing[-1:]
+
+
+def _reading_s(samples: Samples[Any, Any]) -> float:
+    """Seconds in which one thread reads a scan, the median of some."""
+    from backend.data.stream import Position
+
+    times = []
+    for epoch in range(1, _MEASURED + 1):
+        began = time.monotonic()
+        samples.read(Position(epoch % samples.count, epoch))
+        times.append(time.monotonic() - began)
+    return sorted(times)[len(times) // 2]
 
 
 def _free_mb(device: torch.device) -> float:
@@ -472,6 +565,7 @@ def _reckoned(
     scans, held_out = map(len, split)
     per_step = sorted(measured.seconds)[len(measured.seconds) // 2]
     training = per_step * measured.facts["total_steps"]
+    advised = _advised(asked, measured.seen)
     return Estimate(
         method=config.method.name,
         preset=config.preset,
@@ -481,6 +575,10 @@ def _reckoned(
         memory_mb=round(measured.memory_mb),
         memory_together_mb=round(measured.memory_together_mb),
         memory_free_mb=round(measured.memory_free_mb),
+        scans_that_fit=scans_that_fit(measured.seen),
+        read_s_per_step=round(asked.share.batch_size * measured.seen.read_s, 4),
+        suggested=advised,
+        as_set=advised == _set_now(config),
         scans=scans,
         scans_held_out=held_out,
         held_out_note=too_few_to_hold_out(config, scans=scans + held_out),
@@ -497,6 +595,16 @@ def _reckoned(
         disk_free_bytes=cache.free_bytes(),
         problem=_problem(measured, cache=cache, rows=rows),
     )
+
+
+def _set_now(config: PretrainConfig) -> dict[str, Any]:
+    train = config.train
+    return {
+        "train.batch_size": train.batch_size,
+        "train.accumulate": train.accumulate,
+        "data.workers": config.data.workers,
+        "train.precision": train.precision,
+    }
 
 
 def _problem(measured: _Measured, *, cache: Cache, rows: Sequence[SeriesRow]) -> str:

@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_told_to_people_in_one_sentence(
     assert rows[0] == "smit tiny"
     assert [row.split()[0] for row in rows[1:]] == [
         *("Device", "Network", "Memory", "Cache", "Preparation"),
-        *("Step", "Scans", "Steps", "Checkpoints", "Training", "Total"),
+        *("Step", "Reading", "Scans", "Steps", "Checkpoints", "Training", "Total", "Suggested"),
     ]
     told = {row.split()[0]: " ".join(row.split()[1:]) for row in rows[1:]}
     few = "too few to hold one out; --set data.held_out=0.17 would"
@@ -106,12 +106,31 @@ def test_what_does_not_fit_is_told_to_people_in_one_sentence(
     assert re.fullmatch(r"at most .* s, for 3 scans not yet in the cache", told["Preparation"])
     assert problem.startswith("It does not fit: The cache needs")
     assert "100 MB free" in problem
-    monkeypatch.setattr(
-        psutil, "virtual_memory", lambda: SimpleNamespace(total=2**30, available=-(2**34))
+    as_set = (
+        "train.batch_size=2, train.accumulate=1, data.workers=1, train.precision=auto, as it is"
     )
+    assert re.fullmatch(rf"{as_set} set; [\d]+ scans fit at once", told["Suggested"])
     done = backend_here(*dry(material, "--cache", material.cache, "--set", "data.held_out=0.17"))
     assert " Scans        2 to learn from, 1 held out\n" in done.out
-    assert "It does not fit: a step takes" in done.out.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("temporary")
+def test_what_memory_does_not_suffice_for_is_not_tried(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = dry(material, "--cache", material.cache, "--set", "train.batch_size=64")
+    monkeypatch.setattr("backend.dry_run._free_mb", lambda _: 100.0)
+    none = backend_here(*line)
+    assert none.code == 4
+    assert "and 100 MB are free; 0 would fit. Choose a smaller preset" in none.told
+    needed = re.search(r"64 scans at once would take some ([\d,]+) MB", none.told)
+    assert needed is not None
+    monkeypatch.setattr(
+        "backend.dry_run._free_mb", lambda _: 0.9 * float(needed[1].replace(",", ""))
+    )
+    some = backend_here(*line)
+    assert some.code == 4
+    assert "Set train.accumulate=2: the same batch in so many parts." in some.told
 
 
 @pytest.mark.usefixtures("temporary")
