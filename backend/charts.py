@@ -292,7 +292,7 @@ def panels_chart(
                 ax.set_xticks(range(len(ticks)), ticks)
                 ax.set_xlim(-0.35, len(ticks) - 0.65)
             else:
-                ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+                ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
         for name, full in dots.items():
             grid[-1, -1].plot([], [], label=name, linestyle="none", **_dot(_INK, full=full))
         figure.align_ylabels(grid)
@@ -309,7 +309,7 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
         color = PALETTE[(line.color or 0) % len(PALETTE)] if not control else _INK
         ax.plot(
             line.x, line.y, color=color, label=line.name, linestyle=_DASHES[control],
-            linewidth=1.5,
+            linewidth=1.5, **(_marker(len(line.x)) if line.filled is None else {}),
         )  # fmt: skip
         if line.low is not None and line.high is not None:
             reach = np.array([line.y - line.low, line.high - line.y])
@@ -318,12 +318,17 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
             )
         if line.filled is not None:
             for x, y, full in zip(line.x, line.y, line.filled, strict=True):
-                ax.plot(x, y, **_dot(color, full=full))
+                # A control is compared with nothing, so that it is neither full nor hollow.
+                ax.plot(x, y, **(_dot(color, full=full) if not control else _cross(color)))
 
 
 def _dot(color: str, *, full: bool) -> dict[str, Any]:
     inside = color if full else _CARD
     return {"color": color, "marker": "o", "markersize": 4.5, "markerfacecolor": inside}
+
+
+def _cross(color: str) -> dict[str, Any]:
+    return {"color": color, "marker": "x", "markersize": 4.5}
 
 
 def _shared_legend(figure: Any, grid: Any) -> None:

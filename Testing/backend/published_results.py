@@ -58,9 +58,15 @@ def section(folder: Path) -> list[str]:
         "",
         f"Every number is a row of [`summary.csv`]({at}/summary.csv), which is made from "
         f"[`results.csv`]({at}/results.csv), one row for each case, structure, start and seed; "
-        f"plan: [`plan.yaml`]({at}/plan.yaml). {made_on(read_rows(folder / 'runs.csv'))}",
+        f"plan: [`plan.yaml`]({at}/plan.yaml), {budget(plan)}. "
+        f"{made_on(read_rows(folder / 'runs.csv'))}",
         "",
     ]
+
+
+def budget(plan: Plan) -> str:
+    pretrained = "" if plan.pretrain is None else f"{plan.pretrain.steps:,} steps of pretraining, "
+    return f"{pretrained}{plan.finetune.steps:,} of fine-tuning each"
 
 
 def table(summary: Sequence[Row], plan: Plan) -> list[str]:

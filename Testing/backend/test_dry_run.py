@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from cli_runner import (

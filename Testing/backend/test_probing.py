@@ -46,6 +46,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Path
     best = status(run)["best"]
     scores = [f"{best['probe/linear']:.3f} at step {best['step']}"] if best["step"] else []
     told = ", ".join([*scores, f"{first:.3f} before training"])
+    told += "" if best["step"] else "; nothing is gained yet"
     file = run / "checkpoints" / "best.safetensors"
     assert f"Best:    {file} (linear probe {told})\n" in done.out
     return run

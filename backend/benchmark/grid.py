@@ -294,12 +294,27 @@ def _require_one_encoder(pretrain: PretrainConfig, finetune: FinetuneConfig) -> 
 def _require_equal(found: Sequence[Start], terms: Any, rule: str) -> None:
     """Refuse the first start whose terms differ from those of the first."""
     for start in found[1:]:
-        different = first_difference(terms(start), terms(found[0]))
+        own, first = terms(start), terms(found[0])
+        different = first_difference(own, first)
         if different:
+            part = "pretrain" if rule.startswith("all pretrainings") else "finetune"
             raise UserError(
                 f"Entry {start.entry.name!r} has {different} as {found[0].entry.name!r}: {rule}.",
-                "Set it for all, in the settings that the plan gives for every entry.",
+                f"Set it for all: in the plan under {part}, settings: "
+                f"{json.dumps(_others(own, first))}.",
             )
+
+
+def _others(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """All that differs, nested as in a plan, with the values of the second."""
+    found: dict[str, Any] = {}
+    for key, value in ours.items():
+        other = theirs.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            found |= {key: inner} if (inner := _others(value, other)) else {}
+        elif value != other:
+            found[key] = other
+    return found
 
 
 def _budget(start: Start) -> dict[str, Any]:

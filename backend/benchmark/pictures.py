@@ -13,7 +13,7 @@ from backend.benchmark.grid import RANDOM, control_name
 from backend.benchmark.plan import Metric
 from backend.benchmark.statistics import Estimate
 from backend.benchmark.summary import METRIC_NAMES, Finding
-from backend.benchmark.tables import Row
+from backend.benchmark.tables import FROZEN, Row
 from backend.charts import Floats, Line, Panel, panels_chart
 from backend.report.words import plural
 
@@ -106,7 +106,8 @@ def _level_panel(
         _line([(f, f.mean) for f in of], counts, order, beside=beside)
         for of, beside in _starts(found)
     ]
-    return Panel(title=f"network {network}", measure=METRIC_NAMES[metric], lines=lines)
+    title = f"network {network}{_mode(found[0].mode)}"
+    return Panel(title=title, measure=METRIC_NAMES[metric], lines=lines)
 
 
 def _gain_panel(
@@ -118,6 +119,11 @@ def _gain_panel(
         for of, beside in _starts(compared)
     ]
     return Panel(title="", measure=f"{METRIC_NAMES[metric]} gained", lines=lines, zero=True)
+
+
+def _mode(mode: str) -> str:
+    """What a title says of it: nothing of the usual one."""
+    return ", encoder frozen" if mode == FROZEN else ""
 
 
 def _starts(found: Sequence[Finding]) -> Iterator[tuple[list[Finding], float]]:
@@ -177,7 +183,7 @@ def _curves_panel(rows: Sequence[Row], network: str, count: int, order: Sequence
         for start, of_start in points.items()
     ]
     return Panel(
-        title=f"{network}, {plural(count, 'labelled scan')}",
+        title=f"{network}, {plural(count, 'labelled scan')}{_mode(rows[0]['mode'])}",
         measure="Dice (validation)",
         lines=lines,
     )

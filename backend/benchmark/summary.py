@@ -14,6 +14,7 @@ from backend.benchmark.statistics import (
     Difference,
     Estimate,
     Scores,
+    cases_at_least,
     difference,
     estimate,
     holm,
@@ -27,6 +28,9 @@ METRIC_NAMES: Mapping[Metric, str] = {
     "iou": "IoU",
     "surface_dice": "surface Dice",
 }
+
+LEARNT = 0.1
+"""Mean of the measure below which a start has hardly found anything."""
 
 COLUMNS = (
     *("mode", "labels", "network", "start", "mean", "low", "high", "cases", "seeds"),
@@ -184,7 +188,24 @@ def verdict(found: Sequence[Finding], *, metric: Metric) -> list[str]:
         if rest:
             told.append(f"no difference shown for {_listed(rest)}")
         sentences.append(f"{where}: {'; '.join(told)}.")
-    return [_in_all(compared), *sentences, _basis(compared)]
+    return [_in_all(compared), *_unlearnt(found, name), *sentences, _basis(compared)]
+
+
+def _unlearnt(found: Sequence[Finding], name: str) -> list[str]:
+    """Where no start has learnt to segment, so that no difference says anything."""
+    best: dict[tuple[str, int], float] = {}
+    for f in found:
+        place = (f.mode, f.labels)
+        best[place] = max(best.get(place, 0.0), f.mean.mean)
+    poor = {place: value for place, value in best.items() if value < LEARNT}
+    if not poor:
+        return []
+    where = _listed([f"{plural(labels, 'scan')}, {mode}" for mode, labels in poor])
+    return [
+        f"Nothing has learnt to segment with {where}: no start comes to more than "
+        f"{max(poor.values()):.3f} {name}, so that its differences say nothing. More steps of "
+        "fine-tuning are needed."
+    ]
 
 
 def _in_all(compared: Sequence[Finding]) -> str:
@@ -234,8 +255,14 @@ def _basis(compared: Sequence[Finding]) -> str:
     basis = f"Each comparison is paired over {plural(cases, 'case')} and {plural(seeds, 'seed')}."
     if cases < 2 or seeds < 2:
         return f"{basis} A single case or seed tells of no other, so nothing can be shown."
+    if cases < cases_at_least():
+        return (
+            f"{basis} Fewer than {cases_at_least()} cases can show no difference, however large: "
+            "name more under data.test."
+        )
     most = max(f.comparisons for f in compared)
     return (
         f"{basis} Shown means that chance alone brings up as much in less than {LEVEL:.0%}, "
-        f"after Holm's correction for {plural(most, 'comparison')}; intervals are not corrected."
+        f"after Holm's correction for the {plural(most, 'comparison')} with the same number of "
+        "labelled scans; intervals are not corrected."
     )

@@ -244,7 +244,9 @@ def _best_probe_of(run: Path) -> str:
         f"{score:.3f} {f'at step {step}' if step else 'before training'}"
         for step, score in scores.items()
     )
-    return f"Best:    {run / 'checkpoints' / 'best.safetensors'} (linear probe {told})\n"
+    best_file = run / "checkpoints" / "best.safetensors"
+    gained = "" if best["step"] else "; nothing is gained yet"
+    return f"Best:    {best_file} (linear probe {told}{gained})\n"
 
 
 _HARDLY_ANYTHING = 0.01

@@ -68,7 +68,7 @@ def test_the_words_claim_what_is_shown_and_nothing_else() -> None:
     assert better.startswith("With 5 labelled scans: SMIT is better than random swin by 0.")
     assert "no difference shown for MIP" in better
     assert "paired over 10 cases and 3 seeds" in basis
-    assert "Holm's correction for 2 comparisons" in basis
+    assert "Holm's correction for the 2 comparisons with the same number of" in basis
     lost = {"random swin": 0.0, "SMIT": -0.1}
     _, worse, _ = verdict(findings(_rows(lost), metric="dice", order=ORDER), metric="dice")
     assert "SMIT is worse than random swin by 0." in worse
@@ -77,6 +77,23 @@ def test_the_words_claim_what_is_shown_and_nothing_else() -> None:
     assert told.startswith("No difference shown in 2 comparisons")
     assert "better" not in told
     assert "nothing can be shown" in told
+    few = verdict(findings(_rows(shifts, cases=5), metric="dice", order=ORDER), metric="dice")
+    assert "better" not in " ".join(few)
+    assert few[-1].endswith(
+        "Fewer than 6 cases can show no difference, however large: name more under data.test."
+    )
+
+
+def test_a_start_that_has_learnt_nothing_is_not_told_as_one_that_does_not_differ() -> None:
+    shifts = {"random swin": -0.6, "SMIT": -0.55}
+    rows = _rows(shifts) + [_row(s, "c", 0, 0.3, labels="9") for s in shifts]
+    _, unlearnt, *_ = verdict(findings(rows, metric="dice", order=ORDER), metric="dice")
+    assert unlearnt.startswith("Nothing has learnt to segment with 5 scans, end to end: no start")
+    assert unlearnt.endswith("More steps of fine-tuning are needed.")
+    learnt = verdict(
+        findings(_rows(dict.fromkeys(shifts, 0.0)), metric="dice", order=ORDER), metric="dice"
+    )
+    assert "Nothing has learnt" not in " ".join(learnt)
 
 
 def test_seeds_that_a_start_has_not_finished_are_in_no_pair() -> None:
