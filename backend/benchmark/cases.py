@@ -14,8 +14,10 @@ from pathlib import Path
 from backend.benchmark.plan import DataPlan, Part, Plan, Share
 from backend.data.labelled import LabelledCase, LabelledSet, shuffled
 from backend.data.labels import Label
+from backend.data.volume_file import detached_data
 from backend.errors import UserError
 
+_HEADERS = (".mhd", ".nhdr")
 _APART = "Put it into one part alone."
 
 
@@ -123,14 +125,24 @@ def copies_of(
     """
     known: dict[tuple[int, ...], list[LabelledCase]] = {}
     for case in cases:
-        known.setdefault(_sizes(case.image), []).append(case)
+        known.setdefault(_sizes(_voxel_files(case.image)), []).append(case)
     found = {}
     for name, files in others.items():
-        for case in known.get(_sizes(files), ()):
+        for case in known.get(_sizes(voxels := _voxel_files(files)), ()):
             # Only where the sizes agree anything is read.
-            if _digest(tuple(files)) == _digest(case.image):
+            if _digest(voxels) == _digest(_voxel_files(case.image)):
                 found[name] = case.id
     return found
+
+
+def _voxel_files(files: Iterable[Path]) -> tuple[Path, ...]:
+    """In the place of a header without voxels the file that holds them."""
+    return tuple(dict.fromkeys(_voxel_file(file) for file in files))
+
+
+def _voxel_file(file: Path) -> Path:
+    data = detached_data(file) if file.suffix.lower() in _HEADERS else None
+    return data if data is not None and data.is_file() else file
 
 
 def _sizes(files: Iterable[Path]) -> tuple[int, ...]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backend.benchmark.cases import Cases, copies_of, divided
-from backend.benchmark.grid import Start, digest, plain_phantoms
+from backend.benchmark.cases import Cases, divided
+from backend.benchmark.grid import digest, plain_phantoms
 from backend.benchmark.plan import DataPlan, PhantomPlan, Plan
 from backend.benchmark.sharing import made_once
-from backend.data.index import read_index, usable
 from backend.data.labelled import LabelledSet, check_set, load_labelled_set, stem
 from backend.data.labels import write_labels
-from backend.data.series import SeriesRow
 from backend.errors import UserError
 
 
@@ -120,21 +118,3 @@ def _copy_references(cases: Cases, folder: Path) -> None:
         ending = case.label.name.removeprefix(stem(case.label))
         shutil.copyfile(case.label, folder / f"{case.id}{ending}")
     write_labels(folder / "labels.json", cases.labels)
-
-
-def require_unseen_by_weights(found: Sequence[Start], cases: Cases) -> None:
-    """Refuse a run folder as start that has pretrained on the image of a test case."""
-    for start in found:
-        index = None if start.weights is None else start.weights / "index.csv"
-        if index is not None and index.is_file():
-            for test in copies_of(cases.test, present_files(read_index(index))).values():
-                raise UserError(
-                    f"Entry {start.entry.name!r}: {start.weights} has pretrained on test case "
-                    f"{test}.",
-                    "Take another run, or say pretrain_on_test: true.",
-                )
-
-
-def present_files(rows: Sequence[SeriesRow]) -> dict[str, tuple[Path, ...]]:
-    """Files by the id of each usable series that is on this disk."""
-    return {r.id: r.files for r in usable(rows) if all(file.is_file() for file in r.files)}

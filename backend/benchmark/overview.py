@@ -8,8 +8,9 @@ from pathlib import Path
 
 from backend.benchmark.cases import Cases
 from backend.benchmark.grid import Arm, Start, arms, plan_key, starts
-from backend.benchmark.material import divided_cases, require_present, require_unseen_by_weights
+from backend.benchmark.material import divided_cases, require_present
 from backend.benchmark.plan import Plan, read_plan
+from backend.benchmark.seen import require_unseen_by_weights
 from backend.benchmark.statistics import SEEDS_TO_FIND, cases_at_least
 from backend.report.words import plural
 
@@ -29,8 +30,7 @@ def show(file: Path, overrides: Sequence[str] = ()) -> None:
         _say(*weakness(plan, tests=plan.data.phantoms.test))
         return
     cases = divided_cases(plan.data)
-    if not plan.pretrain_on_test:
-        require_unseen_by_weights(found, cases)
+    require_unseen_by_weights(found, cases.test, images_allowed=plan.pretrain_on_test)
     _say(*_grid_lines(cases, arms(plan, found, cases)), *weakness(plan, tests=len(cases.test)))
 
 

@@ -35,14 +35,13 @@ from backend.benchmark.ledger import arm_cells, finished, own_rows
 from backend.benchmark.material import (
     phantom_folder,
     prepared_cases,
-    present_files,
     reference_folder,
     require_present,
-    require_unseen_by_weights,
 )
 from backend.benchmark.plan import Plan, read_plan
 from backend.benchmark.publish import PLAN_FILE, publish
 from backend.benchmark.report import Findings, text_of, write_findings
+from backend.benchmark.seen import present_files, require_unseen_by_weights
 from backend.benchmark.sharing import claimed, made_once
 from backend.benchmark.tables import CURVES, RESULTS, RUNS, Row, Table, csv_text
 from backend.data.index import found_series, usable, write_index
@@ -237,8 +236,7 @@ def _prepared(plan: Plan, found: Sequence[Start], request: Request, stop: StopRe
     except OSError as error:
         raise told_plainly(error, request.output) from error
     cases = prepared_cases(plan, request.output)
-    if not plan.pretrain_on_test:
-        require_unseen_by_weights(found, cases)
+    require_unseen_by_weights(found, cases.test, images_allowed=plan.pretrain_on_test)
     grid = arms(plan, found, cases)
     commit = source_commit() or ""
     return Bench(plan=plan, request=request, cases=cases, grid=grid, stop=stop, commit=commit)

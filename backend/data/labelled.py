@@ -35,6 +35,8 @@ LAYOUTS_HINT = (
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_NAME = 200
+"""Bytes: a file may have 255 with what is put before and behind."""
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -488,7 +490,25 @@ def _case(name: str, image: Path, label: Path) -> LabelledCase:
             raise UserError(f"{printable(file)}: the name is not valid UTF-8.", "Rename it.")
         if not file.is_file():
             raise UserError(f"Case {name}: its {what} {file} is missing.", "Add or correct it.")
+    if problem := _name_problem(name):
+        raise UserError(
+            f"Case {printable(name)[:80]!r}: its name {problem}.",
+            "Files are named after it: rename it.",
+        )
     return LabelledCase(id=name, image=files, label=label)
+
+
+def _name_problem(name: str) -> str:
+    """Why no file can be named after a case, else ""."""
+    if any(mark in name for mark in "/\\") or not name.isprintable():
+        return "holds a slash or a character that cannot be printed"
+    if name[0] in ". " or name[-1] == " ":
+        return "begins with a dot, or begins or ends with a space"
+    if name.lower().endswith(ENDINGS):
+        return "ends as a file does"
+    if len(name.encode()) > _LONGEST_NAME:
+        return f"is longer than {_LONGEST_NAME} bytes"
+    return ""
 
 
 def _nearest_labels(places: Sequence[Path], what: str) -> tuple[Label, ...]:

@@ -297,22 +297,63 @@ def test_what_could_not_end_well_is_refused_before_anything_is_written(
     assert {path.name for path in tmp_path.iterdir()} == {"plan.yaml", "file"}
 
 
+@pytest.mark.parametrize("what", ["", "checkpoints", "checkpoints/encoder.safetensors"])
 def test_weights_that_have_seen_a_test_case_are_refused_by_its_name(
-    finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+    what: str, finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
 ) -> None:
     _, output, _ = finished
     (run,) = (output / "pretrain").iterdir()
-    entry = {
-        **{"name": "run", "method": "smit", "preset": "tiny", "start": str(run)},
-        "network": {"method": {"encoder": {"embed_dim": 4, "heads": [1, 1, 2]}}},
-    }
-    plan = _plan(tmp_path, material, entries=[entry], data={"test": ["case_1"]})
+    plan = _plan(tmp_path, material, entries=[_start(run / what)], data={"test": ["case_1"]})
     done = backend_here("benchmark", plan, "--check")
     assert done.code == 2
     assert "Entry 'run'" in done.told
     assert "has pretrained on test case case_1" in done.told
-    unseen = _plan(tmp_path, material, entries=[entry])
+    unseen = _plan(tmp_path, material, entries=[_start(run / what)])
     assert backend_here("benchmark", unseen, "--check").code == 0
+
+
+def _start(weights: Path) -> dict[str, object]:
+    return {
+        **{"name": "run", "method": "smit", "preset": "tiny", "start": str(weights)},
+        "network": {"method": {"encoder": {"embed_dim": 4, "heads": [1, 1, 2]}}},
+    }
+
+
+@pytest.mark.parametrize("images_allowed", [False, True])
+@pytest.mark.parametrize("what", ["", "checkpoints/model.safetensors"])
+def test_weights_that_know_the_labels_of_a_test_case_are_refused_whatever_is_allowed(
+    what: str,
+    images_allowed: bool,
+    finished: tuple[Path, Path, Ended],
+    material: Material,
+    tmp_path: Path,
+) -> None:
+    _, output, _ = finished
+    run = next((output / "runs").glob("random*"))
+    learnt = json.loads((run / "split.json").read_text("utf-8"))["training"][0]
+    plan = _plan(
+        tmp_path,
+        material,
+        entries=[_start(run / what)],
+        data={"test": [learnt]},
+        pretrain_on_test=images_allowed,
+    )
+    done = backend_here("benchmark", plan, "--check")
+    assert done.code == 2
+    assert f"has learnt from the labels of test case {learnt}" in done.told
+
+
+def test_weights_that_were_probed_by_a_test_case_are_refused(
+    finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    _, output, _ = finished
+    run = tmp_path / "probed"
+    shutil.copytree(next((output / "pretrain").iterdir()), run)
+    (run / "probe.json").write_text(json.dumps({"learn": ["other"], "judge": ["case_3"]}))
+    plan = _plan(tmp_path, material, entries=[_start(run)])
+    done = backend_here("benchmark", plan, "--check")
+    assert done.code == 2
+    assert "has learnt from the labels of test case case_3, or was chosen by them" in done.told
 
 
 def test_a_check_tells_the_grid_and_what_is_missing_and_writes_nothing(

@@ -8,14 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK
 from benchmark_plans import write_plan
 
 from backend.benchmark.cases import Cases, copies_of, divided, label_set, scan_count
 from backend.benchmark.grid import Arm, arms, starts
 from backend.benchmark.material import divided_cases
 from backend.benchmark.plan import Plan, read_plan
-from backend.data.labelled import load_labelled_set
+from backend.data.labelled import LabelledCase, load_labelled_set
 from backend.errors import UserError
 
 BYOL = {"name": "BYOL", "method": "byol", "preset": "tiny"}
@@ -156,6 +158,33 @@ def test_a_test_case_of_the_set_itself_is_never_learnt_from(tmp_path: Path) -> N
         _cases(plan, labelled)
     assert [case.id for case in _cases(_plan(tmp_path, data={"test": ["a"], "validation": []}),
                                        labelled).train] == ["b"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["../up", "a/b", "/abs", ".hidden", "a.nii", "x" * 201, "a\u2028b"]
+)
+def test_a_case_that_no_file_can_be_named_after_is_refused(name: str, tmp_path: Path) -> None:
+    _set(tmp_path / "set", ["a", "b"])
+    table = tmp_path / "set" / "cases.csv"
+    table.write_text(f'case,image,label\n"{name}",a.nii,a_label.nii\n', "utf-8")
+    with pytest.raises(UserError, match="its name "):
+        load_labelled_set(table)
+
+
+def test_a_detached_image_is_known_by_its_voxels_and_not_by_its_header(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        image = SimpleITK.GetImageFromArray(np.full((4, 4, 4), number, np.int16))
+        SimpleITK.WriteImage(image, tmp_path / f"{name}.mhd")
+    header = (tmp_path / "a.mhd").read_text("utf-8").replace("a.raw", "c.raw")
+    (tmp_path / "c.mhd").write_text(header, "utf-8")
+    shutil.copy(tmp_path / "a.raw", tmp_path / "c.raw")
+    case = LabelledCase(id="a", image=(tmp_path / "a.mhd",), label=tmp_path / "a.mhd")
+    others = {
+        "b": (tmp_path / "b.mhd",),
+        "c": (tmp_path / "c.mhd",),
+        "series": (tmp_path / "c.mhd", tmp_path / "c.raw"),
+    }
+    assert copies_of([case], others) == {"c": "a", "series": "a"}
 
 
 def test_a_test_image_under_another_name_is_refused_with_both_names(tmp_path: Path) -> None:
