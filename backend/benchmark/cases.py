@@ -130,7 +130,7 @@ def copies_of(
     for name, files in others.items():
         for case in known.get(_sizes(voxels := _voxel_files(files)), ()):
             # Only where the sizes agree anything is read.
-            if _digest(voxels) == _digest(_voxel_files(case.image)):
+            if content(voxels) == content(_voxel_files(case.image)):
                 found[name] = case.id
     return found
 
@@ -149,14 +149,22 @@ def _sizes(files: Iterable[Path]) -> tuple[int, ...]:
     return tuple(sorted(file.stat().st_size for file in files))
 
 
+def content(files: Iterable[Path]) -> str:
+    """A hash of what files hold, in whatever order."""
+    digests = sorted(_digest(file, _changed(file)) for file in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _changed(file: Path) -> tuple[int, int]:
+    told = file.stat()
+    return told.st_size, told.st_mtime_ns
+
+
 @cache
-def _digest(files: tuple[Path, ...]) -> str:
-    """What the files hold, in whatever order."""
-    digests = []
-    for file in files:
-        with file.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+def _digest(file: Path, _: tuple[int, int]) -> str:
+    """Read once for as long as the file stays as it is."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def scan_count(labels: int | str, *, available: int) -> int:

@@ -8,13 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backend.benchmark.cases import Cases, divided
+from backend.benchmark.cases import Cases, content, divided
 from backend.benchmark.grid import digest, plain_phantoms
 from backend.benchmark.plan import DataPlan, PhantomPlan, Plan
 from backend.benchmark.sharing import made_once
 from backend.data.labelled import LabelledSet, check_set, load_labelled_set, stem
 from backend.data.labels import write_labels
+from backend.engine.record import read_json
 from backend.errors import UserError
+from backend.files import write_json
+
+_CONTENT = "content.json"
+"""Hashes of what each labelled scan held when a folder was begun."""
 
 
 def phantom_folder(plan: Plan, output: Path) -> Path:
@@ -72,6 +77,29 @@ def prepared_cases(plan: Plan, output: Path) -> Cases:
     return cases
 
 
+def require_same_cases(cases: Cases, output: Path) -> None:
+    """Note what the labelled scans hold, or refuse others than those that a folder was begun with.
+
+    Raises:
+        UserError: naming the case.
+    """
+    path = output / _CONTENT
+    known = read_json(path) if path.exists() else {}
+    found = {
+        case.id: {"image": content(case.image), "labels": content((case.label,))}
+        for part in cases.parts.values()
+        for case in part
+    }
+    for name, now in found.items():
+        for what, digest_now in now.items():
+            if known.get(name, now).get(what) != digest_now:
+                raise UserError(
+                    f"Case {name}: its {what} changed since {output} was begun.",
+                    "Put it back as it was, or take another --output.",
+                )
+    write_json(path, {**known, **found})
+
+
 def divided_cases(data: DataPlan) -> Cases:
     """The cases of a labelled set by what they are for.
 
@@ -83,12 +111,22 @@ def divided_cases(data: DataPlan) -> Cases:
 
 
 def _phantom_cases(plan: PhantomPlan, folder: Path) -> Cases:
-    labelled = load_labelled_set(folder / "labelled")
+    labelled, test = (
+        load_labelled_set(folder / "labelled"),
+        load_labelled_set(folder / "test").cases,
+    )
+    found = (len(labelled.cases), len(test))
+    if found != (plan.train + plan.validation, plan.test):
+        raise UserError(
+            f"{folder}: {found[0]} phantoms to learn from and {found[1]} to judge are there, and "
+            f"{plan.train + plan.validation} and {plan.test} were made.",
+            "Delete the folder and start again: the same ones are made anew.",
+        )
     return Cases(
         labels=labelled.labels,
         train=labelled.cases[: plan.train],
         validation=labelled.cases[plan.train :],
-        test=load_labelled_set(folder / "test").cases,
+        test=test,
     )
 
 

@@ -37,6 +37,7 @@ from backend.benchmark.material import (
     prepared_cases,
     reference_folder,
     require_present,
+    require_same_cases,
 )
 from backend.benchmark.plan import Plan, read_plan
 from backend.benchmark.publish import PLAN_FILE, publish
@@ -44,7 +45,7 @@ from backend.benchmark.report import Findings, text_of, write_findings
 from backend.benchmark.seen import present_files, require_unseen_by_weights
 from backend.benchmark.sharing import claimed, made_once
 from backend.benchmark.tables import CURVES, RESULTS, RUNS, Row, Table, csv_text
-from backend.data.index import found_series, usable, write_index
+from backend.data.index import found_series, read_index, usable, write_index
 from backend.data.label_files import write_labels_file
 from backend.data.labelled import LabelledCase
 from backend.data.labels import write_labels
@@ -128,10 +129,30 @@ def at_work(request: Request) -> Iterator[Bench]:
     stop = StopRequest()
     try:
         with stop.listening():
-            yield _prepared(plan, found, request, stop)
+            bench = _prepared(plan, found, request, stop)
+            require_same_cases(bench.cases, bench.output)
+            _require_same_scans(bench)
+            yield bench
     except (Cancelled, Interrupted) as error:
         told = "What is finished stays; start the same command again to go on."
         raise type(error)(error.message, told) from error
+
+
+def _require_same_scans(bench: Bench) -> None:
+    """Refuse pretrainings that are done, of other scans than the plan names by now."""
+    asked = {a.pretraining.key: a.pretraining for a in bench.grid if a.pretraining is not None}
+    folders = [f for f in map(bench.pretrain_folder, asked.values()) if _is_done(f)]
+    # Of the same paths there is an index, and it stays what it was.
+    if not folders or bench.index.exists():
+        return
+    made_once(bench.index, partial(_write_pretrain_index, bench))
+    now = {row.id for row in usable(read_index(bench.index / "index.csv"))}
+    for folder in folders:
+        if {row.id for row in usable(read_index(folder / "index.csv"))} != now:
+            raise UserError(
+                f"{folder}: has pretrained on other scans than pretrain.data names now.",
+                "Name those that it had, or take another --output.",
+            )
 
 
 def _require_places(request: Request) -> None:

@@ -125,6 +125,50 @@ def test_it_goes_on_from_the_table_alone(
         assert (copy / table).read_bytes() == (output / table).read_bytes()
 
 
+@pytest.mark.parametrize("what", ["image", "labels"])
+def test_scans_that_changed_under_their_names_are_refused_by_case(
+    what: str, finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    plan, output, _ = finished
+    copy = tmp_path / "out"
+    shutil.copytree(output, copy, ignore=shutil.ignore_patterns("cache", "logs"))
+    labelled = tmp_path / "labelled"
+    shutil.copytree(material.labelled, labelled)
+    moved = ("--set", f"data.labelled={labelled}")
+    assert backend_here(*_words(plan, copy, material), *moved).code == 0
+    pattern = "ct*" if what == "image" else "label.*"
+    first, second, *_ = sorted(labelled.glob(f"case_*/{pattern}"))
+    swapped = first.read_bytes()
+    shutil.copy(second, first)
+    second.write_bytes(swapped)
+    before = (copy / "results.csv").read_bytes()
+    refused = backend_here(*_words(plan, copy, material), *moved)
+    assert refused.code == 2, refused.err
+    assert re.search(rf"Case case_\d: its {what} changed since .* was begun\.", refused.told)
+    assert (copy / "results.csv").read_bytes() == before
+
+
+def test_other_scans_to_pretrain_on_are_no_reason_to_take_what_was_pretrained(
+    finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    plan, output, _ = finished
+    copy = tmp_path / "out"
+    shutil.copytree(output, copy, ignore=shutil.ignore_patterns("cache", "logs"))
+    # The same name of a folder, and of all that lies in it.
+    other = tmp_path / material.unlabelled.name
+    shutil.copytree(material.unlabelled, other)
+    paths = json.dumps([str(other), str(material.labelled)])
+    words = (*_words(plan, copy, material), "--set", f"pretrain.data={paths}")
+    moved = backend_here(*words)
+    assert moved.code == 0, moved.err
+    shutil.rmtree(next(path for path in sorted(other.iterdir()) if path.is_dir()))
+    for index in copy.glob("index_*"):
+        shutil.rmtree(index)
+    refused = backend_here(*words)
+    assert refused.code == 2, refused.err
+    assert "has pretrained on other scans than pretrain.data names now" in refused.told
+
+
 def _published(
     finished: tuple[Path, Path, Ended], material: Material, folder: Path, *more: str
 ) -> Ended:
