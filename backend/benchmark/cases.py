@@ -82,11 +82,15 @@ def _chosen(
         free = shuffled([case for name, case in cases.items() if name not in but], seed=part.seed)
         return [case.id for case in free[: max(1, round(part.share * len(free)))]]
     for pattern in part:
-        if not any(fnmatchcase(name, pattern) for name in cases):
+        if not any(_means(pattern, name) for name in cases):
             near = get_close_matches(pattern, list(cases), n=3, cutoff=0.4)
             cure = f"Near: {', '.join(near)}." if near else "Look into the set for names."
             raise UserError(f"data.{what}: there is no case {pattern!r}.", cure)
-    return [name for name in cases if any(fnmatchcase(name, pattern) for pattern in part)]
+    return [name for name in cases if any(_means(pattern, name) for pattern in part)]
+
+
+def _means(pattern: str, name: str) -> bool:
+    return pattern == name or fnmatchcase(name, pattern)
 
 
 def _require_apart(parts: Mapping[str, Sequence[str]]) -> None:

@@ -122,13 +122,27 @@ def _slug(name: str) -> str:
     return re.sub(r"\W+", "-", name).strip("-").lower()
 
 
+_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+
+
 def settings_texts(settings: Mapping[str, Any], *, prefix: str = "") -> Iterator[str]:
     """Nested settings as `key=value` texts."""
     for key, value in settings.items():
+        if not _NAME.fullmatch(str(key)):
+            raise UserError(
+                f"{prefix}{reprlib.repr(key)} is no name of a setting.",
+                "`backend describe` prints the names.",
+            )
         if isinstance(value, Mapping):
             yield from settings_texts(value, prefix=f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}={json.dumps(value)}"
+            try:
+                yield f"{prefix}{key}={json.dumps(value)}"
+            except TypeError:
+                raise UserError(
+                    f"{prefix}{key}: {reprlib.repr(value)} is neither number nor text.",
+                    "Write a text in quotes.",
+                ) from None
 
 
 _FIXED_PRETRAINING = {
@@ -190,6 +204,8 @@ def _refuse_fixed(layers: Mapping[str, Settings], fixed: Mapping[str, str]) -> N
         # As texts, in which a name with dots in it is what it means.
         for text in settings_texts(settings):
             name, _, value = text.partition("=")
+            if name.startswith("probe."):
+                raise UserError(f"{layer}: {name}: a benchmark asks no probes.", "Leave it out.")
             if cure := fixed.get(name.strip()):
                 raise UserError(
                     f"{layer}: {name.strip()} = {reprlib.repr(value)} is what the benchmark fixes.",

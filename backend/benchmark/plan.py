@@ -350,9 +350,10 @@ def _contradictions(plan: Plan) -> list[tuple[str, str]]:
             "Give one of the two.",
         ),
         (
-            data.phantoms is not None and bool(data.test or data.validation or data.train),
-            "data: phantoms are divided already",
-            "Leave out test, validation and train.",
+            data.phantoms is not None
+            and bool(data.test or data.validation or data.train or data.cases),
+            "data: phantoms are chosen and divided already",
+            "Leave out cases, test, validation and train.",
         ),
         (
             data.labelled is not None and not data.test,

@@ -16,14 +16,24 @@ from backend.benchmark.report import Findings, found_in, start_names
 from backend.benchmark.summary import COLUMNS, summary_rows
 from backend.benchmark.tables import CURVES, RESULTS, RUNS, csv_text
 from backend.charts import svg_file
+from backend.config import read_mapping
 from backend.errors import UserError
 from backend.files import write_text
 
 PLAN_FILE = "plan.yaml"
 """Name of the plan among what is published."""
 
-_PATH = re.compile(r"""(?:^|[\s"'=(,\[])(?:/[^/\s]+/|~/|[A-Za-z]:[\\/]|\\\\)""")
-"""The beginning of an absolute path, or of one from a home folder."""
+_PATH = re.compile(
+    r"(?:^|[^\w/.])/[\w.-]+/"  # from the root on, but not within a/b/c
+    r"|file:/|(?:^|[^:\w])//\w"  # but not https://
+    r"|~[\w.-]*/|\.\./"
+    r"|[A-Za-z]:[\\/](?!/)|\\\\"
+)
+"""The beginning of an absolute path, or of one from a home folder or the folder above."""
+
+
+_TABLES = ("results.csv", "summary.csv", "curves.csv", "runs.csv")
+_ELSEWHERE = "Choose another folder, or remove what is there."
 
 
 def publish(folder: Path, given: Findings) -> None:
@@ -47,9 +57,38 @@ def publish(folder: Path, given: Findings) -> None:
         "runs.csv": csv_text(RUNS.columns, given.runs),
         **{name: svg_file(picture) for name, picture in pictures.items()},
     }
-    _require_no_paths(files)
+    require_no_paths(files)
     for name, text in files.items():
         write_text(folder / name, text)
+
+
+def require_free(folder: Path, plan: Plan) -> None:
+    """Refuse a folder that holds something else than an earlier publication of the same plan.
+
+    Raises:
+        UserError: naming the file, or the folder of a benchmark.
+    """
+    at = folder.resolve()
+    for place in (at, *at.parents):
+        if (place / "locks").is_dir() and (place / "results.csv").is_file():
+            raise UserError(
+                f"--publish {folder}: {place} is where a benchmark works, whose tables go on from "
+                "more than is published.",
+                "Choose another folder.",
+            )
+    earlier = folder / PLAN_FILE
+    if not earlier.exists():
+        name = next((n for n in _TABLES if (folder / n).exists()), None)
+        if name is None:
+            return
+        raise UserError(f"--publish {folder}: {name} there is of no plan.", _ELSEWHERE)
+    told = read_mapping(earlier)
+    if told.get("name") != plan.name:
+        raise UserError(
+            f"--publish {folder}: {PLAN_FILE} there is {str(told.get('name'))[:60]!r}, not "
+            f"{plan.name!r}.",
+            _ELSEWHERE,
+        )
 
 
 def portable(plan: Plan) -> dict[str, Any]:
@@ -69,7 +108,12 @@ def portable(plan: Plan) -> dict[str, Any]:
     return plain
 
 
-def _require_no_paths(files: Mapping[str, str]) -> None:
+def require_no_paths(files: Mapping[str, str]) -> None:
+    """Refuse texts that tell of a folder of this machine.
+
+    Raises:
+        UserError: naming file and line.
+    """
     for name, text in files.items():
         for number, line in enumerate(text.splitlines(), start=1):
             if _PATH.search(line):

@@ -40,7 +40,7 @@ from backend.benchmark.material import (
     require_same_cases,
 )
 from backend.benchmark.plan import Plan, read_plan
-from backend.benchmark.publish import PLAN_FILE, publish
+from backend.benchmark.publish import PLAN_FILE, publish, require_free
 from backend.benchmark.report import Findings, text_of, write_findings
 from backend.benchmark.seen import present_files, require_unseen_by_weights
 from backend.benchmark.sharing import claimed, made_once
@@ -123,6 +123,8 @@ def at_work(request: Request) -> Iterator[Bench]:
     """
     _require_places(request)
     plan = read_plan(request.plan, request.overrides)
+    if request.publish is not None:
+        require_free(request.publish, plan)
     found = starts(plan)
     require_present(plan)
     check_device(request.device)
@@ -165,10 +167,10 @@ def _require_places(request: Request) -> None:
     if request.publish is None:
         return
     publish_to = request.publish.resolve()
-    if publish_to == request.output.resolve():
+    if publish_to.is_relative_to(request.output.resolve()):
         raise UserError(
-            f"--publish {request.publish}: is the folder of --output, whose tables go on from more "
-            "than is published.",
+            f"--publish {request.publish}: is in the folder of --output, whose tables go on from "
+            "more than is published.",
             "Choose another one.",
         )
     if publish_to / PLAN_FILE == request.plan.resolve():

@@ -18,7 +18,7 @@ class ProbeConfig:
     """Epochs between two probes; left out: ten over the run, beside that of the start."""
     scans: Annotated[int, Field(ge=2, le=1000), NUMBER] = 8
     """Labelled scans at most: half of them to solve on, half to judge by."""
-    windows: Count = 4
+    windows: Annotated[int, Field(ge=1, le=1000), NUMBER] = 4
     """Parts of each scan, as large as a view, each around a voxel of a structure in turn."""
     voxels: Count = 50
     """Read of each structure in the middle of a part, at most."""

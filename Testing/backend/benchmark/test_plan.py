@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,27 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a seed without its sets": ({"data": {"label_sets": {"5": [["case_1"]]}}}, "seed 0"),
 }
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"pretrain": {"settings": {"probe": {"scans": 4}}}},
+            "probe.scans: a benchmark asks no probes",
+        ),
+        ({"finetune": {"settings": {"train={max_steps: 9} #": 1}}}, "is no name of a setting"),
+        ({"finetune": {"settings": {"crop": date(2020, 1, 1)}}}, "is neither number nor text"),
+    ],
+)
+def test_settings_that_a_benchmark_cannot_take_are_refused_by_name(
+    changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    plan = _plan(tmp_path)
+    for part, values in changes.items():
+        plan = replace(plan, **{part: replace(getattr(plan, part), **values)})
+    with pytest.raises(UserError, match=told):
+        starts(plan)
 
 
 @pytest.mark.parametrize("kind", WRONG)
