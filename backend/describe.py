@@ -167,7 +167,9 @@ def summary(facts: Mapping[str, Any]) -> str:
 def _short(facts: Mapping[str, Any]) -> dict[str, str]:
     """What one asks first: how large, how much memory, how long."""
     cost, run = facts["cost"], facts["cost"]["run"]
-    scans = "" if run["scans"] is None else f" ({run['epochs']:,} epochs of {run['scans']} scans)"
+    scans = (
+        "" if run["scans"] is None else f" ({run['epochs']:,} epochs, with {run['scans']} scans)"
+    )
     return {
         "network": f"{facts['parameters']['learned']:,} parameters that learn",
         "memory": f"about {cost['memory_mib_fp32']:,} MB",

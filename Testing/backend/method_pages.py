@@ -13,6 +13,7 @@ from statistics import mean
 from typing import Any
 
 import calibration
+import plan_page
 import published_results
 import torch
 
@@ -149,6 +150,7 @@ BLOCKS: list[tuple[str, str, Rows]] = [
     ("docs/methods.md", "methods", docs_rows),
     ("docs/methods.md", "baselines", baseline_rows),
     ("docs/evidence.md", "probe", probe_rows),
+    ("docs/benchmark.md", "plan", plan_page.docs_rows),
     ("docs/benchmark.md", "calibration", calibration.docs_rows),
     *((f"docs/{name}.md", "facts", lambda name=name: page_rows(name)) for name in PRESETS),
 ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.engine.distributed import repeated, told_of
-from backend.errors import BackendError, told_plainly
+from backend.errors import BackendError, Cancelled, Interrupted, told_plainly
 
 _POLL_S = 1.0
 _GRACE_S = 900.0
@@ -141,7 +141,10 @@ def _work(task: Callable[[Any], None], share: Any, log: Path, connection: Connec
     try:
         task(share)
     except (Exception, KeyboardInterrupt) as caught:
-        logging.getLogger("backend").info("Ended", exc_info=caught)
+        if isinstance(caught, Cancelled | Interrupted):
+            logging.getLogger("backend").info("The benchmark, started again, goes on from here.")
+        else:
+            logging.getLogger("backend").info("Ended", exc_info=caught)
         # Who has let go of the connection has asked for the end, and knows.
         if not connection.closed:
             _tell(connection, told_plainly(caught))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from backend.benchmark.cases import Cases
+from backend.benchmark.cases import Cases, scan_count
 from backend.benchmark.grid import Arm, Start, arms, plan_key, starts
 from backend.benchmark.material import divided_cases, require_present
 from backend.benchmark.plan import Plan, read_plan
@@ -87,6 +87,9 @@ def _budget(plan: Plan) -> list[str]:
 
 def _phantom_lines(plan: Plan, found: Sequence[Start]) -> list[str]:
     """As `_grid_lines`, before there is any case."""
+    assert plan.data.phantoms is not None, "asked for those alone"
+    for labels in (*plan.labels, *plan.frozen_labels):
+        scan_count(labels, available=plan.data.phantoms.train)
     pretrained = sum(start.pretrain is not None for start in found)
     each = len(plan.seeds) if plan.pretrain is not None and plan.pretrain.each_seed else 1
     sizes = len(plan.labels) + len(plan.frozen_labels)

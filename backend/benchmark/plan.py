@@ -199,6 +199,7 @@ class Plan:
     """
 
     name: Annotated[str, Field(min_length=1)]
+    """Heads the report."""
     data: DataPlan
     finetune: FinetunePlan
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]

@@ -125,6 +125,7 @@ def at_work(request: Request) -> Iterator[Bench]:
     plan = read_plan(request.plan, request.overrides)
     if request.publish is not None:
         require_free(request.publish, plan)
+    _require_apart(plan, request.output)
     found = starts(plan)
     require_present(plan)
     check_device(request.device)
@@ -154,6 +155,16 @@ def _require_same_scans(bench: Bench) -> None:
             raise UserError(
                 f"{folder}: has pretrained on other scans than pretrain.data names now.",
                 "Name those that it had, or take another --output.",
+            )
+
+
+def _require_apart(plan: Plan, output: Path) -> None:
+    """Refuse to pretrain on what the benchmark itself writes."""
+    for path in () if plan.pretrain is None else plan.pretrain.data:
+        if output.resolve().is_relative_to(Path(path).resolve()):
+            raise UserError(
+                f"pretrain.data: {path} holds --output {output}, whose pictures are no scans.",
+                "Choose an --output outside of it.",
             )
 
 
