@@ -1,4 +1,4 @@
-"""The fields of a benchmark's plan, for docs/benchmark.md, from the words beside them in plan.py."""
+"""The fields of a benchmark's plan for docs/benchmark.md, from the words beside them in plan.py."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_what_one_asks_first_stands_first(text: str, facts: dict[str, Any]) -> N
     assert told["network"] == f"{facts['parameters']['learned']:,} parameters that learn"
     assert told["memory"] == f"about {cost['memory_mib_fp32']:,} MB"
     assert (
-        f" for {run['steps']:,} steps ({run['epochs']:,} epochs of 100 scans)"
+        f" for {run['steps']:,} steps ({run['epochs']:,} epochs, with 100 scans)"
         in (told["whole run"])
     )
     assert run["steps"] == 100 * run["epochs"]
