@@ -36,13 +36,14 @@ def own_rows(table: Table, grid: Sequence[Arm], cases: Cases) -> list[Row]:
         "case": {case.id for case in cases.test},
         "organ": {label.name for label in (BACKGROUND, *cases.labels)},
     }
+    names = {str(label.value): label.name for label in (BACKGROUND, *cases.labels)}
     rows: list[Row] = []
     for number, row in table.lines():
         if (arm := of_key.get(row["key"])) is None:
             continue
         cells = arm_cells(arm)
         known = {column: {cells[column]} for column in ("mode", "labels", "seed")} | judged
-        if column := _contradicted(row, known):
+        if column := _contradicted(row, known) or _impossible(row, arm, names):
             told = f"{column} = {row[column]!r} does not belong to the key {arm.key}"
             raise table.refused(number, f"{told} ({arm})")
         rows.append({**row, **cells})
@@ -52,6 +53,16 @@ def own_rows(table: Table, grid: Sequence[Arm], cases: Cases) -> list[Row]:
 def _contradicted(row: Row, known: Mapping[str, set[str]]) -> str:
     """The column whose cell is none of the known ones, or ""."""
     return next((c for c, cells in known.items() if c in row and row[c] not in cells), "")
+
+
+def _impossible(row: Row, arm: Arm, names: Mapping[str, str]) -> str:
+    """The column whose cell cannot stand beside the others of its row, or ""."""
+    if "value" in row and names.get(row["value"]) != row["organ"]:
+        return "value"
+    if row.get("status") == "absent" and float(row["volume_ref_ml"] or 0) > 0:
+        return "status"
+    steps = arm.start.finetune.train.max_steps
+    return "step" if "step" in row and steps is not None and int(row["step"]) > steps else ""
 
 
 def finished(results: Iterable[Row], cases: Cases) -> set[str]:

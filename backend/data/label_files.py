@@ -53,7 +53,7 @@ def write_labels_file(path: Path, volume: Volume, labels: Sequence[Label]) -> No
     with written_whole(path, failures=(RuntimeError,)) as temporary:
         SimpleITK.WriteImage(image, str(temporary), useCompression=True)
         # ITK's NIfTI writer reports nothing when the disk is full.
-        if not _holds(temporary, volume.voxels):
+        if not holds(temporary, volume.voxels):
             raise OSError("it reads back differently, as on a full disk")
 
 
@@ -127,7 +127,12 @@ def _image(volume: Volume) -> SimpleITK.Image:
     return image
 
 
-def _holds(path: Path, voxels: NDArray[np.generic]) -> bool:
+def holds(path: Path, voxels: NDArray[np.generic]) -> bool:
+    """Whether an image file, read back, has these voxels (z, y, x).
+
+    Raises:
+        RuntimeError: if it cannot be read.
+    """
     # The view lives only as long as its image.
     image = SimpleITK.ReadImage(str(path))
     return np.array_equal(SimpleITK.GetArrayViewFromImage(image), voxels)

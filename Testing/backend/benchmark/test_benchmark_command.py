@@ -283,6 +283,32 @@ def test_a_row_that_its_key_contradicts_is_refused_with_its_line(
     assert re.search(rf"results\.csv, line \d+: {told}", done.told)
 
 
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        ({"value": "77"}, "value = '77' does not belong"),
+        ({"organ": "liver"}, r"value = '\d+' does not belong"),
+        ({"status": "absent", "volume_ref_ml": "9"}, "status = 'absent' does not belong"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused_with_its_line(
+    cells: dict[str, str],
+    told: str,
+    finished: tuple[Path, Path, Ended],
+    material: Material,
+    tmp_path: Path,
+) -> None:
+    def changed(lines: list[str]) -> list[str]:
+        names = lines[0].strip().split(",")
+        row = dict(zip(names, lines[-1].strip().split(","), strict=True)) | cells
+        return [*lines[:-1], ",".join(row.values()) + "\n"]
+
+    plan, output = _changed(finished, tmp_path, changed)
+    done = backend_here(*_words(plan, output, material))
+    assert done.code == 2
+    assert re.search(rf"results\.csv, line \d+: {told}", done.told)
+
+
 def test_an_arm_that_lacks_a_row_is_judged_again(
     finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 
 from backend.data.phantom import LABELS, Cohort, Difficulty, make_cohort, make_phantom
+from backend.data.phantom.cohort import write_image
 from backend.data.phantom.dicom import Series, write_series
 from backend.data.readers import read_label, read_volume
 from backend.data.scan import scan
-from backend.errors import UserError
+from backend.errors import BackendError, UserError
 from backend.geometry import Volume, reorient
 
 SIZE, SPACING_MM = (46, 84, 84), (5.0, 4.5, 4.5)
@@ -272,6 +274,23 @@ def test_same_seed_writes_the_same_bytes_and_a_full_folder_is_refused(tmp_path: 
     assert json.loads((tmp_path / "hard" / "cohort.json").read_text())["difficulty"] == 1.0
     with pytest.raises(UserError, match="not empty"):
         make_cohort(tmp_path / "one", seed=3)
+
+
+def test_an_image_that_the_disk_took_in_part_is_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = SimpleITK.WriteImage
+
+    def cut_off(image: SimpleITK.Image, path: str, **options: bool) -> None:
+        write(image, path, **options)
+        os.truncate(path, Path(path).stat().st_size // 2)
+
+    monkeypatch.setattr(SimpleITK, "WriteImage", cut_off)
+    volume, _ = _small(0)
+    for name in ("ct.nii.gz", "ct.nii"):
+        with pytest.raises(BackendError, match=r"reads back differently|cannot be written"):
+            write_image(tmp_path / name, volume)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_uids_follow_from_the_patient_alone() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
+from backend.data.label_files import holds
 from backend.data.phantom.anatomy import LABELS
 from backend.data.phantom.dicom import Series, localizer, write_series
 from backend.data.phantom.patient import Difficulty
@@ -398,8 +399,11 @@ def write_image(path: Path, volume: Volume) -> None:
     image.SetSpacing(volume.geometry.spacing_mm[::-1])
     image.SetOrigin(volume.geometry.origin_mm)
     image.SetDirection(volume.geometry.direction)
-    with written_whole(path) as temporary:
+    with written_whole(path, failures=(RuntimeError,)) as temporary:
         SimpleITK.WriteImage(image, str(temporary), useCompression=path.suffix != ".nii")
+        # ITK's NIfTI writer reports nothing when the disk is full.
+        if not holds(temporary, volume.voxels):
+            raise OSError("it reads back differently, as on a full disk")
 
 
 def write_label_names(path: Path) -> None:
