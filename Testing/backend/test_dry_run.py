@@ -129,7 +129,10 @@ def test_what_memory_does_not_suffice_for_is_not_tried(
     )
     some = backend_here(*line)
     assert some.code == 4
-    assert "Set train.accumulate=2: the same batch in so many parts." in some.told
+    # How many fit beside the program depends on what it holds by then.
+    fit = re.search(r" (\d+) would fit\. Set train\.accumulate=(\d+): the same batch", some.told)
+    assert fit is not None, some.told
+    assert 64 // int(fit[2]) <= int(fit[1]) < 2 * 64 // int(fit[2])
 
 
 @pytest.mark.usefixtures("temporary")
