@@ -181,13 +181,16 @@ def _short(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _costs(cost: Mapping[str, Any]) -> dict[str, str]:
     program = cost["program_mib"]
+    beside = {
+        "gaps between them": f"about {cost['gaps_mib']:,} MB more",
+        "program": f"{program:,} MB more, measured here and now",
+    }
     return {
         "scans": f"{cost['scans_per_step']}",
         "arithmetic": f"{cost['gflop_per_step']:,} GFLOP",
         "tensors, fp32": f"{cost['tensors_mib_fp32']:,} MB, of which weights and optimizer are "
         f"{cost['weights_and_optimizer_mib']:,}",
-        **({"gaps between tensors": f"{cost['gaps_mib']:,} MB more, as found"} if program else {}),
-        **({"program": f"{program:,} MB more, measured here and now"} if program else {}),
+        **(beside if program else {}),
         f"time on {cost['device']}": f"about {cost['seconds_per_step_here']:g} s",
     }
 

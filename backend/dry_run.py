@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from backend.config import PretrainConfig, TrainConfig
+from backend.config import PretrainConfig, TrainConfig, with_settings
 from backend.data.cache import (
     BuildReport,
     Cache,
@@ -578,7 +578,7 @@ def _reckoned(
         scans_that_fit=scans_that_fit(measured.seen),
         read_s_per_step=round(asked.share.batch_size * measured.seen.read_s, 4),
         suggested=advised,
-        as_set=advised == _set_now(config),
+        as_set=_is_set(config, advised),
         scans=scans,
         scans_held_out=held_out,
         held_out_note=too_few_to_hold_out(config, scans=scans + held_out),
@@ -597,14 +597,9 @@ def _reckoned(
     )
 
 
-def _set_now(config: PretrainConfig) -> dict[str, Any]:
-    train = config.train
-    return {
-        "train.batch_size": train.batch_size,
-        "train.accumulate": train.accumulate,
-        "data.workers": config.data.workers,
-        "train.precision": train.precision,
-    }
+def _is_set(config: PretrainConfig, advised: Mapping[str, Any]) -> bool:
+    texts = tuple(f"{key}={json.dumps(value)}" for key, value in advised.items())
+    return None not in advised.values() and with_settings(config, overrides=texts) == config
 
 
 def _problem(measured: _Measured, *, cache: Cache, rows: Sequence[SeriesRow]) -> str:

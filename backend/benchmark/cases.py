@@ -17,7 +17,6 @@ from backend.data.labels import Label
 from backend.data.volume_file import detached_data
 from backend.errors import UserError
 
-_HEADERS = (".mhd", ".nhdr")
 _APART = "Put it into one part alone."
 
 
@@ -145,7 +144,7 @@ def _voxel_files(files: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def _voxel_file(file: Path) -> Path:
-    data = detached_data(file) if file.suffix.lower() in _HEADERS else None
+    data = detached_data(file)
     return data if data is not None and data.is_file() else file
 
 

@@ -206,9 +206,9 @@ def _refuse_fixed(layers: Mapping[str, Settings], fixed: Mapping[str, str]) -> N
             name, _, value = text.partition("=")
             if name.startswith("probe."):
                 raise UserError(f"{layer}: {name}: a benchmark asks no probes.", "Leave it out.")
-            if cure := fixed.get(name.strip()):
+            if cure := fixed.get(name):
                 raise UserError(
-                    f"{layer}: {name.strip()} = {reprlib.repr(value)} is what the benchmark fixes.",
+                    f"{layer}: {name} = {reprlib.repr(value)} is what the benchmark fixes.",
                     cure,
                 )
 
@@ -231,13 +231,20 @@ def starts(plan: Plan) -> tuple[Start, ...]:
     """
     resolved = [_resolved(plan, entry) for entry in plan.entries]
     _require_equal(
-        resolved, _budget, "all entries have the same budget, crops, grid and augmentation"
+        resolved,
+        "finetune",
+        _budget,
+        "all entries have the same budget, crops, grid and augmentation",
     )
     pretrained = [start for start in resolved if start.pretrain is not None]
-    _require_equal(pretrained, _pretraining_budget, "all pretrainings have the same budget")
+    _require_equal(
+        pretrained, "pretrain", _pretraining_budget, "all pretrainings have the same budget"
+    )
     found: list[Start] = []
     for name, members in _networks(resolved).items():
-        _require_equal(members, _recipe, "entries with the same network are fine-tuned alike")
+        _require_equal(
+            members, "finetune", _recipe, "entries with the same network are fine-tuned alike"
+        )
         first = members[0]
         entry = replace(first.entry, name=control_name(name), start=RANDOM)
         found.append(Start(entry=entry, network=name, finetune=first.finetune))
@@ -307,13 +314,12 @@ def _require_one_encoder(pretrain: PretrainConfig, finetune: FinetuneConfig) -> 
         )
 
 
-def _require_equal(found: Sequence[Start], terms: Any, rule: str) -> None:
-    """Refuse the first start whose terms differ from those of the first."""
+def _require_equal(found: Sequence[Start], part: str, terms: Any, rule: str) -> None:
+    """Refuse the first start whose terms of a part of the plan differ from those of the first."""
     for start in found[1:]:
         own, first = terms(start), terms(found[0])
         different = first_difference(own, first)
         if different:
-            part = "pretrain" if rule.startswith("all pretrainings") else "finetune"
             raise UserError(
                 f"Entry {start.entry.name!r} has {different} as {found[0].entry.name!r}: {rule}.",
                 f"Set it for all: in the plan under {part}, settings: "

@@ -145,8 +145,7 @@ def _require_same_scans(bench: Bench) -> None:
     """Refuse pretrainings that are done, of other scans than the plan names by now."""
     asked = {a.pretraining.key: a.pretraining for a in bench.grid if a.pretraining is not None}
     folders = [f for f in map(bench.pretrain_folder, asked.values()) if _is_done(f)]
-    # Of the same paths there is an index, and it stays what it was.
-    if not folders or bench.index.exists():
+    if not folders:
         return
     made_once(bench.index, partial(_write_pretrain_index, bench))
     now = {row.id for row in usable(read_index(bench.index / "index.csv"))}

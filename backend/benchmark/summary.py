@@ -29,7 +29,7 @@ METRIC_NAMES: Mapping[Metric, str] = {
     "surface_dice": "surface Dice",
 }
 
-LEARNT = 0.1
+_LEARNT = 0.1
 """Mean of the measure below which a start has hardly found anything."""
 
 COLUMNS = (
@@ -197,7 +197,7 @@ def _unlearnt(found: Sequence[Finding], name: str) -> list[str]:
     for f in found:
         place = (f.mode, f.labels)
         best[place] = max(best.get(place, 0.0), f.mean.mean)
-    poor = {place: value for place, value in best.items() if value < LEARNT}
+    poor = {place: value for place, value in best.items() if value < _LEARNT}
     if not poor:
         return []
     where = _listed([f"{plural(labels, 'scan')}, {mode}" for mode, labels in poor])

@@ -131,9 +131,11 @@ def segment_values(path: Path) -> dict[str, str]:
 
 def detached_data(path: Path) -> Path | None:
     """The file with the voxels that a .nhdr or .mhd points to, None if they stand inside."""
-    keys = _DETACHED_KEYS.get(path.suffix.lower(), ())
+    keys = _DETACHED_KEYS.get(path.suffix.lower())
+    if keys is None:
+        return None
     with path.open("rb") as stream:
-        head = stream.read(_HEADER_LIMIT if keys else 0).decode("latin-1")
+        head = stream.read(_HEADER_LIMIT).decode("latin-1")
     for line in head.splitlines():
         for key in keys:
             if " ".join(line.lower().split()).startswith(key):
