@@ -19,7 +19,6 @@ from backend.config import (
     PretrainConfig,
     first_difference,
     load_config,
-    merged,
     to_plain,
 )
 from backend.errors import UserError
@@ -214,10 +213,8 @@ def _refuse_fixed(layers: Mapping[str, Settings], fixed: Mapping[str, str]) -> N
 
 
 def _texts(*layers: Settings) -> tuple[str, ...]:
-    together: dict[str, Any] = {}
-    for layer in layers:
-        together = merged(together, layer)
-    return tuple(settings_texts(together))
+    """What later layers say stands last, and so holds, written with dots or nested."""
+    return tuple(text for layer in layers for text in settings_texts(layer))
 
 
 def starts(plan: Plan) -> tuple[Start, ...]:

@@ -61,7 +61,9 @@ def _share_or_count(value: Any) -> Any:
 Seed = Annotated[int, Field(ge=0, lt=2**31), NUMBER]
 LabelCount = Annotated[int | str, BeforeValidator(_share_or_count)]
 """Labelled scans to learn from, or their share of all there are, such as "10%"."""
-_Name = Annotated[str, Field(pattern=r"^[\w .+\-]{1,40}$")]
+# Not with a sign in front, which a spreadsheet takes for a formula.
+_Name = Annotated[str, Field(pattern=r"^\w([\w .+\-]{0,38}[\w.+\-])?$")]
+_Title = Annotated[str, Field(pattern=r"^[^\s\p{C}][^\p{C}]*$")]
 _Path = Annotated[str, Field(min_length=1)]
 _Cases = Annotated[tuple[str, ...], AfterValidator(_unique)]
 _Counts = Annotated[tuple[LabelCount, ...], AfterValidator(_unique)]
@@ -198,7 +200,7 @@ class Plan:
     random weights.
     """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: _Title
     """Heads the report."""
     data: DataPlan
     finetune: FinetunePlan
@@ -211,7 +213,7 @@ class Plan:
     """Each draws label sets, crops and decoder weights."""
     text: str = ""
     """What the plan asks, in a sentence."""
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024), NUMBER] | None = None
     """Of each process on a processor: with it as many processes share the work as cores allow, and
     the numbers are the same on any number of cores. Left out: one process takes all cores."""
     pretrain: PretrainPlan | None = None

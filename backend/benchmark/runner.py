@@ -6,8 +6,8 @@ started as often as one likes, shares the grid; a process that dies leaves its a
 
 from __future__ import annotations
 
-import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ from backend.data.labelled import LabelledCase
 from backend.data.labels import write_labels
 from backend.data.pool import usable_cores
 from backend.data.readers import read_volume
-from backend.engine.record import read_metrics, read_status
+from backend.engine.record import read_json, read_metrics, read_status
 from backend.engine.signals import StopRequest
 from backend.errors import Cancelled, Interrupted, UserError, told_plainly
 from backend.files import write_json, write_text
@@ -150,7 +150,9 @@ def _require_same_scans(bench: Bench) -> None:
     made_once(bench.index, partial(_write_pretrain_index, bench))
     now = {row.id for row in usable(read_index(bench.index / "index.csv"))}
     for folder in folders:
-        if {row.id for row in usable(read_index(folder / "index.csv"))} != now:
+        with _curable(folder):
+            then = {row.id for row in usable(read_index(folder / "index.csv"))}
+        if then != now:
             raise UserError(
                 f"{folder}: has pretrained on other scans than pretrain.data names now.",
                 "Name those that it had, or take another --output.",
@@ -401,8 +403,10 @@ def _attempt(bench: Bench, arm: Arm) -> bool:
             return False
         log.info("%s", arm)
         began = time.monotonic()
-        folder = _finetuned(bench, arm)
-        rows = _judged(bench, arm, folder)
+        folder = bench.run_folder(arm)
+        with _curable(folder), _curable(reference_folder(bench.cases, bench.output)):
+            _finetuned(bench, arm, folder)
+            rows = _judged(bench, arm, folder)
         bench.curves.put(arm.key, _curve(arm, folder))
         _note_run(bench, arm.key, arm.folder, kind="arm", seconds=time.monotonic() - began)
         # Last, for with these an arm is done.
@@ -411,11 +415,22 @@ def _attempt(bench: Bench, arm: Arm) -> bool:
 
 
 def _is_done(folder: Path) -> bool:
-    return (folder / "status.json").exists() and read_status(folder)["state"] == "done"
+    with _curable(folder):
+        return (folder / "status.json").exists() and read_status(folder)["state"] == "done"
 
 
-def _begun(folder: Path) -> bool:
-    return (folder / "config.json").exists()
+@contextmanager
+def _curable(folder: Path) -> Iterator[None]:
+    """What is wrong in a folder of the benchmark's own, it can make anew: say so."""
+    try:
+        yield
+    except UserError as error:
+        if str(folder) not in error.message:
+            raise
+        raise UserError(
+            error.message,
+            f"Delete {folder} and start the same command again: the same is made anew.",
+        ) from error
 
 
 def _note_run(bench: Bench, key: str, name: str, *, kind: str, seconds: float) -> None:
@@ -441,7 +456,8 @@ def _note_run(bench: Bench, key: str, name: str, *, kind: str, seconds: float) -
 def _pretrained(bench: Bench, pretraining: Pretraining) -> bool:
     """Do a pretraining unless it is done; False if another process does."""
     folder = bench.pretrain_folder(pretraining)
-    with claimed(bench.output / "locks" / f"{pretraining.key}.lock") as mine:
+    lock = bench.output / "locks" / f"{pretraining.key}.lock"
+    with _curable(folder), claimed(lock) as mine:
         if not mine or _is_done(folder):
             return mine
         made_once(bench.index, partial(_write_pretrain_index, bench))
@@ -459,7 +475,7 @@ def _pretrained(bench: Bench, pretraining: Pretraining) -> bool:
                     f"train.seed={pretraining.seed}",
                 ),
                 device=bench.request.device,
-                resume=_begun(folder),
+                resume=(folder / "config.json").exists(),
                 cache=bench.cache,
                 argv=tuple(sys.argv),
             )
@@ -483,18 +499,21 @@ def _write_pretrain_index(bench: Bench, folder: Path) -> None:
     write_json(folder / "left_out.json", {"scans": len(usable(kept)), "left_out": seen})
 
 
-def _finetuned(bench: Bench, arm: Arm) -> Path:
-    """The run folder of a finished fine-tuning."""
-    folder = bench.run_folder(arm)
+def _finetuned(bench: Bench, arm: Arm, folder: Path) -> None:
+    """Fine-tune into a run folder, or go on with what is there."""
     if _is_done(folder):
-        return folder
+        return
+    # Weights that it began with may lie elsewhere by now; from its checkpoint on it needs none.
+    begun = (folder / "checkpoints" / "last.pt").exists()
+    if not begun and folder.exists():
+        shutil.rmtree(folder)
     entry = arm.start.entry
     frozen = ("freeze_encoder=true",) if arm.frozen else ()
     finetune.run(
         finetune.FinetuneRequest(
             output=folder,
             data=_written_set(bench, arm),
-            init=_origin(bench, arm),
+            init=None if begun else _origin(bench, arm),
             method=entry.method,
             preset=entry.preset,
             overrides=(
@@ -503,12 +522,11 @@ def _finetuned(bench: Bench, arm: Arm) -> Path:
                 *frozen,
             ),
             device=bench.request.device,
-            resume=_begun(folder),
+            resume=begun,
             cache=bench.cache,
             argv=tuple(sys.argv),
         )
     )
-    return folder
 
 
 def _written_set(bench: Bench, arm: Arm) -> Path:
@@ -625,5 +643,7 @@ def _finished_rows(bench: Bench) -> Findings:
 def _left_out(bench: Bench) -> dict[str, Any]:
     """How many scans are pretrained on, and which images were left out of them."""
     path = bench.index / "left_out.json"
-    told: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return told
+    if not path.exists():
+        return {}
+    with _curable(bench.index):
+        return read_json(path)

@@ -339,6 +339,36 @@ def test_an_entry_goes_on_under_another_name(
 
 
 @pytest.mark.parametrize(
+    "damaged",
+    [
+        "pretrain/*/status.json",
+        pytest.param("index_*/left_out.json", marks=pytest.mark.slow),
+        pytest.param("runs/*/status.json", marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_file_of_a_benchmark_is_told_with_a_cure_that_works(
+    damaged: str, finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    plan, whole, _ = finished
+    output = tmp_path / "out"
+    shutil.copytree(whole, output, ignore=shutil.ignore_patterns("cache", "logs"))
+    if damaged.startswith("runs"):
+        # Else nobody looks at a run any more.
+        (output / "results.csv").unlink()
+    path = sorted(output.glob(damaged))[0]
+    path.write_bytes(b"")
+    words = _words(plan, output, material)
+    refused = backend_here(*words)
+    assert refused.code == 2, refused.err
+    assert f"{path}: is damaged. Delete {path.parent} and start the same" in refused.told
+    shutil.rmtree(path.parent)
+    done = backend_here(*words)
+    assert done.code == 0, done.err
+    for table in ("results.csv", "summary.csv"):
+        assert (output / table).read_bytes() == (whole / table).read_bytes()
+
+
+@pytest.mark.parametrize(
     ("options", "told"),
     [
         (("--processes", 0), "--processes 0: at least one is needed"),
@@ -485,6 +515,26 @@ def test_whenever_it_is_ended_and_started_again_the_table_is_the_same(
     if number == signal.SIGTERM:
         assert "start the same command again to go on" in stopped.told
     assert backend_here(*words).code == 0
+    for table in ("results.csv", "curves.csv", "summary.csv"):
+        assert (output / table).read_bytes() == (whole / table).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learnt", [False, True], ids=["before a checkpoint", "with one"])
+def test_a_fine_tuning_goes_on_when_its_folder_was_moved_meanwhile(
+    learnt: bool, finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
+) -> None:
+    plan, whole, _ = finished
+    output = tmp_path / "moved"
+    shutil.copytree(whole, output, ignore=shutil.ignore_patterns("cache", "logs"))
+    (output / "results.csv").unlink()
+    for run in (output / "runs").iterdir():
+        status = json.loads((run / "status.json").read_text())
+        (run / "status.json").write_text(json.dumps({**status, "state": "interrupted"}))
+        if not learnt:
+            shutil.rmtree(run / "checkpoints")
+    done = backend_here(*_words(plan, output, material))
+    assert done.code == 0, done.err
     for table in ("results.csv", "curves.csv", "summary.csv"):
         assert (output / table).read_bytes() == (whole / table).read_bytes()
 

@@ -83,6 +83,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"data": {"label_sets": {"0": [["case_1", "case_1"]]}}},
         "'case_1' stands there twice",
     ),
+    "a name that a spreadsheet would compute": ({"entries": [{**BYOL, "name": "-1+1"}]}, "'-1+1'"),
+    "a name of blanks": ({"entries": [{**BYOL, "name": "  "}]}, "entries.0.name = '  '"),
+    "a title over lines": ({"name": "one\ntwo"}, "name = 'one\\ntwo'"),
+    "more threads than machines have": ({"threads": 10**6}, "threads = 1000000"),
     "a seed without its sets": ({"data": {"label_sets": {"5": [["case_1"]]}}}, "seed 0"),
 }
 
@@ -301,6 +305,17 @@ def test_an_entry_with_another_budget_is_refused_by_name(kind: str, tmp_path: Pa
     assert told in caught.value.message
     assert "'PGL'" in caught.value.message
     assert "'BYOL'" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "common", [{"train.learning_rate": 0.5}, {"train": {"learning_rate": 0.5}}]
+)
+@pytest.mark.parametrize("own", [{"train.learning_rate": 0.25}, {"train": {"learning_rate": 0.25}}])
+def test_what_an_entry_says_holds_over_the_plan_however_both_are_written(
+    common: dict[str, Any], own: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = _plan(tmp_path, entries=[{**BYOL, "finetune": own}], finetune={"settings": common})
+    assert {start.finetune.train.learning_rate for start in starts(plan)} == {0.25}
 
 
 FIXED = {
