@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from backend.cards import card
 from backend.config import PretrainConfig, load_config
 from backend.data.cache import Cache, CachedVolume
-from backend.data.index import SeriesRow, found_series, usable, write_index
+from backend.data.index import SeriesRow, found_series, refusals, usable, write_index
 from backend.data.preprocess import Recipe
 from backend.engine.distributed import Team, joined, place, share_of_device
 from backend.engine.record import STOP_FILE, FollowedFolder, RunFolder, check_target
@@ -166,6 +166,9 @@ def _run_in_folder(
             else:
                 rows = rows or found_series(request.data)
                 write_index(index, rows)
+            if left := len(rows) - len(usable(rows)):
+                told = (left, len(rows), index, refusals(rows))
+                log.info("%d of %d series are left out; %s tells why of each. %s", *told)
             cache = _cache(request, config)
             volumes = _cached(usable(rows), cache, folder=folder, stop=stop)
             stop.check()

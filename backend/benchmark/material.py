@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backend.benchmark.cases import Cases, content, divided
+from backend.benchmark.cases import Cases, content, copies_of, divided
 from backend.benchmark.grid import digest, plain_phantoms
 from backend.benchmark.plan import DataPlan, PhantomPlan, Plan
+from backend.benchmark.seen import present_files
 from backend.benchmark.sharing import made_once
-from backend.data.labelled import LabelledSet, check_set, load_labelled_set, stem
+from backend.data.index import found_series
+from backend.data.labelled import LabelledCase, LabelledSet, check_set, load_labelled_set, stem
 from backend.data.labels import write_labels
+from backend.data.series import SeriesRow
 from backend.engine.record import read_json
 from backend.errors import UserError
 from backend.files import write_json
 
 _CONTENT = "content.json"
 """Hashes of what each labelled scan held when a folder was begun."""
+
+
+def scans_to_pretrain(
+    plan: Plan, test: Sequence[LabelledCase], *, phantoms: Path | None = None
+) -> tuple[list[SeriesRow], dict[str, str]]:
+    """What a plan pretrains on, and which images were left out of it.
+
+    Args:
+        plan: with a pretraining.
+        test: cases that judge; their images are left out unless the plan asks for them.
+        phantoms: the folder of the plan's phantoms, if it has some.
+
+    Returns:
+        Rows of an index, usable or not, and by the id of what was left out the name of its case.
+
+    Raises:
+        UserError: see `found_series`.
+    """
+    assert plan.pretrain is not None, "the plan is checked"
+    paths = [Path(path) for path in plan.pretrain.data]
+    if phantoms is not None:
+        paths.append(phantoms / "unlabelled")
+    rows = found_series(paths)
+    seen = {} if plan.pretrain_on_test else copies_of(test, present_files(rows))
+    return [row for row in rows if row.id not in seen], seen
 
 
 def phantom_folder(plan: Plan, output: Path) -> Path:

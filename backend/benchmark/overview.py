@@ -8,10 +8,11 @@ from pathlib import Path
 
 from backend.benchmark.cases import Cases, scan_count
 from backend.benchmark.grid import Arm, Start, arms, plan_key, starts
-from backend.benchmark.material import divided_cases, require_present
+from backend.benchmark.material import divided_cases, require_present, scans_to_pretrain
 from backend.benchmark.plan import Plan, read_plan
 from backend.benchmark.seen import require_unseen_by_weights
 from backend.benchmark.statistics import SEEDS_TO_FIND, cases_at_least
+from backend.data.index import refusals, usable
 from backend.report.words import plural
 
 
@@ -31,6 +32,8 @@ def show(file: Path, overrides: Sequence[str] = ()) -> None:
         return
     cases = divided_cases(plan.data)
     require_unseen_by_weights(found, cases.test, images_allowed=plan.pretrain_on_test)
+    if any(start.pretrain is not None for start in found):
+        _say(*_pretraining_lines(plan, cases))
     _say(*_grid_lines(cases, arms(plan, found, cases)), *weakness(plan, tests=len(cases.test)))
 
 
@@ -83,6 +86,18 @@ def _budget(plan: Plan) -> list[str]:
         if numbers
     ]
     return [f"Budget: {', '.join(parts)}", f"Grid: {'; '.join(counts)}"]
+
+
+def _pretraining_lines(plan: Plan, cases: Cases) -> list[str]:
+    rows, left_out = scans_to_pretrain(plan, cases.test)
+    kept = len(usable(rows))
+    lines = [f"Pretraining on {plural(kept, 'scan')}"]
+    if left_out:
+        images = plural(len(left_out), "image")
+        lines[0] += f", without {images} of test cases ({', '.join(sorted(left_out.values()))})"
+    if kept < len(rows):
+        lines.append(f"Of {len(rows):,} series {kept:,} can be used. {refusals(rows)}")
+    return lines
 
 
 def _phantom_lines(plan: Plan, found: Sequence[Start]) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from backend import evaluate, finetune, pretrain
-from backend.benchmark.cases import Cases, copies_of
+from backend.benchmark.cases import Cases
 from backend.benchmark.crew import places, work_together
 from backend.benchmark.grid import (
     RANDOM,
@@ -38,14 +38,15 @@ from backend.benchmark.material import (
     reference_folder,
     require_present,
     require_same_cases,
+    scans_to_pretrain,
 )
 from backend.benchmark.plan import Plan, read_plan
 from backend.benchmark.publish import PLAN_FILE, publish, require_free
 from backend.benchmark.report import Findings, text_of, write_findings
-from backend.benchmark.seen import present_files, require_unseen_by_weights
+from backend.benchmark.seen import require_unseen_by_weights
 from backend.benchmark.sharing import claimed, made_once
 from backend.benchmark.tables import CURVES, RESULTS, RUNS, Row, Table, csv_text
-from backend.data.index import found_series, read_index, usable, write_index
+from backend.data.index import read_index, usable, write_index
 from backend.data.label_files import write_labels_file
 from backend.data.labelled import LabelledCase
 from backend.data.labels import write_labels
@@ -487,13 +488,12 @@ def _pretrained(bench: Bench, pretraining: Pretraining) -> bool:
 
 def _write_pretrain_index(bench: Bench, folder: Path) -> None:
     """An index without the images of test cases, and which those were."""
-    assert bench.plan.pretrain is not None, "the plan is checked"
-    paths = [Path(path) for path in bench.plan.pretrain.data]
-    if bench.plan.data.phantoms is not None:
-        paths.append(phantom_folder(bench.plan, bench.output) / "unlabelled")
-    rows = found_series(paths)
-    seen = {} if bench.plan.pretrain_on_test else copies_of(bench.cases.test, present_files(rows))
-    kept = [row for row in rows if row.id not in seen]
+    made = bench.plan.data.phantoms is not None
+    kept, seen = scans_to_pretrain(
+        bench.plan,
+        bench.cases.test,
+        phantoms=phantom_folder(bench.plan, bench.output) if made else None,
+    )
     folder.mkdir()
     write_index(folder / "index.csv", kept)
     write_json(folder / "left_out.json", {"scans": len(usable(kept)), "left_out": seen})

@@ -98,6 +98,18 @@ def test_the_report_says_what_was_compared_on_what_and_no_more(
     assert [row["shown"] for row in summary] == ["", "no"]
 
 
+def test_a_pretraining_says_how_many_series_it_leaves_out_and_where_it_says_why(
+    finished: tuple[Path, Path, Ended],
+) -> None:
+    _, output, _ = finished
+    (run,) = (output / "pretrain").iterdir()
+    told = r"INFO (\d+) of (\d+) series are left out; .*index.csv tells why of each. Refused: "
+    found = re.search(told, (run / "log.txt").read_text())
+    assert found is not None
+    verdicts = [row["verdict"] for row in _rows(run / "index.csv")]
+    assert [int(n) for n in found.groups()] == [verdicts.count("refused"), len(verdicts)]
+
+
 def test_every_run_tells_what_it_was_made_on(finished: tuple[Path, Path, Ended]) -> None:
     _, output, _ = finished
     runs = _rows(output / "runs.csv")
@@ -466,8 +478,10 @@ def test_a_check_tells_the_grid_and_what_is_missing_and_writes_nothing(
     checked = backend("benchmark", plan, "--check", cwd=tmp_path)
     assert checked.code == 0, checked.err
     weak = ("1 test case. With fewer than 6", "one seed tells nothing of others")
-    for told in ("random swin", "from pretrain", "test case_3", "1 pretraining, 2 arms", *weak):
+    grid = ("random swin", "from pretrain", "test case_3", "1 pretraining, 2 arms")
+    for told in (*grid, "without 1 image of test cases (case_3)", *weak):
         assert told in checked.out
+    assert re.search(r"Of \d series \d can be used\. Refused: \d label map\.", checked.out)
     where = ("--set", "data.labelled=nowhere", "--set", "data.get=Ask the ward.")
     absent = backend_here("benchmark", plan, "--check", *where)
     assert absent.code == 2
