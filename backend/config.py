@@ -568,6 +568,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
+_MOST_VALUES = 1_000_000
+"""More than any index of scans in a plan."""
+
+
 class _RepeatedKeyError(ConstructorError):
     """A mapping has a key twice."""
 
@@ -575,6 +579,28 @@ class _RepeatedKeyError(ConstructorError):
 # The loader in C where there is one: the cards of all methods are read in a tenth of the time.
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Plain values alone, and each key once: of two values one would be dropped in silence."""
+
+    def get_single_data(self) -> Any:
+        """The values of a text; not those of an alias of aliases, which fills any memory."""
+        node = self.get_single_node()
+        if node is None:
+            return None
+        if _values_below(node, {}) > _MOST_VALUES:
+            problem = f"stands for more than {_MOST_VALUES:,} values"
+            raise ConstructorError(None, None, problem, node.start_mark)
+        return self.construct_document(node)
+
+
+def _values_below(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Of a node with all that its aliases stand for, each looked at once."""
+    if node not in known:
+        # What holds itself is counted once as well.
+        known[node] = 1
+        if isinstance(node, yaml.CollectionNode):
+            pairs = isinstance(node, yaml.MappingNode)
+            below = [n for pair in node.value for n in pair] if pairs else node.value
+            known[node] += sum(_values_below(n, known) for n in below)
+    return known[node]
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:

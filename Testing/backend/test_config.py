@@ -339,6 +339,21 @@ def test_a_key_that_stands_twice_is_told_with_its_line(
     assert all(word in message for word in [str(file), *words]), message
 
 
+def test_aliases_of_aliases_that_would_fill_any_memory_are_refused(tmp_path: Path) -> None:
+    lists = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    file = tmp_path / "bomb.yaml"
+    file.write_text("\n".join(["a0: &a0 [1, 1]", *lists]))
+    message = _told(file=file).message
+    assert f"{file}: is no valid YAML" in message
+    assert "line 1: stands for more than 1,000,000 values" in message
+
+
+def test_what_two_settings_share_may_stand_once(tmp_path: Path) -> None:
+    file = tmp_path / "shared.yaml"
+    file.write_text("train: &t {seed: 3}\nagain: *t\n")
+    assert read_mapping(file) == {"train": {"seed": 3}, "again": {"seed": 3}}
+
+
 def test_a_key_that_stands_twice_in_an_override_is_refused() -> None:
     assert "'epochs' stands twice" in _told("train={epochs: 3, epochs: 4}").message
 
