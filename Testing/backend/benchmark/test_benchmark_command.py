@@ -49,6 +49,11 @@ def _words(plan: Path, output: Path, material: Material) -> tuple[object, ...]:
     return ("benchmark", plan, "--output", output, *options)
 
 
+def _require_same_tables(output: Path, whole: Path) -> None:
+    for table in ("results.csv", "curves.csv", "summary.csv"):
+        assert (output / table).read_bytes() == (whole / table).read_bytes()
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
@@ -529,8 +534,7 @@ def test_whenever_it_is_ended_and_started_again_the_table_is_the_same(
     if number == signal.SIGTERM:
         assert "start the same command again to go on" in stopped.told
     assert backend_here(*words).code == 0
-    for table in ("results.csv", "curves.csv", "summary.csv"):
-        assert (output / table).read_bytes() == (whole / table).read_bytes()
+    _require_same_tables(output, whole)
 
 
 @pytest.mark.slow
@@ -549,8 +553,7 @@ def test_a_fine_tuning_goes_on_when_its_folder_was_moved_meanwhile(
             shutil.rmtree(run / "checkpoints")
     done = backend_here(*_words(plan, output, material))
     assert done.code == 0, done.err
-    for table in ("results.csv", "curves.csv", "summary.csv"):
-        assert (output / table).read_bytes() == (whole / table).read_bytes()
+    _require_same_tables(output, whole)
 
 
 @pytest.mark.slow
@@ -590,8 +593,7 @@ def test_processes_that_it_has_started_end_with_it_and_the_table_is_the_same(
     done = backend(*words)
     assert done.code == 0, done.err
     assert "2 processes" in done.err
-    for table in ("results.csv", "curves.csv", "summary.csv"):
-        assert (output / table).read_bytes() == (whole / table).read_bytes()
+    _require_same_tables(output, whole)
 
 
 @pytest.mark.slow
