@@ -8,7 +8,7 @@ from pathlib import Path
 
 from backend.benchmark.plan import Plan, read_plan
 from backend.benchmark.report import machines
-from backend.benchmark.summary import METRIC_NAMES, Finding, findings, verdict
+from backend.benchmark.summary import METRIC_NAMES, Finding, findings, unlearnt, verdict
 from backend.progress import told_time
 from backend.report.words import plural
 
@@ -44,13 +44,14 @@ def readme_rows(results: Path = RESULTS) -> list[str]:
 
 def section(folder: Path) -> list[str]:
     plan, at = read_plan(folder / "plan.yaml"), f"{SHOWN_AT}/{folder.name}"
-    told = verdict(found_in(folder), metric=plan.metric)[0]
+    found, name = found_in(folder), METRIC_NAMES[plan.metric]
+    told = [verdict(found, metric=plan.metric)[0], *unlearnt(found, name)]
     pictures = [
-        f"![{METRIC_NAMES[plan.metric]} over the number of labelled scans]({at}/{path.name})"
+        f"![{name} over the number of labelled scans]({at}/{path.name})"
         for path in sorted(folder.glob("efficiency_*.svg"))
     ]
     return [
-        " ".join(filter(None, (f"**{plan.name}.**", plan.text, told))),
+        " ".join(filter(None, (f"**{plan.name}.**", plan.text, *told))),
         "",
         *pictures,
         "",

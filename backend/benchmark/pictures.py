@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import TypeVar
 
@@ -103,11 +104,17 @@ def _level_panel(
 ) -> Panel:
     network = found[0].network
     lines = [
-        _line([(f, f.mean) for f in of], counts, order, beside=beside)
+        _within(_line([(f, f.mean) for f in of], counts, order, beside=beside))
         for of, beside in _starts(found)
     ]
     title = f"network {network}{_mode(found[0].mode)}"
     return Panel(title=title, measure=METRIC_NAMES[metric], lines=lines)
+
+
+def _within(line: Line) -> Line:
+    """Its intervals as far as a measure can be: from 0 to 1."""
+    ends = [None if end is None else np.clip(end, 0, 1) for end in (line.low, line.high)]
+    return replace(line, low=ends[0], high=ends[1])
 
 
 def _gain_panel(

@@ -29,8 +29,8 @@ METRIC_NAMES: Mapping[Metric, str] = {
     "surface_dice": "surface Dice",
 }
 
-_LEARNT = 0.1
-"""Mean of the measure below which a start has hardly found anything."""
+_LEARNT = 0.2
+"""Mean of the measure below which a network has hardly learnt to find anything."""
 
 COLUMNS = (
     *("mode", "labels", "network", "start", "mean", "low", "high", "cases", "seeds"),
@@ -188,23 +188,27 @@ def verdict(found: Sequence[Finding], *, metric: Metric) -> list[str]:
         if rest:
             told.append(f"no difference shown for {_listed(rest)}")
         sentences.append(f"{where}: {'; '.join(told)}.")
-    return [_in_all(compared), *_unlearnt(found, name), *sentences, _basis(compared)]
+    return [_in_all(compared), *unlearnt(found, name), *sentences, _basis(compared)]
 
 
-def _unlearnt(found: Sequence[Finding], name: str) -> list[str]:
-    """Where no start has learnt to segment, so that no difference says anything."""
-    best: dict[tuple[str, int], float] = {}
+def unlearnt(found: Sequence[Finding], name: str) -> list[str]:
+    """Which networks have not learnt to segment, so that their differences say nothing."""
+    best: dict[tuple[str, str], dict[int, float]] = {}
     for f in found:
-        place = (f.mode, f.labels)
-        best[place] = max(best.get(place, 0.0), f.mean.mean)
-    poor = {place: value for place, value in best.items() if value < _LEARNT}
-    if not poor:
+        of_network = best.setdefault((f.mode, f.network), {})
+        of_network[f.labels] = max(of_network.get(f.labels, 0.0), f.mean.mean)
+    where, most = [], 0.0
+    for (mode, network), means in best.items():
+        if poor := {labels: mean for labels, mean in means.items() if mean < _LEARNT}:
+            frozen = ", encoder frozen" if mode == FROZEN else ""
+            where.append(f"{network} (with {_listed([f'{n:,}' for n in poor])}{frozen})")
+            most = max(most, *poor.values())
+    if not where:
         return []
-    where = _listed([f"{plural(labels, 'scan')}, {mode}" for mode, labels in poor])
     return [
-        f"Nothing has learnt to segment with {where}: no start comes to more than "
-        f"{max(poor.values()):.3f} {name}, so that its differences say nothing. More steps of "
-        "fine-tuning are needed."
+        f"Hardly anything is learnt by {_listed(where)}: from whatever weights, no more than "
+        f"{most:.3f} {name}, so that the differences there say nothing. More steps of fine-tuning "
+        "are needed."
     ]
 
 
