@@ -49,6 +49,11 @@ def _words(plan: Path, output: Path, material: Material) -> tuple[object, ...]:
     return ("benchmark", plan, "--output", output, *options)
 
 
+def _copied(output: Path, to: Path) -> Path:
+    """The output of a benchmark elsewhere, without what it does not go on from."""
+    return shutil.copytree(output, to, ignore=shutil.ignore_patterns("cache", "logs"))
+
+
 def _require_same_tables(output: Path, whole: Path) -> None:
     for table in ("results.csv", "curves.csv", "summary.csv"):
         assert (output / table).read_bytes() == (whole / table).read_bytes()
@@ -147,8 +152,7 @@ def test_scans_that_changed_under_their_names_are_refused_by_case(
     what: str, finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
 ) -> None:
     plan, output, _ = finished
-    copy = tmp_path / "out"
-    shutil.copytree(output, copy, ignore=shutil.ignore_patterns("cache", "logs"))
+    copy = _copied(output, tmp_path / "out")
     labelled = tmp_path / "labelled"
     shutil.copytree(material.labelled, labelled)
     moved = ("--set", f"data.labelled={labelled}")
@@ -169,8 +173,7 @@ def test_other_scans_to_pretrain_on_are_no_reason_to_take_what_was_pretrained(
     finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
 ) -> None:
     plan, output, _ = finished
-    copy = tmp_path / "out"
-    shutil.copytree(output, copy, ignore=shutil.ignore_patterns("cache", "logs"))
+    copy = _copied(output, tmp_path / "out")
     # The same name of a folder, and of all that lies in it.
     other = tmp_path / material.unlabelled.name
     shutil.copytree(material.unlabelled, other)
@@ -367,8 +370,7 @@ def test_a_damaged_file_of_a_benchmark_is_told_with_a_cure_that_works(
     damaged: str, finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
 ) -> None:
     plan, whole, _ = finished
-    output = tmp_path / "out"
-    shutil.copytree(whole, output, ignore=shutil.ignore_patterns("cache", "logs"))
+    output = _copied(whole, tmp_path / "out")
     if damaged.startswith("runs"):
         # Else nobody looks at a run any more.
         (output / "results.csv").unlink()
@@ -543,8 +545,7 @@ def test_a_fine_tuning_goes_on_when_its_folder_was_moved_meanwhile(
     learnt: bool, finished: tuple[Path, Path, Ended], material: Material, tmp_path: Path
 ) -> None:
     plan, whole, _ = finished
-    output = tmp_path / "moved"
-    shutil.copytree(whole, output, ignore=shutil.ignore_patterns("cache", "logs"))
+    output = _copied(whole, tmp_path / "moved")
     (output / "results.csv").unlink()
     for run in (output / "runs").iterdir():
         status = json.loads((run / "status.json").read_text())
