@@ -174,7 +174,7 @@ def verdict(found: Sequence[Finding], *, metric: Metric) -> list[str]:
     """The findings in words: in all, for each number of labelled scans and mode, and the basis."""
     compared = [f for f in found if f.against is not None]
     if not compared:
-        return ["Nothing is compared yet: no start and its control have both finished."]
+        return ["Nothing is compared: no start has finished beside its control yet, or none is asked."]
     name = METRIC_NAMES[metric]
     sentences = []
     for (mode, labels), group in groupby(compared, key=lambda f: (f.mode, f.labels)):
@@ -207,7 +207,7 @@ def unlearnt(found: Sequence[Finding], name: str) -> list[str]:
         return []
     return [
         f"Hardly anything is learnt by {_listed(where)}: from whatever weights, no more than "
-        f"{most:.3f} {name}, so that the differences there say nothing. More steps of fine-tuning "
+        f"{_level(most)} {name}, so that the differences there say nothing. More steps of fine-tuning "
         "are needed."
     ]
 
@@ -228,14 +228,14 @@ def _shown_words(f: Finding, name: str) -> str:
     assert f.against is not None, "only those are told"
     word = "better" if f.against.mean > 0 else "worse"
     return (
-        f"{f.start} is {word} than {control_name(f.network)} by {abs(f.against.mean):.3f} {name} "
+        f"{f.start} is {word} than {control_name(f.network)} by {_level(abs(f.against.mean))} {name} "
         f"(95 % interval {_interval(f.against)})"
     )
 
 
 def _unshown_words(f: Finding) -> str:
     assert f.against is not None, "only those are told"
-    told = f"{f.against.mean:+.3f}".replace("-", "\N{MINUS SIGN}")
+    told = _change(f.against.mean)
     interval = f", {_interval(f.against)}" if f.against.low is not None else ""
     return f"{f.start} ({told}{interval})"
 
@@ -243,8 +243,16 @@ def _unshown_words(f: Finding) -> str:
 def _interval(found: Estimate) -> str:
     if found.low is None or found.high is None:
         return "unknown"
-    ends = [f"{end:+.3f}".replace("-", "\N{MINUS SIGN}") for end in (found.low, found.high)]
-    return f"{ends[0]} to {ends[1]}"
+    return f"{_change(found.low)} to {_change(found.high)}"
+
+
+def _level(value: float) -> str:
+    """Three digits of what `summary.csv` says, so that whoever rounds that finds the same."""
+    return f"{float(_cell(value)):.3f}"
+
+
+def _change(value: float) -> str:
+    return f"{float(_cell(value)):+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _listed(words: Sequence[str]) -> str:

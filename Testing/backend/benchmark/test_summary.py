@@ -84,6 +84,20 @@ def test_the_words_claim_what_is_shown_and_nothing_else() -> None:
     )
 
 
+def test_the_words_round_what_the_table_says() -> None:
+    rows = [
+        _row(start, f"c{k}", seed, dice)
+        for start, dice in (("random swin", 0.5), ("SMIT", 0.60046))
+        for seed in range(2)
+        for k in range(8)
+    ]
+    found = findings(rows, metric="dice", order=ORDER)
+    assert summary_rows(found)[1]["difference"] == "0.1005"
+    told = verdict(found, metric="dice")[1]
+    # The value itself, 0.10046, would be 0.100.
+    assert "by 0.101 Dice (95 % interval +0.101 to +0.101)" in told
+
+
 def test_a_start_that_has_learnt_nothing_is_not_told_as_one_that_does_not_differ() -> None:
     shifts = {"random swin": -0.6, "SMIT": -0.55}
     rows = _rows(shifts) + [_row(s, "c", 0, 0.3, labels="9") for s in shifts]
@@ -107,7 +121,7 @@ def test_seeds_that_a_start_has_not_finished_are_in_no_pair() -> None:
     assert smit.against.seeds == 2
     alone = findings([r for r in rows if r["start"] == "SMIT"], metric="dice", order=ORDER)
     assert alone[0].against is None
-    assert verdict(alone, metric="dice")[0].startswith("Nothing is compared yet")
+    assert verdict(alone, metric="dice")[0].startswith("Nothing is compared:")
 
 
 def test_a_table_is_the_same_in_whatever_order_its_arms_come(tmp_path: Path) -> None:
