@@ -90,10 +90,11 @@ def require_present(plan: Plan) -> None:
 
 
 def prepared_cases(plan: Plan, output: Path) -> Cases:
-    """The labelled scans, and in the output folder all that is judged by.
+    """The labelled scans, each fit for its purpose, and in the output folder all that judges.
 
     Raises:
-        UserError: see `divided`.
+        UserError: naming the case, if one cannot be read or its labels lie on another grid than
+            its image; see `divided`.
     """
     if plan.data.phantoms is None:
         cases = divided_cases(plan.data)
@@ -101,8 +102,22 @@ def prepared_cases(plan: Plan, output: Path) -> Cases:
         folder = phantom_folder(plan, output)
         made_once(folder, partial(_make_phantoms, plan.data.phantoms))
         cases = _phantom_cases(plan.data.phantoms, folder)
+    _require_usable(cases, output)
     made_once(reference_folder(cases, output), partial(_copy_references, cases))
     return cases
+
+
+def _require_usable(cases: Cases, output: Path) -> None:
+    """Refuse a case that nothing could learn from or be judged by: better now than after hours.
+
+    Raises:
+        UserError: naming the case.
+    """
+    known = _known(output)
+    every = tuple(case for part in cases.parts.values() for case in part)
+    # Those that are known by what they held were read when the folder was begun.
+    if any(case.id not in known for case in every):
+        check_set(LabelledSet(cases=every, labels=cases.labels, layout=""))
 
 
 def require_same_cases(cases: Cases, output: Path) -> None:
@@ -111,8 +126,7 @@ def require_same_cases(cases: Cases, output: Path) -> None:
     Raises:
         UserError: naming the case.
     """
-    path = output / _CONTENT
-    known = read_json(path) if path.exists() else {}
+    path, known = output / _CONTENT, _known(output)
     found = {
         case.id: {"image": content(case.image), "labels": content((case.label,))}
         for part in cases.parts.values()
@@ -126,6 +140,12 @@ def require_same_cases(cases: Cases, output: Path) -> None:
                     "Put it back as it was, or take another --output.",
                 )
     write_json(path, {**known, **found})
+
+
+def _known(output: Path) -> dict[str, dict[str, str]]:
+    """The hashes of each case that a folder was begun with, by its name."""
+    path = output / _CONTENT
+    return read_json(path) if path.exists() else {}
 
 
 def divided_cases(data: DataPlan) -> Cases:
@@ -173,12 +193,7 @@ def _make_phantoms(plan: PhantomPlan, folder: Path) -> None:
 
 
 def _copy_references(cases: Cases, folder: Path) -> None:
-    """The labels of the test cases in one folder, each under the name of its case.
-
-    Raises:
-        UserError: naming the case, if one could not be judged: better now than after its training.
-    """
-    check_set(LabelledSet(cases=cases.test, labels=cases.labels, layout=""))
+    """The labels of the test cases in one folder, each under the name of its case."""
     folder.mkdir()
     for case in cases.test:
         ending = case.label.name.removeprefix(stem(case.label))

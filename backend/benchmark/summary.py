@@ -174,7 +174,9 @@ def verdict(found: Sequence[Finding], *, metric: Metric) -> list[str]:
     """The findings in words: in all, for each number of labelled scans and mode, and the basis."""
     compared = [f for f in found if f.against is not None]
     if not compared:
-        return ["Nothing is compared: no start has finished beside its control yet, or none is asked."]
+        return [
+            "Nothing is compared: no start has finished beside its control yet, or none is asked."
+        ]
     name = METRIC_NAMES[metric]
     sentences = []
     for (mode, labels), group in groupby(compared, key=lambda f: (f.mode, f.labels)):
@@ -207,8 +209,8 @@ def unlearnt(found: Sequence[Finding], name: str) -> list[str]:
         return []
     return [
         f"Hardly anything is learnt by {_listed(where)}: from whatever weights, no more than "
-        f"{_level(most)} {name}, so that the differences there say nothing. More steps of fine-tuning "
-        "are needed."
+        f"{_level(most)} {name}, so that the differences there say nothing. More steps of "
+        "fine-tuning are needed."
     ]
 
 
@@ -228,8 +230,8 @@ def _shown_words(f: Finding, name: str) -> str:
     assert f.against is not None, "only those are told"
     word = "better" if f.against.mean > 0 else "worse"
     return (
-        f"{f.start} is {word} than {control_name(f.network)} by {_level(abs(f.against.mean))} {name} "
-        f"(95 % interval {_interval(f.against)})"
+        f"{f.start} is {word} than {control_name(f.network)} by {_level(abs(f.against.mean))} "
+        f"{name} (95 % interval {_interval(f.against)})"
     )
 
 

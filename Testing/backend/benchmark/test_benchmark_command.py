@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import psutil
 import published_results
 import pytest
+import SimpleITK
 import torch
 from benchmark_plans import write_plan
 from cli_runner import (
@@ -167,6 +168,22 @@ def test_scans_that_changed_under_their_names_are_refused_by_case(
     assert refused.code == 2, refused.err
     assert re.search(rf"Case case_\d: its {what} changed since .* was begun\.", refused.told)
     assert (copy / "results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("case", ["case_1", "case_2", "case_3"])
+def test_labels_on_another_grid_are_refused_before_the_hours_whatever_the_case_is_for(
+    case: str, material: Material, tmp_path: Path
+) -> None:
+    labelled = shutil.copytree(material.labelled, tmp_path / "labelled")
+    (file,) = labelled.glob(f"{case}/label.*")
+    label = SimpleITK.ReadImage(file)
+    SimpleITK.WriteImage(label[:, :, 1:], file)
+    plan = _plan(tmp_path / "plan", material, data={"labelled": str(labelled)})
+    output = tmp_path / "out"
+    refused = backend_here(*_words(plan, output, material))
+    assert refused.code == 2, refused.err
+    assert f"Case {case}: " in refused.told
+    assert not [path.name for path in output.iterdir() if path.is_dir()]
 
 
 def test_other_scans_to_pretrain_on_are_no_reason_to_take_what_was_pretrained(
