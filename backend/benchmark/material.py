@@ -56,9 +56,9 @@ def phantom_folder(plan: Plan, output: Path) -> Path:
 
 
 def reference_folder(cases: Cases, output: Path) -> Path:
-    """The labels of the test cases; other structures of cases of these names lie elsewhere."""
+    """The labels of the test cases; with other cases or structures they lie elsewhere."""
     told = {
-        "test": [case.id for case in cases.test],
+        "cases": {part: [case.id for case in found] for part, found in cases.parts.items()},
         "labels": [[label.value, label.name] for label in cases.labels],
     }
     return output / f"reference_{_short(told)}"
@@ -102,22 +102,8 @@ def prepared_cases(plan: Plan, output: Path) -> Cases:
         folder = phantom_folder(plan, output)
         made_once(folder, partial(_make_phantoms, plan.data.phantoms))
         cases = _phantom_cases(plan.data.phantoms, folder)
-    _require_usable(cases, output)
     made_once(reference_folder(cases, output), partial(_copy_references, cases))
     return cases
-
-
-def _require_usable(cases: Cases, output: Path) -> None:
-    """Refuse a case that nothing could learn from or be judged by: better now than after hours.
-
-    Raises:
-        UserError: naming the case.
-    """
-    known = _known(output)
-    every = tuple(case for part in cases.parts.values() for case in part)
-    # Those that are known by what they held were read when the folder was begun.
-    if any(case.id not in known for case in every):
-        check_set(LabelledSet(cases=every, labels=cases.labels, layout=""))
 
 
 def require_same_cases(cases: Cases, output: Path) -> None:
@@ -126,7 +112,8 @@ def require_same_cases(cases: Cases, output: Path) -> None:
     Raises:
         UserError: naming the case.
     """
-    path, known = output / _CONTENT, _known(output)
+    path = output / _CONTENT
+    known = read_json(path) if path.exists() else {}
     found = {
         case.id: {"image": content(case.image), "labels": content((case.label,))}
         for part in cases.parts.values()
@@ -140,12 +127,6 @@ def require_same_cases(cases: Cases, output: Path) -> None:
                     "Put it back as it was, or take another --output.",
                 )
     write_json(path, {**known, **found})
-
-
-def _known(output: Path) -> dict[str, dict[str, str]]:
-    """The hashes of each case that a folder was begun with, by its name."""
-    path = output / _CONTENT
-    return read_json(path) if path.exists() else {}
 
 
 def divided_cases(data: DataPlan) -> Cases:
@@ -193,7 +174,14 @@ def _make_phantoms(plan: PhantomPlan, folder: Path) -> None:
 
 
 def _copy_references(cases: Cases, folder: Path) -> None:
-    """The labels of the test cases in one folder, each under the name of its case."""
+    """The labels of the test cases in one folder, each under the name of its case.
+
+    Raises:
+        UserError: naming the case, if nothing could learn from one or be judged by it: better now
+            than after hours.
+    """
+    every = tuple(case for found in cases.parts.values() for case in found)
+    check_set(LabelledSet(cases=every, labels=cases.labels, layout=""))
     folder.mkdir()
     for case in cases.test:
         ending = case.label.name.removeprefix(stem(case.label))
