@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from backend.data.label_files import embedded_names
 from backend.data.labelled import ENDINGS, merged_labels, stem
 from backend.data.labels import Label, default_color, read_labels
 from backend.data.readers import read_label
-from backend.data.volume_file import segment_values
 from backend.errors import ScanError, UserError
 from backend.files import require_file_place, written_whole
 from backend.geometry import Volume, reorient
@@ -189,10 +188,50 @@ def evaluate(
     pairs, unmatched = _pairs(prediction, reference, allow_unmatched=allow_unmatched)
     _refuse_itself(pairs)
     names = read_labels(labels) if labels is not None else _own_names(pairs, reference)
+    return _scored(
+        pairs,
+        names,
+        tolerance_mm=tolerance_mm,
+        partial=labels is not None,
+        unmatched=unmatched,
+        workers=workers,
+    )
 
+
+def evaluate_pairs(
+    files: Mapping[str, tuple[Path, Path]],
+    labels: Sequence[Label],
+    *,
+    tolerance_mm: float = 2.0,
+    workers: int | None = None,
+) -> EvaluationResult:
+    """Compare files that are known to belong together, whatever they are called.
+
+    Args:
+        files: prediction and reference of each case.
+        labels: what the values of the references mean; each value that occurs has to be there.
+        tolerance_mm: of the surface Dice.
+        workers: threads; None takes up to four.
+
+    Raises:
+        UserError: naming the case, if a file cannot be read, a value has no name or grids differ.
+    """
+    pairs = [_Pair(case=case, prediction=p, reference=r) for case, (p, r) in sorted(files.items())]
+    return _scored(pairs, labels, tolerance_mm=tolerance_mm, partial=False, workers=workers)
+
+
+def _scored(
+    pairs: Sequence[_Pair],
+    names: Sequence[Label],
+    *,
+    tolerance_mm: float,
+    partial: bool,
+    unmatched: tuple[str, ...] = (),
+    workers: int | None,
+) -> EvaluationResult:
     def scored(pair: _Pair) -> tuple[list[Row], set[int]]:
         try:
-            return _score_case(pair, names, tolerance_mm=tolerance_mm, partial=labels is not None)
+            return _score_case(pair, names, tolerance_mm=tolerance_mm, partial=partial)
         except ScanError as error:
             raise UserError(f"Case {pair.case}: {error.message}", error.hint) from error
 
@@ -336,9 +375,12 @@ def _own_names(pairs: Sequence[_Pair], reference: Path) -> tuple[Label, ...]:
 
 def _names_of(file: Path, *, root: Path | None = None) -> tuple[Label, ...]:
     """Names inside a label file, beside it, or in the folders above it, not far beyond `root`."""
-    embedded = _embedded_names(file)
+    embedded = embedded_names(file)
     if embedded:
-        return embedded
+        return tuple(
+            Label(value=value, name=name, color=default_color(value))
+            for value, name in embedded.items()
+        )
     places = [file.with_name(f"{stem(file)}.labels.json")]
     if root is not None:
         # A single file may be a case folder's, or stand in labelsTr: the names are one level up.
@@ -347,24 +389,6 @@ def _names_of(file: Path, *, root: Path | None = None) -> tuple[Label, ...]:
         places += [folder / name for folder in folders for name in _NAMES]
     place = next((p for p in places if p.is_file()), None)
     return read_labels(place) if place is not None else ()
-
-
-def _embedded_names(file: Path) -> tuple[Label, ...]:
-    """What 3D Slicer noted in a .seg.nrrd."""
-    if not file.name.lower().endswith(".seg.nrrd"):
-        return ()
-    fields = segment_values(file)
-    named: dict[int, str] = {}
-    for key, value in fields.items():
-        if key.endswith("_LabelValue"):
-            if not re.fullmatch(r"\d{1,5}", value.strip()):
-                raise ScanError(f"{file}: {key} is {value!r}.", "Label values are whole numbers.")
-            named[int(value)] = fields.get(key.replace("_LabelValue", "_Name"), "")
-    return tuple(
-        Label(value=value, name=name, color=default_color(value))
-        for value, name in sorted(named.items())
-        if name
-    )
 
 
 def _score_case(

@@ -704,8 +704,7 @@ def _prepared(
         message=f"Checking {len(cases)} labelled scans",
         scans={"training": len(split.training), "validation": len(split.validation)},
     )
-    check_set(LabelledSet(cases=tuple(cases), labels=tuple(labels), layout=""))
-    stop.check()
+    check_set(LabelledSet(cases=tuple(cases), labels=tuple(labels), layout=""), between=stop.check)
     volumes = _cached(request, config, cases, folder=folder, stop=stop)
     stop.check()
     return _Set(tuple(labels), split, volumes)

@@ -87,7 +87,7 @@ def cached_probe(
         )
     write_json(path, names)
     cases = [*probed.learn, *probed.judge]
-    check_set(LabelledSet(cases=tuple(cases), labels=probed.labels, layout=""))
+    check_set(LabelledSet(cases=tuple(cases), labels=probed.labels, layout=""), between=between)
     # Its own list of names: a case may be called as a series is.
     beside = Cache(cache.root, cache.recipe, cache.form)
     cure = "Mend it, or leave it out of --probe-data."

@@ -340,3 +340,21 @@ def test_files_beside_case_folders_are_not_left_out_in_silence(folders: tuple[Pa
     _write(pred / "c1" / "label.nii.gz", _volume(_map((1, 3))))
     with pytest.raises(UserError, match=r"case folders such as c1 .* files such as a.nii.gz"):
         evaluate.evaluate(*folders)
+
+
+@pytest.mark.parametrize("name", ["label", "x.seg", "a_0000"])
+def test_named_pairs_are_compared_whatever_their_files_are_called(
+    name: str, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pred, ref = tmp_path / "p" / f"{name}.nii.gz", tmp_path / "r" / f"{name}.nrrd"
+    _write(pred, _volume(_map((1, 3))))
+    _write(ref, _volume(_map((1, 2), (2, 9))))
+    labels = [Label(value=v, name=n, color=(9, 9, 9)) for v, n in ((1, "liver"), (2, "spleen"))]
+    found = evaluate.evaluate_pairs({name: (pred, ref)}, labels)
+    assert found.cases == (name,)
+    known = {
+        row.label.name: row.score for row in evaluate.evaluate(*folders).rows if row.case == "a"
+    }
+    assert {row.label.name: row.score for row in found.rows} == {
+        organ: known[organ] for organ in ("background", "liver", "spleen")
+    }

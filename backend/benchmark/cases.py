@@ -6,13 +6,12 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 from backend.benchmark.plan import DataPlan, Part, Plan, Share
-from backend.data.labelled import LabelledCase, LabelledSet, shuffled
+from backend.data.labelled import LabelledCase, LabelledSet, means, shuffled
 from backend.data.labels import Label
 from backend.data.volume_file import detached_data
 from backend.errors import UserError
@@ -81,15 +80,11 @@ def _chosen(
         free = shuffled([case for name, case in cases.items() if name not in but], seed=part.seed)
         return [case.id for case in free[: max(1, round(part.share * len(free)))]]
     for pattern in part:
-        if not any(_means(pattern, name) for name in cases):
+        if not any(means(pattern, name) for name in cases):
             near = get_close_matches(pattern, list(cases), n=3, cutoff=0.4)
             cure = f"Near: {', '.join(near)}." if near else "Look into the set for names."
             raise UserError(f"data.{what}: there is no case {pattern!r}.", cure)
-    return [name for name in cases if any(_means(pattern, name) for pattern in part)]
-
-
-def _means(pattern: str, name: str) -> bool:
-    return pattern == name or fnmatchcase(name, pattern)
+    return [name for name in cases if any(means(pattern, name) for pattern in part)]
 
 
 def _require_apart(parts: Mapping[str, Sequence[str]]) -> None:
@@ -154,11 +149,12 @@ def _sizes(files: Iterable[Path]) -> tuple[int, ...]:
 
 def content(files: Iterable[Path]) -> str:
     """A hash of what files hold, in whatever order."""
-    digests = sorted(_digest(file, _changed(file)) for file in files)
+    digests = sorted(_digest(file, changed(file)) for file in files)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _changed(file: Path) -> tuple[int, int]:
+def changed(file: Path) -> tuple[int, int]:
+    """What is another when a file is written anew, told without reading it."""
     told = file.stat()
     return told.st_size, told.st_mtime_ns
 

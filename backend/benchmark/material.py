@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backend.benchmark.cases import Cases, content, copies_of, divided
+from pydantic import TypeAdapter
+
+from backend.benchmark.cases import Cases, changed, content, copies_of, divided
 from backend.benchmark.grid import digest, plain_phantoms
 from backend.benchmark.plan import DataPlan, PhantomPlan, Plan
 from backend.benchmark.seen import present_files
 from backend.benchmark.sharing import made_once
 from backend.data.index import found_series
-from backend.data.labelled import LabelledCase, LabelledSet, check_set, load_labelled_set, stem
-from backend.data.labels import write_labels
+from backend.data.label_files import write_labels_file
+from backend.data.labelled import LabelledCase, LabelledSet, check_set, load_labelled_set
+from backend.data.preprocess import label_array
+from backend.data.readers import read_label
 from backend.data.series import SeriesRow
-from backend.engine.record import read_json
+from backend.data.volume_file import with_detached
 from backend.errors import UserError
 from backend.files import write_json
+from backend.geometry import Volume
 
 _CONTENT = "content.json"
 """Hashes of what each labelled scan held when a folder was begun."""
@@ -55,10 +59,20 @@ def phantom_folder(plan: Plan, output: Path) -> Path:
     return output / f"phantoms_{_short({'phantoms': plain_phantoms(plan)})}"
 
 
-def reference_folder(cases: Cases, output: Path) -> Path:
-    """The labels of the test cases; with other cases or structures they lie elsewhere."""
+def reference_file(folder: Path, case: LabelledCase) -> Path:
+    """Where the labels of a test case lie in a folder of references."""
+    return folder / f"{case.id}.nrrd"
+
+
+def _reference_folder(cases: Cases, output: Path) -> Path:
+    """With other cases or structures, or files written anew, the references lie elsewhere."""
     told = {
-        "cases": {part: [case.id for case in found] for part, found in cases.parts.items()},
+        "cases": {
+            part: [
+                [case.id, *map(changed, with_detached((*case.image, case.label)))] for case in found
+            ]
+            for part, found in cases.parts.items()
+        },
         "labels": [[label.value, label.name] for label in cases.labels],
     }
     return output / f"reference_{_short(told)}"
@@ -89,8 +103,13 @@ def require_present(plan: Plan) -> None:
         raise UserError(" ".join(absent), plan.data.get or "Correct the path in the plan.")
 
 
-def prepared_cases(plan: Plan, output: Path) -> Cases:
-    """The labelled scans, each fit for its purpose, and in the output folder all that judges.
+def prepared_cases(plan: Plan, output: Path, *, between: Callable[[], None]) -> tuple[Cases, Path]:
+    """The labelled scans, each fit for its purpose, and the folder of what judges the test cases.
+
+    Args:
+        plan: what is asked.
+        output: where phantoms and references are written to, if they are not there.
+        between: called after every case that is read; may raise to end.
 
     Raises:
         UserError: naming the case, if one cannot be read or its labels lie on another grid than
@@ -100,10 +119,11 @@ def prepared_cases(plan: Plan, output: Path) -> Cases:
         cases = divided_cases(plan.data)
     else:
         folder = phantom_folder(plan, output)
-        made_once(folder, partial(_make_phantoms, plan.data.phantoms))
+        made_once(folder, partial(_make_phantoms, plan.data.phantoms), between=between)
         cases = _phantom_cases(plan.data.phantoms, folder)
-    made_once(reference_folder(cases, output), partial(_copy_references, cases))
-    return cases
+    references = _reference_folder(cases, output)
+    made_once(references, partial(_write_references, cases, between=between), between=between)
+    return cases, references
 
 
 def require_same_cases(cases: Cases, output: Path) -> None:
@@ -113,9 +133,12 @@ def require_same_cases(cases: Cases, output: Path) -> None:
         UserError: naming the case.
     """
     path = output / _CONTENT
-    known = read_json(path) if path.exists() else {}
+    known = _noted(path) if path.exists() else {}
     found = {
-        case.id: {"image": content(case.image), "labels": content((case.label,))}
+        case.id: {
+            "image": content(with_detached(case.image)),
+            "labels": content(with_detached((case.label,))),
+        }
         for part in cases.parts.values()
         for case in part
     }
@@ -127,6 +150,16 @@ def require_same_cases(cases: Cases, output: Path) -> None:
                     "Put it back as it was, or take another --output.",
                 )
     write_json(path, {**known, **found})
+
+
+def _noted(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        return TypeAdapter(dict[str, dict[str, str]]).validate_json(path.read_bytes())
+    except ValueError:
+        raise UserError(
+            f"{path}: is damaged; it holds what the labelled scans were.",
+            "Put it back as it was; or, if no scan has changed since, delete it and start again.",
+        ) from None
 
 
 def divided_cases(data: DataPlan) -> Cases:
@@ -173,17 +206,18 @@ def _make_phantoms(plan: PhantomPlan, folder: Path) -> None:
     )
 
 
-def _copy_references(cases: Cases, folder: Path) -> None:
-    """The labels of the test cases in one folder, each under the name of its case.
+def _write_references(cases: Cases, folder: Path, *, between: Callable[[], None]) -> None:
+    """The labels of the test cases in one folder, under the names that the set has for them.
 
     Raises:
         UserError: naming the case, if nothing could learn from one or be judged by it: better now
             than after hours.
     """
     every = tuple(case for found in cases.parts.values() for case in found)
-    check_set(LabelledSet(cases=every, labels=cases.labels, layout=""))
+    check_set(LabelledSet(cases=every, labels=cases.labels, layout=""), between=between)
     folder.mkdir()
     for case in cases.test:
-        ending = case.label.name.removeprefix(stem(case.label))
-        shutil.copyfile(case.label, folder / f"{case.id}{ending}")
-    write_labels(folder / "labels.json", cases.labels)
+        between()
+        read = read_label(case.label)
+        labels = Volume(label_array(read.voxels), read.geometry)
+        write_labels_file(reference_file(folder, case), labels, cases.labels)

@@ -18,7 +18,7 @@ from backend.benchmark.tables import CURVES, RESULTS, RUNS, csv_text
 from backend.charts import svg_file
 from backend.config import read_mapping
 from backend.errors import UserError
-from backend.files import write_text
+from backend.files import require_file_place, write_text
 
 PLAN_FILE = "plan.yaml"
 """Name of the plan among what is published."""
@@ -48,9 +48,7 @@ def publish(folder: Path, given: Findings) -> None:
     pictures = efficiency_pictures(found, metric=metric, order=order)
     pictures |= convergence_pictures(given.curves, order=order)
     files = {
-        PLAN_FILE: yaml.safe_dump(
-            portable(given.plan), sort_keys=False, allow_unicode=True, default_flow_style=None
-        ),
+        PLAN_FILE: _plan_text(given.plan),
         "results.csv": csv_text(RESULTS.columns, given.results),
         "summary.csv": csv_text(COLUMNS, summary_rows(found)),
         "curves.csv": csv_text(CURVES.columns, given.curves),
@@ -63,11 +61,17 @@ def publish(folder: Path, given: Findings) -> None:
 
 
 def require_free(folder: Path, plan: Plan) -> None:
-    """Refuse a folder that holds something else than an earlier publication of the same plan.
+    """Refuse, before the work, what could not be published after it.
+
+    That is a folder that holds something else than an earlier publication of the same plan, that
+    cannot be written, or a plan that tells of a folder of this machine.
 
     Raises:
-        UserError: naming the file, or the folder of a benchmark.
+        UserError: naming the file and line, or the folder.
     """
+    require_no_paths({PLAN_FILE: _plan_text(plan)})
+    for table in _TABLES:
+        require_file_place(folder / table)
     at = folder.resolve()
     for place in (at, *at.parents):
         if (place / "locks").is_dir() and (place / "results.csv").is_file():
@@ -89,6 +93,12 @@ def require_free(folder: Path, plan: Plan) -> None:
             f"{plan.name!r}.",
             _ELSEWHERE,
         )
+
+
+def _plan_text(plan: Plan) -> str:
+    return yaml.safe_dump(
+        portable(plan), sort_keys=False, allow_unicode=True, default_flow_style=None
+    )
 
 
 def portable(plan: Plan) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from backend.benchmark.ledger import arm_cells, finished, own_rows
 from backend.benchmark.material import (
     phantom_folder,
     prepared_cases,
-    reference_folder,
+    reference_file,
     require_present,
     require_same_cases,
     scans_to_pretrain,
@@ -126,6 +126,7 @@ def at_work(request: Request) -> Iterator[Bench]:
     plan = read_plan(request.plan, request.overrides)
     if request.publish is not None:
         require_free(request.publish, plan)
+        _made(request.publish)
     _require_apart(plan, request.output)
     found = starts(plan)
     require_present(plan)
@@ -148,7 +149,7 @@ def _require_same_scans(bench: Bench) -> None:
     folders = [f for f in map(bench.pretrain_folder, asked.values()) if _is_done(f)]
     if not folders:
         return
-    made_once(bench.index, partial(_write_pretrain_index, bench))
+    made_once(bench.index, partial(_write_pretrain_index, bench), between=bench.stop.check)
     now = {row.id for row in usable(read_index(bench.index / "index.csv"))}
     for folder in folders:
         with _curable(folder):
@@ -202,6 +203,7 @@ class Bench:
         plan: what is asked.
         request: how.
         cases: the labelled scans.
+        references: folder of the labels of those that judge.
         grid: every arm.
         stop: asks to end.
         commit: of the code, as it was when this began; "" where it is not known.
@@ -210,6 +212,7 @@ class Bench:
     plan: Plan
     request: Request
     cases: Cases
+    references: Path
     grid: tuple[Arm, ...]
     stop: StopRequest
     commit: str
@@ -267,15 +270,27 @@ class Bench:
 
 
 def _prepared(plan: Plan, found: Sequence[Start], request: Request, stop: StopRequest) -> Bench:
-    try:
-        request.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise told_plainly(error, request.output) from error
-    cases = prepared_cases(plan, request.output)
+    _made(request.output)
+    cases, references = prepared_cases(plan, request.output, between=stop.check)
     require_unseen_by_weights(found, cases.test, images_allowed=plan.pretrain_on_test)
     grid = arms(plan, found, cases)
     commit = source_commit() or ""
-    return Bench(plan=plan, request=request, cases=cases, grid=grid, stop=stop, commit=commit)
+    return Bench(
+        plan=plan,
+        request=request,
+        cases=cases,
+        references=references,
+        grid=grid,
+        stop=stop,
+        commit=commit,
+    )
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise told_plainly(error, folder) from error
 
 
 def devices_of(bench: Bench) -> list[str]:
@@ -405,7 +420,7 @@ def _attempt(bench: Bench, arm: Arm) -> bool:
         log.info("%s", arm)
         began = time.monotonic()
         folder = bench.run_folder(arm)
-        with _curable(folder), _curable(reference_folder(bench.cases, bench.output)):
+        with _curable(folder), _curable(bench.references):
             _finetuned(bench, arm, folder)
             rows = _judged(bench, arm, folder)
         bench.curves.put(arm.key, _curve(arm, folder))
@@ -461,7 +476,7 @@ def _pretrained(bench: Bench, pretraining: Pretraining) -> bool:
     with _curable(folder), claimed(lock) as mine:
         if not mine or _is_done(folder):
             return mine
-        made_once(bench.index, partial(_write_pretrain_index, bench))
+        made_once(bench.index, partial(_write_pretrain_index, bench), between=bench.stop.check)
         entry = pretraining.start.entry
         log.info("Pretraining %s, seed %d", entry.name, pretraining.seed)
         began = time.monotonic()
@@ -595,11 +610,14 @@ def _judged(bench: Bench, arm: Arm, folder: Path) -> list[dict[str, object]]:
     device = str(resolve_device(bench.request.device))
     predictor = load_predictor(folder / "checkpoints" / "model.safetensors", device=device)
     predictions = folder / "predictions"
+    pairs = {}
     for case in bench.cases.test:
         bench.stop.check()
         found = predictor.segment(read_volume(case.image), progress=lambda *_: bench.stop.check())
-        write_labels_file(predictions / f"{case.id}.nii.gz", found, predictor.labels)
-    result = evaluate.evaluate(predictions, reference_folder(bench.cases, bench.output))
+        prediction = predictions / f"{case.id}.nii.gz"
+        write_labels_file(prediction, found, predictor.labels)
+        pairs[case.id] = (prediction, reference_file(bench.references, case))
+    result = evaluate.evaluate_pairs(pairs, bench.cases.labels)
     return [{**arm_cells(arm), **row} for row in evaluate.rows_of(result)]
 
 

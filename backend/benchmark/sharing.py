@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+_PATIENCE_S = 0.5
 
 
 @contextmanager
@@ -26,9 +28,31 @@ def claimed(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder that is whole or not there, in whichever process comes first."""
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+@contextmanager
+def _waited_for(path: Path, between: Callable[[], None]) -> Iterator[None]:
+    """A lock that the block has to itself, sooner or later."""
+    lock = FileLock(path, timeout=_PATIENCE_S)
+    while not lock.is_locked:
+        between()
+        with suppress(Timeout):
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def made_once(
+    folder: Path, make: Callable[[Path], None], *, between: Callable[[], None] = lambda: None
+) -> None:
+    """Make a folder that is whole or not there, in whichever process comes first.
+
+    Args:
+        folder: is there afterwards.
+        make: fills a folder of another name, which it makes.
+        between: called while another process is waited for; may raise to end.
+    """
+    with _waited_for(folder.with_name(f".{folder.name}.lock"), between):
         if not folder.exists():
             part = folder.with_name(f".part-{folder.name}")
             if part.exists():

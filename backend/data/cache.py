@@ -50,7 +50,7 @@ from backend.data.plain_array import PlainArray, plain_bytes
 from backend.data.pool import map_in_processes, usable_cores
 from backend.data.preprocess import Recipe, preprocess, preprocess_pair
 from backend.data.readers import read_label, read_volume
-from backend.data.volume_file import read_volume_header
+from backend.data.volume_file import read_volume_header, with_detached
 from backend.errors import ResourceError, ScanError, UserError, told_plainly
 from backend.geometry import Geometry, Index3, Vec3, direction9, index3, vec3
 from backend.progress import progress
@@ -944,10 +944,12 @@ def _header_grid(path: Path) -> Geometry | None:
 def _fingerprint(files: Iterable[Path]) -> str:
     """A digest of names, sizes and times (in seconds) of the files; "" if one is missing.
 
+    A file that holds the voxels of a header among them is one of them.
+
     Only a digest, because the names of DICOM files may tell who the patient is.
     """
     try:
-        stats = [(file.name, file.stat()) for file in files]
+        stats = [(file.name, file.stat()) for file in with_detached(files)]
     except OSError:
         return ""
     lines = sorted(f"{name}|{stat.st_size}|{int(stat.st_mtime)}" for name, stat in stats)

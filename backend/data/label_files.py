@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from backend.data.labels import Label, write_labels
-from backend.errors import UserError
+from backend.data.volume_file import segment_values
+from backend.errors import ScanError, UserError
 from backend.files import written_whole
 from backend.geometry import Volume
 
@@ -107,6 +109,24 @@ def segment_fields(voxels: NDArray[np.generic], labels: Sequence[Label]) -> dict
         if label.terminology:
             fields[f"{prefix}Tags"] = f"TerminologyEntry:{_terminology(label)}|"
     return fields
+
+
+def embedded_names(path: Path) -> dict[int, str]:
+    """What 3D Slicer noted in a `.seg.nrrd` about its values; of any other file nothing.
+
+    Raises:
+        ScanError: if a value there is no whole number, or the file cannot be read.
+    """
+    if not path.name.lower().endswith(SLICER_ENDING):
+        return {}
+    fields = segment_values(path)
+    named: dict[int, str] = {}
+    for key, value in fields.items():
+        if key.endswith("_LabelValue"):
+            if not re.fullmatch(r"\d{1,5}", value.strip()):
+                raise ScanError(f"{path}: {key} is {value!r}.", "Label values are whole numbers.")
+            named[int(value)] = fields.get(key.replace("_LabelValue", "_Name"), "")
+    return {value: named[value] for value in sorted(named) if named[value]}
 
 
 def value_counts(voxels: NDArray[np.generic]) -> NDArray[np.int64]:

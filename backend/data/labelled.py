@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backend.data.label_files import embedded_names
 from backend.data.labels import Label, labels_from, read_json, read_labels
 from backend.data.native_guard import name_problem, printable
 from backend.data.preprocess import label_array, require_same_grid
@@ -104,6 +105,8 @@ def load_labelled_set(path: Path, cases: Sequence[str] | None = None) -> Labelle
     if not loaded.cases:
         without = f": no label map in {_some(loaded.ignored)}" if loaded.ignored else ""
         raise UserError(f"{path} has no labelled case{without}.", LAYOUTS_HINT)
+    if loaded.ignored:
+        _log.warning("%s: left out, for no label map is in %s.", path, _some(loaded.ignored))
     return replace(loaded, cases=tuple(sorted(loaded.cases, key=lambda case: case.id)))
 
 
@@ -128,13 +131,14 @@ def check_case(case: LabelledCase, labels: Sequence[Label]) -> dict[int, int]:
 
     Raises:
         ScanError: naming the case, if a file cannot be read, the grids differ, a value has no
-            name or nothing is labelled.
+            name, the file itself has the name for another value or nothing is labelled.
     """
     try:
         image = read_volume(case.image)
         label = read_label(case.label)
         require_same_grid(image.geometry, label.geometry)
         counts = np.bincount(label_array(label.voxels).ravel())
+        _refuse_exchanged(case.label, labels)
     except ScanError as error:
         raise ScanError(f"Case {case.id}: {error.message}", error.hint) from error
     voxels = {int(v): int(counts[v]) for v in np.flatnonzero(counts) if v > 0}
@@ -153,10 +157,29 @@ def check_case(case: LabelledCase, labels: Sequence[Label]) -> dict[int, int]:
     return voxels
 
 
-def check_set(labelled: LabelledSet, *, workers: int = 2) -> dict[str, dict[int, int]]:
+def _refuse_exchanged(file: Path, labels: Sequence[Label]) -> None:
+    """Where a file names its values itself, a structure must not have another value there."""
+    values = {label.name.casefold(): label.value for label in labels}
+    for value, name in embedded_names(file).items():
+        if values.get(name.casefold(), value) != value:
+            raise ScanError(
+                f"{file.name} itself has {name!r} as value {value}, and the labels file as value "
+                f"{values[name.casefold()]}.",
+                "Correct the labels file, or export the segmentation anew.",
+            )
+
+
+def check_set(
+    labelled: LabelledSet, *, workers: int = 2, between: Callable[[], None] = lambda: None
+) -> dict[str, dict[int, int]]:
     """Check every case.
 
     A structure that no case has is told in the log: it cannot be learnt.
+
+    Args:
+        labelled: the cases.
+        workers: threads that read.
+        between: called after every case; may raise to end.
 
     Returns:
         Voxels per label value, per case.
@@ -171,6 +194,7 @@ def check_set(labelled: LabelledSet, *, workers: int = 2) -> dict[str, dict[int,
         except ScanError as error:
             return error
 
+    results: dict[str, dict[int, int] | ScanError] = {}
     with ThreadPoolExecutor(max_workers=workers) as pool:
         done = progress(
             pool.map(checked, labelled.cases),
@@ -178,7 +202,13 @@ def check_set(labelled: LabelledSet, *, workers: int = 2) -> dict[str, dict[int,
             what="Checking labels",
             unit="case",
         )
-        results = dict(zip((case.id for case in labelled.cases), done, strict=True))
+        try:
+            for case, found in zip(labelled.cases, done, strict=True):
+                results[case.id] = found
+                between()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     refused = [r for r in results.values() if isinstance(r, ScanError)]
     if refused:
         for error in refused:
@@ -322,19 +352,24 @@ def _loader(path: Path) -> _Loader:
     raise UserError(f"{path} is no labelled set.", LAYOUTS_HINT)
 
 
+def means(pattern: str, name: str) -> bool:
+    """Whether a name or pattern such as "hn_*" stands for a case."""
+    return pattern == name or fnmatchcase(name, pattern)
+
+
 def _selector(patterns: Sequence[str] | None, seen: list[str]) -> _Selector:
     """Whether a name is chosen; every name that is asked for is noted in `seen`."""
 
     def chosen(name: str) -> bool:
         seen.append(name)
-        return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
+        return patterns is None or any(means(pattern, name) for pattern in patterns)
 
     return chosen
 
 
 def _refuse_unmatched(patterns: Sequence[str] | None, seen: Sequence[str], path: Path) -> None:
     for pattern in patterns or ():
-        if not any(fnmatchcase(name, pattern) for name in seen):
+        if not any(means(pattern, name) for name in seen):
             near = get_close_matches(pattern, seen, n=3, cutoff=0.4)
             hint = f"Near: {', '.join(near)}." if near else "Look into the folder for names."
             raise UserError(f"{path} has no case {pattern!r}.", hint)

@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -142,6 +142,21 @@ def detached_data(path: Path) -> Path | None:
                 name = line[line.index(key[-1]) + 1 :].strip()
                 return None if name.upper() in ("LOCAL", "LIST") else path.parent / name
     return None
+
+
+def with_detached(files: Iterable[Path]) -> tuple[Path, ...]:
+    """The files, and beside each header without voxels the file that holds them, if it is there.
+
+    Raises:
+        OSError: if a header cannot be read.
+    """
+    found: dict[Path, None] = {}
+    for file in files:
+        found[file] = None
+        data = detached_data(file)
+        if data is not None and not detached_problem(file):
+            found[data] = None
+    return tuple(found)
 
 
 def detached_problem(path: Path) -> str:

@@ -257,6 +257,8 @@ def test_a_plan_that_tells_of_a_folder_here_is_not_published(
     done = _published(finished, material, tmp_path, "--set", "text=Scans of /ward/7.")
     assert done.code == 2
     assert "'text: Scans of /ward/7.' tells of a folder of this machine" in done.told
+    # Told before the work: not one table was written for it.
+    assert not (tmp_path / "out" / "summary.csv").exists()
     assert done.told.startswith("plan.yaml, line ")
     assert not (tmp_path / "published").exists()
 

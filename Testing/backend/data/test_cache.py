@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +199,20 @@ def test_a_source_that_changed_is_preprocessed_again(tmp_path: Path) -> None:
     assert cache.missing([row]) == [row]
     assert cache.build([row]).built == ("a",)
     assert not np.array_equal(cache.open("a").read_all(), before)
+
+
+def test_labels_that_changed_beside_their_header_are_preprocessed_again(tmp_path: Path) -> None:
+    pair = case(tmp_path, "a")
+    label = tmp_path / "label.mhd"
+    SimpleITK.WriteImage(SimpleITK.ReadImage(pair.label), label)
+    pair = replace(pair, label=label)
+    cache = Cache(tmp_path / "cache", RECIPE)
+    cache.build_pairs([pair])
+    assert cache.build_pairs([pair]).reused == ("a",)
+    raw = label.with_suffix(".raw")
+    raw.write_bytes(raw.read_bytes()[::-1])
+    os.utime(raw, (0, raw.stat().st_mtime + 2))
+    assert cache.build_pairs([pair]).built == ("a",)
 
 
 @pytest.mark.parametrize("damage", ["no json", "half a json", "cut short"])

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -312,6 +313,47 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_cases_name(tmp_path: Pat
     case.label.write_bytes(b"no label map")
     with pytest.raises(ScanError, match="Case pat_7: "):
         check_case(case, LABELS)
+
+
+def _segmentation(path: Path, *names: str) -> Path:
+    """A file of 3D Slicer with ten voxels of each name, numbered from 1."""
+    image = SimpleITK.GetImageFromArray(label_voxels(*range(1, len(names) + 1)))
+    image.SetSpacing((1.0, 1.0, 2.0))
+    for index, name in enumerate(names):
+        image.SetMetaData(f"Segment{index}_LabelValue", str(index + 1))
+        image.SetMetaData(f"Segment{index}_Name", name)
+    SimpleITK.WriteImage(image, str(path))
+    return path
+
+
+def test_a_file_that_has_a_structure_at_another_value_is_refused(tmp_path: Path) -> None:
+    case = one_case(tmp_path, label_voxels(1))
+    exchanged = _segmentation(tmp_path / "x.seg.nrrd", "Spleen", "liver")
+    told = r"Case pat_7: x\.seg\.nrrd itself has 'Spleen' as value 1, and the labels .* value 2"
+    with pytest.raises(ScanError, match=told):
+        check_case(replace(case, label=exchanged), LABELS)
+
+
+def test_names_in_a_file_that_are_none_of_the_structures_are_no_contradiction(
+    tmp_path: Path,
+) -> None:
+    case = one_case(tmp_path, label_voxels(1))
+    own = _segmentation(tmp_path / "x.seg.nrrd", "Segment_1", "SPLEEN")
+    assert check_case(replace(case, label=own), LABELS) == {1: 10, 2: 10}
+
+
+def test_a_folder_without_a_label_map_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_labelled_set(case_folders(tmp_path))
+    assert "left out, for no label map is in c_unlabelled." in caplog.text
+
+
+def test_a_name_is_found_even_if_it_reads_as_a_pattern(tmp_path: Path) -> None:
+    root = case_folders(tmp_path)
+    (root / "a").rename(root / "a[1]")
+    assert [case.id for case in load_labelled_set(root, ["a[1]"]).cases] == ["a[1]"]
 
 
 def test_a_set_is_refused_with_its_first_bad_case_and_the_log_names_all(

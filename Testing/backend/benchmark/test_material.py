@@ -1,0 +1,146 @@
+"""What judges is what the labelled scans hold now, whatever became of an earlier start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from benchmark_plans import write_plan
+from numpy.typing import NDArray
+
+from backend.benchmark.cases import Cases
+from backend.benchmark.material import prepared_cases, reference_file, require_same_cases
+from backend.benchmark.plan import Plan, read_plan
+from backend.data.readers import read_label
+from backend.errors import Cancelled, UserError
+
+SIZE = (6, 8, 10)
+
+
+def _labels(rows: int) -> NDArray[np.uint8]:
+    voxels = np.zeros(SIZE, np.uint8)
+    voxels[2, :rows, 1:9] = 1
+    voxels[4, :rows, 1:9] = 2
+    return voxels
+
+
+def _write(path: Path, voxels: NDArray[np.generic]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = SimpleITK.GetImageFromArray(voxels)
+    image.SetSpacing((0.1 + 0.2, 1.0 / 3.0, 2.5))
+    SimpleITK.WriteImage(image, str(path))
+
+
+def _plan(
+    folder: Path, *, ending: str = ".nii.gz", names: tuple[str, ...] = ("a", "b", "c")
+) -> Plan:
+    """One case to learn from, one for the curves, one that judges."""
+    for number, name in enumerate(names):
+        scan = np.random.default_rng(number).normal(0, 300, SIZE).astype(np.int16)
+        _write(folder / "labelled" / name / f"ct{ending}", scan)
+        _write(folder / "labelled" / name / f"label{ending}", _labels(4))
+    (folder / "labelled" / "labels.json").write_text(
+        json.dumps({"labels": {"1": "liver", "2": "spleen"}})
+    )
+    data = {"test": [names[2]], "validation": [names[1]], "split_source": "ours"}
+    return read_plan(write_plan(folder, {"data": data}))
+
+
+def _prepared(plan: Plan, output: Path) -> tuple[Cases, Path]:
+    output.mkdir(exist_ok=True)
+    return prepared_cases(plan, output, between=lambda: None)
+
+
+def _judging(plan: Plan, output: Path) -> NDArray[np.generic]:
+    """The labels that judge the one test case."""
+    cases, references = _prepared(plan, output)
+    return read_label(reference_file(references, cases.test[0])).voxels
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mhd", ".nhdr", ".mha", ".seg.nrrd"])
+def test_labels_of_every_format_judge_as_they_are_in_the_set(ending: str, tmp_path: Path) -> None:
+    plan = _plan(tmp_path, ending=ending if ending != ".seg.nrrd" else ".nrrd")
+    if ending == ".seg.nrrd":
+        for label in sorted((tmp_path / "labelled").glob("*/label.nrrd")):
+            label.rename(label.with_name("label.seg.nrrd"))
+    cases, references = _prepared(plan, tmp_path / "out")
+    (case,) = cases.test
+    judging, own = read_label(reference_file(references, case)), read_label(case.label)
+    assert np.array_equal(judging.voxels, own.voxels)
+    assert judging.geometry == own.geometry
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mhd"])
+def test_labels_corrected_after_an_early_end_judge_as_they_are_now(
+    ending: str, tmp_path: Path
+) -> None:
+    plan, output = _plan(tmp_path, ending=ending), tmp_path / "out"
+    assert np.array_equal(_judging(plan, output), _labels(4))
+    label = tmp_path / "labelled" / "c" / f"label{ending}"
+
+    def correct(rows: int) -> None:
+        if ending == ".mhd":
+            # The header stays as it was.
+            label.with_suffix(".raw").write_bytes(_labels(rows).tobytes())
+        else:
+            _write(label, _labels(rows))
+
+    correct(3)
+    assert np.array_equal(_judging(plan, output), _labels(3))
+    correct(4)
+    assert np.array_equal(_judging(plan, output), _labels(4))
+
+
+def test_a_case_that_was_damaged_after_an_early_end_is_refused_by_name(tmp_path: Path) -> None:
+    plan, output = _plan(tmp_path), tmp_path / "out"
+    _prepared(plan, output)
+    _write(tmp_path / "labelled" / "a" / "label.nii.gz", _labels(4)[:, 1:])
+    with pytest.raises(UserError, match="Case a: "):
+        _prepared(plan, output)
+
+
+def test_voxels_that_changed_beside_their_header_are_refused_by_case(tmp_path: Path) -> None:
+    plan, output = _plan(tmp_path, ending=".mhd"), tmp_path / "out"
+    cases, _ = _prepared(plan, output)
+    require_same_cases(cases, output)
+    raw = next((tmp_path / "labelled" / "a").glob("ct.*raw"))
+    raw.write_bytes(raw.read_bytes()[::-1])
+    with pytest.raises(UserError, match="Case a: its image changed since"):
+        require_same_cases(cases, output)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 3}', '{"a": {"image": 3}}'])
+def test_a_damaged_note_of_what_the_scans_held_is_told_with_a_cure_that_works(
+    text: str, tmp_path: Path
+) -> None:
+    plan, output = _plan(tmp_path), tmp_path / "out"
+    cases, _ = _prepared(plan, output)
+    (output / "content.json").write_text(text)
+    with pytest.raises(UserError, match=r"content\.json: is damaged.*delete it and start again"):
+        require_same_cases(cases, output)
+    (output / "content.json").unlink()
+    require_same_cases(cases, output)
+
+
+def test_a_request_to_stop_ends_the_check_and_leaves_nothing_half_made(tmp_path: Path) -> None:
+    plan, output = _plan(tmp_path), tmp_path / "out"
+    output.mkdir()
+
+    def after(count: int) -> Callable[[], None]:
+        calls = iter(range(count))
+
+        def between() -> None:
+            if next(calls, None) is None:
+                raise Cancelled("Stopped on request.")
+
+        return between
+
+    for count in range(4):
+        with pytest.raises(Cancelled):
+            prepared_cases(plan, output, between=after(count))
+        assert not list(output.glob("reference_*"))
+    assert np.array_equal(_judging(plan, output), _labels(4))
