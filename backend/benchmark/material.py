@@ -13,7 +13,7 @@ from backend.benchmark.cases import Cases, changed, content, copies_of, divided
 from backend.benchmark.grid import digest, plain_phantoms
 from backend.benchmark.plan import DataPlan, PhantomPlan, Plan
 from backend.benchmark.seen import present_files
-from backend.benchmark.sharing import made_once
+from backend.benchmark.sharing import made_once, waited_for
 from backend.data.index import found_series
 from backend.data.label_files import write_labels_file
 from backend.data.labelled import LabelledCase, LabelledSet, check_set, load_labelled_set
@@ -64,8 +64,8 @@ def reference_file(folder: Path, case: LabelledCase) -> Path:
     return folder / f"{case.id}.nrrd"
 
 
-def _reference_folder(cases: Cases, output: Path) -> Path:
-    """With other cases or structures, or files written anew, the references lie elsewhere."""
+def reference_folder(cases: Cases, output: Path) -> Path:
+    """Where the references lie: elsewhere for other cases or structures, or files written anew."""
     told = {
         "cases": {
             part: [
@@ -109,7 +109,7 @@ def prepared_cases(plan: Plan, output: Path, *, between: Callable[[], None]) -> 
     Args:
         plan: what is asked.
         output: where phantoms and references are written to, if they are not there.
-        between: called after every case that is read; may raise to end.
+        between: called between cases and while another process is waited for; may raise to end.
 
     Raises:
         UserError: naming the case, if one cannot be read or its labels lie on another grid than
@@ -121,19 +121,22 @@ def prepared_cases(plan: Plan, output: Path, *, between: Callable[[], None]) -> 
         folder = phantom_folder(plan, output)
         made_once(folder, partial(_make_phantoms, plan.data.phantoms), between=between)
         cases = _phantom_cases(plan.data.phantoms, folder)
-    references = _reference_folder(cases, output)
+    references = reference_folder(cases, output)
     made_once(references, partial(_write_references, cases, between=between), between=between)
     return cases, references
 
 
-def require_same_cases(cases: Cases, output: Path) -> None:
+def require_same_cases(cases: Cases, output: Path, *, between: Callable[[], None]) -> None:
     """Note what the labelled scans hold, or refuse others than those that a folder was begun with.
+
+    Args:
+        cases: the labelled scans.
+        output: the folder.
+        between: called while another process is waited for; may raise to end.
 
     Raises:
         UserError: naming the case.
     """
-    path = output / _CONTENT
-    known = _noted(path) if path.exists() else {}
     found = {
         case.id: {
             "image": content(with_detached(case.image)),
@@ -142,14 +145,17 @@ def require_same_cases(cases: Cases, output: Path) -> None:
         for part in cases.parts.values()
         for case in part
     }
-    for name, now in found.items():
-        for what, digest_now in now.items():
-            if known.get(name, now).get(what) != digest_now:
-                raise UserError(
-                    f"Case {name}: its {what} changed since {output} was begun.",
-                    "Put it back as it was, or take another --output.",
-                )
-    write_json(path, {**known, **found})
+    path = output / _CONTENT
+    with waited_for(output / f".{_CONTENT}.lock", between):
+        known = _noted(path) if path.exists() else {}
+        for name, now in found.items():
+            for what, digest_now in now.items():
+                if known.get(name, now).get(what) != digest_now:
+                    raise UserError(
+                        f"Case {name}: its {what} changed since {output} was begun.",
+                        "Put it back as it was, or take another --output.",
+                    )
+        write_json(path, {**known, **found})
 
 
 def _noted(path: Path) -> dict[str, dict[str, str]]:

@@ -63,15 +63,15 @@ def publish(folder: Path, given: Findings) -> None:
 def require_free(folder: Path, plan: Plan) -> None:
     """Refuse, before the work, what could not be published after it.
 
-    That is a folder that holds something else than an earlier publication of the same plan, that
-    cannot be written, or a plan that tells of a folder of this machine.
+    That is a folder that holds something else than an earlier publication of the same plan, and a
+    plan that tells of a folder of this machine.
 
     Raises:
         UserError: naming the file and line, or the folder.
     """
     require_no_paths({PLAN_FILE: _plan_text(plan)})
-    for table in _TABLES:
-        require_file_place(folder / table)
+    for name in (PLAN_FILE, *_TABLES):
+        require_file_place(folder / name)
     at = folder.resolve()
     for place in (at, *at.parents):
         if (place / "locks").is_dir() and (place / "results.csv").is_file():
@@ -82,10 +82,10 @@ def require_free(folder: Path, plan: Plan) -> None:
             )
     earlier = folder / PLAN_FILE
     if not earlier.exists():
-        name = next((n for n in _TABLES if (folder / n).exists()), None)
-        if name is None:
+        tables = [name for name in _TABLES if (folder / name).exists()]
+        if not tables:
             return
-        raise UserError(f"--publish {folder}: {name} there is of no plan.", _ELSEWHERE)
+        raise UserError(f"--publish {folder}: {tables[0]} there is of no plan.", _ELSEWHERE)
     told = read_mapping(earlier)
     if told.get("name") != plan.name:
         raise UserError(

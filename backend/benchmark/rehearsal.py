@@ -84,7 +84,8 @@ def run(request: runner.Request) -> None:
             output=request.output / "rehearsal",
             overrides=(*request.overrides, *_cut_short(plan)),
             cache=request.cache or request.output / "cache",
-        )
+        ),
+        rehearsal=True,
     ) as bench:
         runner.work_off_everywhere(bench)
         processes = len(runner.devices_of(bench))

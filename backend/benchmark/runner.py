@@ -7,6 +7,7 @@ started as often as one likes, shares the grid; a process that dies leaves its a
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import time
@@ -36,6 +37,7 @@ from backend.benchmark.material import (
     phantom_folder,
     prepared_cases,
     reference_file,
+    reference_folder,
     require_present,
     require_same_cases,
     scans_to_pretrain,
@@ -116,8 +118,12 @@ def run(request: Request) -> Path:
 
 
 @contextmanager
-def at_work(request: Request) -> Iterator[Bench]:
+def at_work(request: Request, *, rehearsal: bool = False) -> Iterator[Bench]:
     """All that a plan needs before its first arm; signals are listened to inside the block.
+
+    Args:
+        request: what the user asked for.
+        rehearsal: nothing will be concluded, so that labels may be corrected from one to the next.
 
     Raises:
         UserError, Cancelled, Interrupted: see `run`.
@@ -126,21 +132,33 @@ def at_work(request: Request) -> Iterator[Bench]:
     plan = read_plan(request.plan, request.overrides)
     if request.publish is not None:
         require_free(request.publish, plan)
-        _made(request.publish)
     _require_apart(plan, request.output)
     found = starts(plan)
     require_present(plan)
     check_device(request.device)
+    if request.publish is not None:
+        _made(request.publish)
     stop = StopRequest()
     try:
         with stop.listening():
             bench = _prepared(plan, found, request, stop)
-            require_same_cases(bench.cases, bench.output)
+            if not rehearsal:
+                require_same_cases(bench.cases, bench.output, between=stop.check)
+            _require_judged_by(reference_folder(bench.cases, bench.output), bench)
             _require_same_scans(bench)
             yield bench
     except (Cancelled, Interrupted) as error:
         told = "What is finished stays; start the same command again to go on."
         raise type(error)(error.message, told) from error
+
+
+def _require_judged_by(references: Path, bench: Bench) -> None:
+    """Refuse labels other than those that are to judge, if somebody wrote them meanwhile."""
+    if bench.references != references:
+        raise UserError(
+            f"{bench.output}: a labelled scan was written anew while all were read.",
+            "Start the same command again.",
+        )
 
 
 def _require_same_scans(bench: Bench) -> None:
@@ -291,6 +309,8 @@ def _made(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise told_plainly(error, folder) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot be written.", "Choose another folder.")
 
 
 def devices_of(bench: Bench) -> list[str]:
@@ -316,7 +336,7 @@ def work_off_everywhere(bench: Bench) -> None:
         return
     log.info("%d processes; what each says stands in %s", len(devices), bench.output / "logs")
     work_together(
-        _share,
+        partial(_share, bench.references),
         [replace(bench.request, device=device, processes=1) for device in devices],
         threads=bench.plan.threads or max(1, usable_cores() // len(devices)),
         logs=bench.output / "logs",
@@ -324,12 +344,14 @@ def work_off_everywhere(bench: Bench) -> None:
     )
 
 
-def _share(request: Request) -> None:
+def _share(references: Path, request: Request) -> None:
     """What one of several processes does; who has started it writes the report."""
     plan = read_plan(request.plan, request.overrides)
     stop = StopRequest()
     with stop.listening():
-        _work_off(_prepared(plan, starts(plan), request, stop))
+        bench = _prepared(plan, starts(plan), request, stop)
+        _require_judged_by(references, bench)
+        _work_off(bench)
 
 
 class _Watch:

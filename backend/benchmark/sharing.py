@@ -29,8 +29,13 @@ def claimed(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def _waited_for(path: Path, between: Callable[[], None]) -> Iterator[None]:
-    """A lock that the block has to itself, sooner or later."""
+def waited_for(path: Path, between: Callable[[], None]) -> Iterator[None]:
+    """A lock that the block has to itself, sooner or later.
+
+    Args:
+        path: the file of the lock.
+        between: called before every try; may raise to end the waiting.
+    """
     lock = FileLock(path, timeout=_PATIENCE_S)
     while not lock.is_locked:
         between()
@@ -50,9 +55,9 @@ def made_once(
     Args:
         folder: is there afterwards.
         make: fills a folder of another name, which it makes.
-        between: called while another process is waited for; may raise to end.
+        between: called before, and while another process is waited for; may raise to end.
     """
-    with _waited_for(folder.with_name(f".{folder.name}.lock"), between):
+    with waited_for(folder.with_name(f".{folder.name}.lock"), between):
         if not folder.exists():
             part = folder.with_name(f".part-{folder.name}")
             if part.exists():

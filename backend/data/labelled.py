@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.data.label_files import embedded_names
 from backend.data.labels import Label, labels_from, read_json, read_labels
@@ -97,8 +100,9 @@ def load_labelled_set(path: Path, cases: Sequence[str] | None = None) -> Labelle
         raise UserError(f"{path} does not exist.", LAYOUTS_HINT)
     seen: list[str] = []
     loaded = _loader(path)(path, _selector(cases, seen))
-    ids = [case.id for case in loaded.cases]
-    if repeated := sorted({name for name in ids if ids.count(name) > 1}):
+    # Files are named after cases, and on some systems "A" and "a" are one file.
+    ids = Counter(case.id.casefold() for case in loaded.cases)
+    if repeated := sorted({case.id for case in loaded.cases if ids[case.id.casefold()] > 1}):
         raise UserError(f"{path} has {_some(repeated)} twice.", "Give every case its own name.")
     _refuse_one_image_twice(loaded.cases, path)
     _refuse_unmatched(cases, seen, path)
@@ -138,7 +142,7 @@ def check_case(case: LabelledCase, labels: Sequence[Label]) -> dict[int, int]:
         label = read_label(case.label)
         require_same_grid(image.geometry, label.geometry)
         counts = np.bincount(label_array(label.voxels).ravel())
-        _refuse_exchanged(case.label, labels)
+        _refuse_exchanged(case.label, labels, counts)
     except ScanError as error:
         raise ScanError(f"Case {case.id}: {error.message}", error.hint) from error
     voxels = {int(v): int(counts[v]) for v in np.flatnonzero(counts) if v > 0}
@@ -157,11 +161,14 @@ def check_case(case: LabelledCase, labels: Sequence[Label]) -> dict[int, int]:
     return voxels
 
 
-def _refuse_exchanged(file: Path, labels: Sequence[Label]) -> None:
+def _refuse_exchanged(
+    file: Path, labels: Sequence[Label], counts: NDArray[np.signedinteger[Any]]
+) -> None:
     """Where a file names its values itself, a structure must not have another value there."""
     values = {label.name.casefold(): label.value for label in labels}
     for value, name in embedded_names(file).items():
-        if values.get(name.casefold(), value) != value:
+        occurs = value < len(counts) and counts[value] > 0
+        if occurs and values.get(name.casefold(), value) != value:
             raise ScanError(
                 f"{file.name} itself has {name!r} as value {value}, and the labels file as value "
                 f"{values[name.casefold()]}.",

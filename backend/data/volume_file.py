@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +39,11 @@ FORMATS = {
 
 _NIFTI_LABEL_INTENT = 1002
 _LARGEST_SCALE = 1e9
-_DETACHED_KEYS = {".nhdr": ("data file:", "datafile:"), ".mhd": ("elementdatafile =",)}
+_DETACHED = {
+    ".nhdr": re.compile(r"^data ?file:\s*(.*?)\s*$", re.MULTILINE | re.IGNORECASE),
+    ".mhd": re.compile(r"^\s*ElementDataFile\s*[=:]\s*(.*?)\s*$", re.MULTILINE),
+}
+"""How a header names the file that holds its voxels."""
 _HEADER_LIMIT = 1 << 16
 _DRAIN = 1 << 20
 _PIECE = 1 << 17
@@ -131,17 +136,16 @@ def segment_values(path: Path) -> dict[str, str]:
 
 def detached_data(path: Path) -> Path | None:
     """The file with the voxels that a .nhdr or .mhd points to, None if they stand inside."""
-    keys = _DETACHED_KEYS.get(path.suffix.lower())
-    if keys is None:
+    named = _DETACHED.get(path.suffix.lower())
+    if named is None:
         return None
     with path.open("rb") as stream:
         head = stream.read(_HEADER_LIMIT).decode("latin-1")
-    for line in head.splitlines():
-        for key in keys:
-            if " ".join(line.lower().split()).startswith(key):
-                name = line[line.index(key[-1]) + 1 :].strip()
-                return None if name.upper() in ("LOCAL", "LIST") else path.parent / name
-    return None
+    # The header ends with the first empty line; what follows may be voxels.
+    found = named.search(re.split(r"\r?\n\r?\n", head, maxsplit=1)[0])
+    if found is None or found[1].upper() in ("LOCAL", "LIST"):
+        return None
+    return path.parent / found[1]
 
 
 def with_detached(files: Iterable[Path]) -> tuple[Path, ...]:

@@ -342,6 +342,22 @@ def test_names_in_a_file_that_are_none_of_the_structures_are_no_contradiction(
     assert check_case(replace(case, label=own), LABELS) == {1: 10, 2: 10}
 
 
+def test_a_segment_without_a_voxel_is_no_contradiction(tmp_path: Path) -> None:
+    case = one_case(tmp_path, label_voxels(1))
+    image = SimpleITK.ReadImage(_segmentation(tmp_path / "x.seg.nrrd", "liver"))
+    image.SetMetaData("Segment1_LabelValue", "7")
+    image.SetMetaData("Segment1_Name", "spleen")
+    SimpleITK.WriteImage(image, tmp_path / "y.seg.nrrd")
+    assert check_case(replace(case, label=tmp_path / "y.seg.nrrd"), LABELS) == {1: 10}
+
+
+def test_names_that_are_one_file_on_some_systems_are_refused(tmp_path: Path) -> None:
+    path = table(tmp_path)
+    path.write_text(path.read_text("utf-8-sig").replace("\nb,", "\nA,"), encoding="utf-8")
+    with pytest.raises(UserError, match="has A, a twice"):
+        load_labelled_set(path)
+
+
 def test_a_folder_without_a_label_map_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

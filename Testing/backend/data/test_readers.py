@@ -21,7 +21,7 @@ from dicom_files import (
 )
 
 from backend.data.readers import read_judged, read_label, read_volume
-from backend.data.volume_file import read_stored
+from backend.data.volume_file import detached_data, read_stored
 from backend.errors import ScanError
 from backend.segment import find_scans
 
@@ -568,3 +568,23 @@ def test_a_nifti_that_is_turned_by_an_impossible_angle_is_told_with_its_name(
     path.write_bytes(data)
     with pytest.raises(ScanError, match=r"ct\.nii: unreadable: w2 should be positive"):
         read_volume((path,))
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("a.mhd", "ElementDataFile = v.raw"),
+        ("a.mhd", "ElementDataFile=v.raw"),
+        ("a.mhd", "ElementDataFile : v.raw\r"),
+        ("a.nhdr", "data file: v.raw"),
+        ("a.nhdr", "Datafile:v.raw"),
+    ],
+)
+def test_the_file_with_the_voxels_is_found_however_the_header_spells_it(
+    name: str, line: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(f"NDims = 3\n{line}\n\ndata file: other.raw\n".encode())
+    assert detached_data(path) == tmp_path / "v.raw"
+    path.write_bytes(b"NDims = 3\nElementDataFile = LOCAL\ndata file: LIST\n")
+    assert detached_data(path) is None
