@@ -19,6 +19,7 @@ from cli_runner import (
     Material,
     Runs,
     backend,
+    backend_here,
     ended,
     records,
     snapshot,
@@ -242,7 +243,7 @@ def test_an_existing_run_is_continued_only_as_it_was_started(
     words = (*PRETRAIN, "--data", material.unlabelled, "--output", run, "--cache", material.cache)
     length = ("--max-steps", 4)
     before = snapshot(run)
-    again = backend(*words, *length)
+    again = backend_here(*words, *length)
     assert again.code == 2
     assert "--resume" in again.told
     shorter = ("pretrain", "--output", run, "--resume")
@@ -252,17 +253,17 @@ def test_an_existing_run_is_continued_only_as_it_was_started(
         (("--preset", "paper"), 'preset="tiny"'),
         (("--data", material.labelled), f"--data {material.unlabelled}"),
     ):
-        other = backend(*shorter, *setting)
+        other = backend_here(*shorter, *setting)
         assert other.code == 2, other.err
         assert told in other.told
         assert "Resume without" in other.told
     assert snapshot(run) == before
     # Settings that are not named stay as they were, and a finished run is not trained any longer.
     for same in ((*shorter, "--method", "smit"), (*words, *length, "--resume")):
-        done = backend(*same)
+        done = backend_here(*same)
         assert done.code == 0, done.err
         assert [record["step"] for record in records(run)] == [1, 2, 3, 4]
-    other_kind = backend("finetune", "--output", run, "--resume")
+    other_kind = backend_here("finetune", "--output", run, "--resume")
     assert other_kind.code == 2
     assert "pretrain" in other_kind.told
 
@@ -271,9 +272,9 @@ def test_a_scan_that_has_vanished_is_named(tmp_path: Path, material: Material) -
     scans = tmp_path / "scans"
     shutil.copytree(material.unlabelled, scans)
     index, run = tmp_path / "index.csv", tmp_path / "run"
-    assert backend("scan", scans, "--output", index).code == 0
+    assert backend_here("scan", scans, "--output", index).code == 0
     (scans / "plain.nrrd").unlink()
-    done = backend(
+    done = backend_here(
         *(*PRETRAIN, "--data", index, "--output", run, "--cache", tmp_path / "cache"),
         *("--max-steps", 1),
     )
