@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,12 @@ from backend.data.volume_file import with_detached
 from backend.errors import UserError
 from backend.files import write_json
 from backend.geometry import Volume
+
+_log = logging.getLogger(__name__)
+
+_ELSEWHERE = (
+    "Correct the path in the plan, or say --set data.labelled=DIR and --set 'pretrain.data=[DIR]'."
+)
 
 _CONTENT = "content.json"
 """Hashes of what each labelled scan held when a folder was begun."""
@@ -100,7 +107,7 @@ def require_present(plan: Plan) -> None:
         UserError: naming every path, and how to get the data.
     """
     if absent := missing(plan):
-        raise UserError(" ".join(absent), plan.data.get or "Correct the path in the plan.")
+        raise UserError(" ".join(absent), plan.data.get or _ELSEWHERE)
 
 
 def prepared_cases(plan: Plan, output: Path, *, between: Callable[[], None]) -> tuple[Cases, Path]:
@@ -147,6 +154,12 @@ def require_same_cases(cases: Cases, output: Path, *, between: Callable[[], None
     }
     path = output / _CONTENT
     with waited_for(output / f".{_CONTENT}.lock", between):
+        if (output / "results.csv").exists() and not path.exists():
+            _log.warning(
+                "%s has results and no %s: whether they are of these labelled scans is not known.",
+                output,
+                _CONTENT,
+            )
         known = _noted(path) if path.exists() else {}
         for name, now in found.items():
             for what, digest_now in now.items():

@@ -86,6 +86,12 @@ def require_free(folder: Path, plan: Plan) -> None:
         if not tables:
             return
         raise UserError(f"--publish {folder}: {tables[0]} there is of no plan.", _ELSEWHERE)
+    if lacking := [name for name in _TABLES if not (folder / name).exists()]:
+        raise UserError(
+            f"--publish {folder}: {PLAN_FILE} is there without {lacking[0]}, so it is a plan of "
+            "yours and no earlier publication.",
+            _ELSEWHERE,
+        )
     told = read_mapping(earlier)
     if told.get("name") != plan.name:
         raise UserError(

@@ -93,6 +93,9 @@ def text_of(folder: Path, given: Findings) -> str:
     """The verdict and where to read on, for a terminal."""
     found = found_in(given)
     told = "\n".join(verdict(found, metric=given.plan.metric))
+    done = {row["key"] for row in given.results}
+    if len(done) < len(given.grid):
+        told = f"{len(done)} of {len(given.grid)} arms are done; what follows is of these.\n{told}"
     return f"{told}\nTables: {folder / 'results.csv'}, {folder / 'summary.csv'}\n"
 
 

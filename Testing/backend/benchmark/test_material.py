@@ -208,3 +208,14 @@ def test_a_label_that_is_written_while_all_are_read_is_noticed(
     told = "a labelled scan was written anew while all were read"
     with pytest.raises(UserError, match=told), at_work(request):
         pass
+
+
+def test_results_without_a_note_of_their_scans_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan, output = _plan(tmp_path), tmp_path / "out"
+    cases, _ = _prepared(plan, output)
+    (output / "results.csv").touch()
+    for times in (1, 1):
+        require_same_cases(cases, output, between=_nothing)
+        assert caplog.text.count("has results and no content.json") == times

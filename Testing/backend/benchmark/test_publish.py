@@ -54,6 +54,10 @@ def test_only_an_earlier_publication_of_the_same_plan_is_written_over(tmp_path: 
     require_free(shown, plan)
     shown.mkdir()
     (shown / "plan.yaml").write_text("name: tiny\n", "utf-8")
+    with pytest.raises(UserError, match=r"plan\.yaml is there without results\.csv"):
+        require_free(shown, plan)
+    for table in ("results", "summary", "curves", "runs"):
+        (shown / f"{table}.csv").touch()
     require_free(shown, plan)
     (shown / "plan.yaml").write_text("name: another\n", "utf-8")
     with pytest.raises(UserError, match="is 'another', not 'tiny'"):
