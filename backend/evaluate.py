@@ -43,6 +43,9 @@ COLUMNS = (
 )
 """Of `evaluation.csv`: one line per case and organ; a cell is empty where nothing is defined."""
 
+TOLERANCE_MM = 2.0
+"""Of the surface Dice, unless told otherwise."""
+
 BACKGROUND = Label(value=0, name="background", color=(0, 0, 0))
 
 _MEANS_RULE = (
@@ -122,7 +125,7 @@ def run(
     *,
     output: Path | None = None,
     labels: Path | None = None,
-    tolerance_mm: float = 2.0,
+    tolerance_mm: float = TOLERANCE_MM,
     allow_unmatched: bool = False,
     workers: int | None = None,
 ) -> EvaluationResult:
@@ -178,7 +181,7 @@ def evaluate(
     reference: Path,
     *,
     labels: Path | None = None,
-    tolerance_mm: float = 2.0,
+    tolerance_mm: float = TOLERANCE_MM,
     allow_unmatched: bool = False,
     workers: int | None = None,
 ) -> EvaluationResult:
@@ -199,25 +202,19 @@ def evaluate(
 
 
 def evaluate_pairs(
-    files: Mapping[str, tuple[Path, Path]],
-    labels: Sequence[Label],
-    *,
-    tolerance_mm: float = 2.0,
-    workers: int | None = None,
+    files: Mapping[str, tuple[Path, Path]], labels: Sequence[Label]
 ) -> EvaluationResult:
     """Compare files that are known to belong together, whatever they are called.
 
     Args:
         files: prediction and reference of each case.
         labels: what the values of the references mean; each value that occurs has to be there.
-        tolerance_mm: of the surface Dice.
-        workers: threads; None takes up to four.
 
     Raises:
         UserError: naming the case, if a file cannot be read, a value has no name or grids differ.
     """
     pairs = [_Pair(case=case, prediction=p, reference=r) for case, (p, r) in sorted(files.items())]
-    return _scored(pairs, labels, tolerance_mm=tolerance_mm, partial=False, workers=workers)
+    return _scored(pairs, labels, tolerance_mm=TOLERANCE_MM, partial=False)
 
 
 def _scored(
@@ -227,7 +224,7 @@ def _scored(
     tolerance_mm: float,
     partial: bool,
     unmatched: tuple[str, ...] = (),
-    workers: int | None,
+    workers: int | None = None,
 ) -> EvaluationResult:
     def scored(pair: _Pair) -> tuple[list[Row], set[int]]:
         try:

@@ -28,7 +28,7 @@ from backend.geometry import Volume
 
 _log = logging.getLogger(__name__)
 
-_ELSEWHERE = (
+_SAY_WHERE = (
     "Correct the path in the plan, or say --set data.labelled=DIR and --set 'pretrain.data=[DIR]'."
 )
 
@@ -107,7 +107,7 @@ def require_present(plan: Plan) -> None:
         UserError: naming every path, and how to get the data.
     """
     if absent := missing(plan):
-        raise UserError(" ".join(absent), plan.data.get or _ELSEWHERE)
+        raise UserError(" ".join(absent), plan.data.get or _SAY_WHERE)
 
 
 def prepared_cases(plan: Plan, output: Path, *, between: Callable[[], None]) -> tuple[Cases, Path]:

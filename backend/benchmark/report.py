@@ -72,13 +72,12 @@ def write_findings(folder: Path, given: Findings) -> Path:
     """
     order, found = start_names(given), found_in(given)
     write_text(folder / "summary.csv", csv_text(COLUMNS, summary_rows(found)))
-    done = {row["key"] for row in given.results}
     page = render_page(
         "benchmark.html.j2",
         plan=given.plan,
         measure=METRIC_NAMES[given.plan.metric],
         verdict=verdict(found, metric=given.plan.metric),
-        unfinished=sum(arm.key not in done for arm in given.grid),
+        unfinished=_unfinished(given),
         facts=list(_facts(given)),
         efficiency=_charts(efficiency_pictures(found, metric=given.plan.metric, order=order)),
         convergence=_charts(convergence_pictures(given.curves, order=order)),
@@ -89,13 +88,18 @@ def write_findings(folder: Path, given: Findings) -> Path:
     return folder / "report.html"
 
 
+def _unfinished(given: Findings) -> int:
+    done = {row["key"] for row in given.results}
+    return sum(arm.key not in done for arm in given.grid)
+
+
 def text_of(folder: Path, given: Findings) -> str:
     """The verdict and where to read on, for a terminal."""
     found = found_in(given)
     told = "\n".join(verdict(found, metric=given.plan.metric))
-    done = {row["key"] for row in given.results}
-    if len(done) < len(given.grid):
-        told = f"{len(done)} of {len(given.grid)} arms are done; what follows is of these.\n{told}"
+    if left := _unfinished(given):
+        arms = len(given.grid)
+        told = f"{arms - left} of {arms} arms are done; what follows is of these.\n{told}"
     return f"{told}\nTables: {folder / 'results.csv'}, {folder / 'summary.csv'}\n"
 
 

@@ -47,9 +47,7 @@ def waited_for(path: Path, between: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def made_once(
-    folder: Path, make: Callable[[Path], None], *, between: Callable[[], None] = lambda: None
-) -> None:
+def made_once(folder: Path, make: Callable[[Path], None], *, between: Callable[[], None]) -> None:
     """Make a folder that is whole or not there, in whichever process comes first.
 
     Args:
